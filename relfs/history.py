@@ -1,0 +1,131 @@
+"""What the journal means: which release came before, which are bad, what was current at some time.
+
+Pure: events go in, answers come out. Nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from relfs.errors import RefusedError, UsageError
+from relfs.journal import Event
+from relfs.layout import Release
+
+_ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
+_KEEP_ACTIVATIONS = 10_000
+_KEEP_IDS = 4_096
+
+
+@dataclass(frozen=True)
+class Activation:
+    """From `time` (seconds since the epoch) on, `release` was current; `by` is who did it."""
+
+    time: float
+    release: str
+    by: str
+    action: str
+
+
+class History:
+    """A running summary of the journal, of bounded size.
+
+    INVARIANT: `path` is the way that led to the current release: a rollback takes back what came after its target,
+    so `path[-1]` is current, and going back again goes further back, not forth.
+    INVARIANT: no release in `bad` is current.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.activations: list[Activation] = []
+        self.path: list[str] = []
+        self.bad: set[str] = set()
+        self.last: Event | None = None
+        self._by_id: OrderedDict[str, Event] = OrderedDict()
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        self.last = event
+        self._by_id[event.id] = event
+        if len(self._by_id) > _KEEP_IDS:
+            self._by_id.popitem(last=False)
+        if event.succeeded and event.action in _ACTIVATIONS and event.release is not None:
+            self._activate(event, event.release)
+
+    def _activate(self, event: Event, release: str) -> None:
+        if event.action == "rollback":
+            if event.origin is not None and event.origin != release:
+                self.bad.add(event.origin)
+            while self.path and self.path[-1] != release:
+                self.path.pop()
+        self.bad.discard(release)
+        if not self.path or self.path[-1] != release:
+            self.path.append(release)
+        if not self.activations or self.activations[-1].release != release:
+            self.activations.append(Activation(event.time, release, event.actor.user, event.action))
+        del self.activations[:-_KEEP_ACTIVATIONS], self.path[:-_KEEP_ACTIVATIONS]
+
+    def find(self, request_id: str) -> Event | None:
+        """The event that request `request_id` led to, if it is among the last ones."""
+        return self._by_id.get(request_id)
+
+    @property
+    def previous(self) -> str | None:
+        """The release before the current one, on the way that led to it."""
+        return self.path[-2] if len(self.path) > 1 else None
+
+    def at(self, moment: float) -> str | None:
+        """What was current at `moment` (seconds since the epoch); None: before the first record."""
+        found = None
+        for activation in self.activations:
+            if activation.time > moment:
+                break
+            found = activation.release
+        return found
+
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where an INVARIANT of this class does not hold."""
+        assert not (self.path and self.path[-1] in self.bad), "the current release is marked bad"
+        assert all(a != b for a, b in zip(self.path, self.path[1:], strict=False)), "a repeated step in the path"
+
+
+def rollback_target(history: History, current: str | None, usable: Iterable[str]) -> str:
+    """The last good release before the current one, by activation. Raises RefusedError: there is nowhere to go."""
+    candidates = set(usable) - history.bad - {current}
+    for release in reversed(history.path):
+        if release in candidates:
+            return release
+    raise RefusedError("no earlier release to go back to; `relfsctl switch RELEASE` goes to any")
+
+
+def resolve(reference: str, history: History, current: str | None, releases: Iterable[Release]) -> str:
+    """The release that `reference` names: itself, or what an `@` name stands for.
+
+    Raises UsageError for an unknown `@` name, RefusedError for one that stands for nothing now.
+    """
+    if not reference.startswith("@"):
+        return reference
+    existing = [release.name for release in releases]
+    meanings = {
+        "@current": lambda: current,
+        "@previous": lambda: history.previous,
+        "@latest": lambda: existing[-1] if existing else None,
+        "@last-good": lambda: rollback_target(history, current, existing),
+    }
+    meaning = meanings.get(reference)
+    release = meaning() if meaning is not None else history.at(_moment(reference))
+    if release is None:
+        raise RefusedError(f"{reference}: stands for no release here; `relfsctl log` shows the history")
+    return release
+
+
+def _moment(reference: str) -> float:
+    try:
+        return datetime.fromisoformat(reference[1:]).timestamp()
+    except ValueError:
+        raise UsageError(
+            f"{reference}: not a release; know are @current, @previous, @latest, @last-good, @2026-09-01T12:00"
+        ) from None

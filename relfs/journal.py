@@ -1,0 +1,197 @@
+"""The history of `current`: one JSON object a line, only ever appended to.
+
+    time     seconds since the epoch        action   switch, rollback, adopt, follow, withdraw, ...
+    release  the release (or link text)     from     the release before it, or null
+    uid user pid command                    who asked
+    host     this host's name               id       the request id, made by whoever asked
+    outcome  done, failed: WHY, recovered
+
+A line is written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
+the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
+deploy lock (lock.py); reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pwd
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from relfs.errors import RelfsError, reason
+
+JOURNAL = "journal"
+
+DONE = "done"
+RECOVERED = "recovered"
+
+_TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
+_COMMAND_MAX = 4096
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asked for a change. `pid` is 0 and `command` empty where the kernel could not tell."""
+
+    uid: int
+    user: str
+    pid: int
+    command: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the journal. `time` is in seconds since the epoch; names are of releases, or link texts."""
+
+    time: float
+    action: str
+    release: str | None
+    origin: str | None
+    actor: Actor
+    host: str
+    id: str
+    outcome: str
+
+    @property
+    def succeeded(self) -> bool:
+        return self.outcome in (DONE, RECOVERED)
+
+    def as_json(self) -> dict[str, object]:
+        """The event under its published field names."""
+        return {
+            "time": self.time,
+            "action": self.action,
+            "release": self.release,
+            "from": self.origin,
+            "uid": self.actor.uid,
+            "user": self.actor.user,
+            "pid": self.actor.pid,
+            "command": self.actor.command,
+            "host": self.host,
+            "id": self.id,
+            "outcome": self.outcome,
+        }
+
+
+def encode(event: Event) -> bytes:
+    """The journal line of `event`, newline included; ASCII, so that names of any bytes survive."""
+    return json.dumps(event.as_json(), separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Event | None:
+    """The event on `line`; None for a line that is none (torn, or somebody else's)."""
+    try:
+        fields = json.loads(line)
+        return Event(
+            time=float(fields["time"]),
+            action=str(fields["action"]),
+            release=_optional(fields.get("release")),
+            origin=_optional(fields.get("from")),
+            actor=Actor(int(fields["uid"]), str(fields["user"]), int(fields["pid"]), str(fields["command"])),
+            host=str(fields["host"]),
+            id=str(fields["id"]),
+            outcome=str(fields["outcome"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+class Journal:
+    """The journal in a state directory (`directory`: its descriptor; None: there is none, and it is empty).
+
+    `on_append` is called with each event once it is written, in the writer's thread.
+    """
+
+    def __init__(self, directory: int | None, on_append: Callable[[Event], None] = lambda _event: None) -> None:
+        self._directory = directory
+        self._on_append = on_append
+
+    def events(self) -> Iterator[Event]:
+        """Every event, oldest first; lines that are none are passed over. Raises RelfsError if it cannot be read."""
+        if self._directory is None:
+            return
+        try:
+            with open(JOURNAL, "rb", opener=self._opener) as file:
+                for line in file:
+                    event = decode(line) if line.endswith(b"\n") else None
+                    if event is not None:
+                        yield event
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RelfsError(f"the journal cannot be read: {reason(error)}") from error
+
+    def append(self, event: Event) -> None:
+        """Write `event` durably. On OSError the journal is as it was, or ends in a torn line that nobody reads."""
+        fd = os.open(JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644, dir_fd=self._directory)
+        try:
+            end = _repair(fd)
+            line = encode(event)
+            try:
+                if os.write(fd, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
+            except OSError:
+                os.ftruncate(fd, end)
+                raise
+            os.fdatasync(fd)
+            if end == 0 and self._directory is not None:
+                os.fsync(self._directory)  # the journal's own name is new
+        finally:
+            os.close(fd)
+        self._on_append(event)
+
+    def _opener(self, path: str, flags: int) -> int:
+        return os.open(path, flags, dir_fd=self._directory)
+
+
+def _repair(fd: int) -> int:
+    """Make the journal end in a whole line, and tell its size in bytes. No more than one line can be torn."""
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, _TAIL, max(0, size - _TAIL))
+    if not tail or tail.endswith(b"\n"):
+        return size
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if decode(torn) is not None:  # all there but its newline
+        os.write(fd, b"\n")
+        return size + 1
+    os.ftruncate(fd, size - len(torn))
+    return size - len(torn)
+
+
+def this_actor() -> Actor:
+    """This process, as the one who asks."""
+    uid = os.getuid()
+    return Actor(uid, user_name(uid), os.getpid(), command_line(os.getpid()))
+
+
+def new_event(action: str, release: str | None, origin: str | None, actor: Actor, request_id: str) -> Event:
+    """An event that happens now, on this host, and succeeds."""
+    return Event(time.time(), action, release, origin, actor, socket.gethostname(), request_id, DONE)
+
+
+def user_name(uid: int) -> str:
+    """The login name of `uid`, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def command_line(pid: int) -> str:
+    """The command line of process `pid`; empty where /proc does not tell (proc(5))."""
+    if pid <= 0:
+        return ""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(_COMMAND_MAX).rstrip(b"\0").split(b"\0")
+    except OSError:
+        return ""
+    return " ".join(os.fsdecode(word) for word in words)

@@ -1,0 +1,296 @@
+"""Where things are below a deploy path, and what counts as a release.
+
+    DEPLOY_PATH/current        the real symbolic link
+    DEPLOY_PATH/releases/NAME  one directory a release
+    DEPLOY_PATH/shared         what outlives releases
+    DEPLOY_PATH/.relfs         relfs's own state (or elsewhere: --state-dir)
+
+Everything is reached through one directory descriptor, opened once. Under a mount that covers the deploy path,
+that descriptor goes on meaning the covered directory while the path means the mount; so this module never
+resolves the path a second time. It knows nothing of FUSE, trio or the command line, and works on any POSIX system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from dataclasses import dataclass, field
+from typing import Literal
+
+from relfs.errors import RefusedError, RelfsError, UsageError, reason
+
+CURRENT = "current"
+RELEASES = "releases"
+SHARED = "shared"
+STATE = ".relfs"
+
+UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
+"""What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
+
+LinkStyle = Literal["relative", "absolute"]
+
+_NAME_MAX = 255
+_LINK_HOPS = 8
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Release:
+    """A directory in releases/. `created` is its modification time in seconds since the epoch."""
+
+    name: str
+    created: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where `current` leads: the text of the link, and the release it means (None: none below releases/)."""
+
+    text: str
+    release: str | None
+
+    @property
+    def label(self) -> str:
+        """What to call it when talking to people."""
+        return self.release if self.release is not None else self.text
+
+
+@dataclass(frozen=True)
+class DeployPath:
+    """An open deploy path.
+
+    INVARIANT: `fd` is a descriptor of the directory that `path` named when it was opened, and stays open for as
+    long as this object is used; `state_fd` likewise for `state_path` (None: there is no state directory, nothing was
+    ever recorded). `aliases` are other absolute paths under which the same directory is seen (a mountpoint), so
+    that links written through them are understood.
+    """
+
+    path: str
+    fd: int
+    state_path: str
+    state_fd: int | None
+    aliases: tuple[str, ...] = field(default=())
+
+    def close(self) -> None:
+        if self.state_fd is not None:
+            os.close(self.state_fd)
+        os.close(self.fd)
+
+    # ---- names and link texts -------------------------------------------------------------------------------
+
+    def link_text(self, name: str, style: LinkStyle) -> str:
+        """The text that makes `current` lead to release `name`."""
+        relative = f"{RELEASES}/{name}"
+        return relative if style == "relative" else f"{self.path}/{relative}"
+
+    def target(self, text: str) -> Target:
+        """Read a link text. Purely lexical: the release need not exist."""
+        inner = self.inside(text)
+        if inner is None:
+            return Target(text, None)
+        head, _, name = inner.partition("/")
+        if head != RELEASES or not name or "/" in name:
+            return Target(text, None)
+        return Target(text, name)
+
+    def inside(self, text: str) -> str | None:
+        """`text` as a normalised path relative to the deploy path; None if it does not lead below it.
+
+        Lexical: `..` is taken textually, as in the texts that deploy tools write.
+        """
+        if text.startswith("/"):
+            plain = posixpath.normpath(text)
+            for prefix in (self.path, *self.aliases):
+                if plain.startswith(prefix.rstrip("/") + "/"):
+                    return plain[len(prefix.rstrip("/")) + 1 :]
+            return None
+        plain = posixpath.normpath(text)
+        return None if plain in (".", "..") or plain.startswith("../") else plain
+
+    def persistent_text(self, text: str) -> str:
+        """`text` as the real symlink must hold it: a path through an alias would dangle once the mount is gone."""
+        if not text.startswith("/") or self.inside(text) is None:
+            return text
+        if posixpath.normpath(text).startswith(self.path.rstrip("/") + "/"):
+            return text
+        return f"{self.path}/{self.inside(text)}"
+
+    # ---- releases -------------------------------------------------------------------------------------------
+
+    def releases(self) -> list[Release]:
+        """Every release, oldest first: by number where all names are numbers, by time of modification otherwise.
+
+        A directory whose name starts with a dot is somebody's staging area, and a link is not a release.
+        Raises RelfsError if releases/ cannot be read.
+        """
+        found = []
+        try:
+            listing = self._open(RELEASES)
+            try:
+                with os.scandir(listing) as entries:
+                    for entry in entries:
+                        release = _release_of(entry)
+                        if release is not None:
+                            found.append(release)
+            finally:
+                os.close(listing)
+        except OSError as error:
+            raise RelfsError(f"{self.path}/{RELEASES}: cannot be read: {reason(error)}") from error
+        if all(release.name.isdecimal() for release in found):
+            return sorted(found, key=lambda release: (int(release.name), release.name))
+        return sorted(found, key=lambda release: (release.created, release.name))
+
+    def has_release(self, name: str) -> bool:
+        """Whether releases/`name` is a directory (or a link to one)."""
+        try:
+            return stat.S_ISDIR(os.stat(f"{RELEASES}/{name}", dir_fd=self.fd).st_mode)
+        except (OSError, ValueError):
+            return False
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether the release carries the marker that its deployment has not ended."""
+        try:
+            os.stat(f"{RELEASES}/{name}/{UNFINISHED_MARKER}", dir_fd=self.fd)
+        except OSError:
+            return False
+        return True
+
+    def check_release(self, name: str, *, allow_empty: bool) -> None:
+        """Refuse what cannot be served.
+
+        Raises UsageError for what can never be a name, RefusedError for a name that leads to no servable release.
+        """
+        check_name(name)
+        shown = f"{self.path}/{RELEASES}/{name}"
+        self._follow_inside(name, shown)
+        try:
+            directory = self._open(f"{RELEASES}/{name}")
+        except OSError as error:
+            raise RefusedError(f"{shown}: cannot be opened: {reason(error)}") from error
+        try:
+            with os.scandir(directory) as entries:
+                empty = next(entries, None) is None
+        except OSError as error:
+            raise RefusedError(f"{shown}: cannot be read: {reason(error)}") from error
+        finally:
+            os.close(directory)
+        if empty and not allow_empty:
+            raise RefusedError(f"{shown}: is an empty directory; fill it, or use --force to switch to it all the same")
+
+    def _follow_inside(self, name: str, shown: str) -> None:
+        """Follow links by their text, so that none is ever walked out of releases/."""
+        for _ in range(_LINK_HOPS):
+            try:
+                mode = os.lstat(f"{RELEASES}/{name}", dir_fd=self.fd).st_mode
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    raise RefusedError(f"{shown}: no such release; `relfsctl releases` lists them") from error
+                raise RefusedError(f"{shown}: {reason(error)}") from error
+            if stat.S_ISDIR(mode):
+                return
+            if not stat.S_ISLNK(mode):
+                raise RefusedError(f"{shown}: is not a directory; a release is a directory in {RELEASES}/")
+            inner = self._inside_releases(os.readlink(f"{RELEASES}/{name}", dir_fd=self.fd))
+            if inner is None:
+                raise RefusedError(f"{shown}: is a symbolic link that leaves {RELEASES}/; name a directory in it")
+            name = inner
+        raise RefusedError(f"{shown}: too many levels of symbolic links")
+
+    def _inside_releases(self, text: str) -> str | None:
+        inner = self.inside(text if text.startswith("/") else f"{RELEASES}/{text}")
+        if inner is None or not inner.startswith(f"{RELEASES}/"):
+            return None
+        name = inner[len(RELEASES) + 1 :]
+        return None if "/" in name else name
+
+    def _open(self, relative: str) -> int:
+        return os.open(relative, _DIRECTORY, dir_fd=self.fd)
+
+
+def open_deploy_path(
+    path: str, *, state_dir: str | None = None, create_state: bool = True, aliases: tuple[str, ...] = ()
+) -> DeployPath:
+    """Open `path`, and its state directory, which is made (mode 0755) if `create_state` and it is missing.
+
+    Raises RelfsError if either cannot be used.
+    """
+    real = os.path.realpath(path)
+    fd = _open_directory(real, path, "no such deploy path; `relfsctl init` makes one")
+    try:
+        state_path = os.path.realpath(state_dir) if state_dir is not None else f"{real}/{STATE}"
+        state_fd = _open_state(fd, state_path, state_dir, create=create_state)
+    except BaseException:
+        os.close(fd)
+        raise
+    deploy = DeployPath(real, fd, state_path, state_fd, aliases)
+    try:
+        _require_releases(deploy)
+    except BaseException:
+        deploy.close()
+        raise
+    return deploy
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless `name` can be the name of a release (of any bytes but `/`, NUL and control characters)."""
+    shown = repr(name) if len(name) <= 80 else repr(name[:60]) + "..."
+    if name in ("", ".", ".."):
+        raise UsageError(f"{shown}: not a release name")
+    if "/" in name:
+        raise UsageError(f"{shown}: not a release name: it has a slash; give the name of a directory in {RELEASES}/")
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        raise UsageError(f"{shown}: not a release name: it has a control character")
+    if len(os.fsencode(name)) > _NAME_MAX:
+        raise UsageError(f"{shown}: not a release name: {len(os.fsencode(name))} bytes, {_NAME_MAX} at most")
+
+
+def _release_of(entry: os.DirEntry[str]) -> Release | None:
+    name = os.fsdecode(entry.name)
+    if name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+        return None
+    try:
+        return Release(name, entry.stat(follow_symlinks=False).st_mtime)
+    except FileNotFoundError:  # removed while we were reading
+        return None
+
+
+def _open_directory(real: str, given: str, missing: str) -> int:
+    try:
+        return os.open(real, _DIRECTORY)
+    except FileNotFoundError as error:
+        raise RelfsError(f"{given}: {missing}") from error
+    except NotADirectoryError as error:
+        raise RelfsError(f"{given}: not a directory; a deploy path is a directory with {RELEASES}/ in it") from error
+    except (OSError, ValueError) as error:
+        raise RelfsError(f"{given}: {reason(error) if isinstance(error, OSError) else error}") from error
+
+
+def _open_state(fd: int, state_path: str, given: str | None, *, create: bool) -> int | None:
+    """The state directory: below the deploy path's own descriptor unless the user put it elsewhere."""
+    name, dir_fd = (STATE, fd) if given is None else (state_path, None)
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        if not create:
+            return None
+    except OSError as error:
+        raise RelfsError(f"{state_path}: cannot be opened: {reason(error)}") from error
+    try:
+        os.mkdir(name, 0o755, dir_fd=dir_fd)
+        return os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    except OSError as error:
+        hint = "; name a writable one with --state-dir" if error.errno == errno.EROFS else ""
+        raise RelfsError(f"{state_path}: cannot be made: {reason(error)}{hint}") from error
+
+
+def _require_releases(deploy: DeployPath) -> None:
+    try:
+        mode = os.stat(RELEASES, dir_fd=deploy.fd).st_mode
+    except FileNotFoundError as error:
+        raise RelfsError(f"{deploy.path}: has no {RELEASES}/; `relfsctl init {deploy.path}` makes it") from error
+    except OSError as error:
+        raise RelfsError(f"{deploy.path}/{RELEASES}: {reason(error)}") from error
+    if not stat.S_ISDIR(mode):
+        raise RelfsError(f"{deploy.path}/{RELEASES}: not a directory; releases are directories in it")

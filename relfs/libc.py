@@ -1,0 +1,93 @@
+"""System calls that Python's os module does not offer. Each raises OSError like its neighbours there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+# Numbers that every architecture shares (the 64-bit unified table, since Linux 5.x).
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+
+
+def syncfs(fd: int) -> None:
+    """Flush the file system that holds `fd` (syncfs(2)); everything, where there is no such call."""
+    if not hasattr(_libc, "syncfs"):
+        os.sync()
+        return
+    _check(_libc.syncfs(fd))
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """renameat2(2), for its flags."""
+    _check(_libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)))
+
+
+def open_tree(directory: int, path: bytes, flags: int) -> int:
+    """A detached copy of the mount (with AT_RECURSIVE: tree) at `path`, as a descriptor (open_tree(2), Linux 5.2)."""
+    return _check(_libc.syscall(_SYS_OPEN_TREE, directory, path, ctypes.c_uint(flags | os.O_CLOEXEC)))
+
+
+def make_slave(tree: int) -> None:
+    """Let no unmount inside the detached tree travel back to where it was copied from (mount_setattr(2), Linux 5.12)."""
+    attributes = (ctypes.c_uint64 * 4)(0, 0, MS_SLAVE, 0)  # struct mount_attr: set, clear, propagation, userns
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    flags = ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attributes), size))
+
+
+def move_mount(tree: int, target: bytes) -> None:
+    """Attach a detached tree at the absolute path `target` (move_mount(2), Linux 5.2)."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target, ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)))
+
+
+def detach(path: str) -> None:
+    """umount2(2) with MNT_DETACH: the mount, and all that is mounted on it, is gone from the name space at once."""
+    _check(_libc.umount2(os.fsencode(path), MNT_DETACH))
+
+
+def set_thread_fsids(uid: int, gid: int) -> None:
+    """setfsgid(2) and setfsuid(2), which are per thread and never fail visibly."""
+    _libc.setfsgid(ctypes.c_uint(gid))
+    _libc.setfsuid(ctypes.c_uint(uid))
+
+
+def set_thread_groups(groups: tuple[int, ...]) -> None:
+    """The raw setgroups(2), which is per thread; glibc's own would change every thread."""
+    array = (ctypes.c_uint * len(groups))(*groups)
+    _check(_libc.syscall(_SYS_SETGROUPS, ctypes.c_size_t(len(groups)), array))
+
+
+def _setgroups_number() -> int:
+    machine = os.uname().machine
+    return {"x86_64": 116, "i686": 206, "aarch64": 159, "riscv64": 159, "armv7l": 206}.get(machine, -1)
+
+
+_SYS_SETGROUPS = _setgroups_number()
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(result)
+
+
+if sys.platform != "linux":  # the rest of the module is only asked for what every POSIX system has
+    assert _libc is not None

@@ -1,0 +1,56 @@
+"""The deploy lock: flock(2) on `.relfs/lock`, held for the length of one change.
+
+A mounted daemon and an offline relfsctl take the same lock, so their changes never interleave. It dies with its
+holder, whatever kills that, because the kernel drops a flock with its last descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+from relfs.errors import LockedError, RelfsError, reason
+
+LOCK = "lock"
+
+_RETRY_SECONDS = 0.005
+
+
+@contextlib.contextmanager
+def deploy_lock(directory: int | None, *, wait: float = 30.0) -> Iterator[None]:
+    """Hold the deploy lock of the state directory. Not reentrant.
+
+    Raises LockedError if somebody holds it for more than `wait` seconds, RelfsError if it cannot be had at all.
+    """
+    try:
+        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
+    except OSError as error:
+        raise RelfsError(f"the deploy lock cannot be opened: {reason(error)}") from error
+    try:
+        _acquire(fd, wait)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(fd: int, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise LockedError(f"the deploy path is being changed by {_holder(fd)}; try again") from None
+            time.sleep(_RETRY_SECONDS)
+    with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk does not stop a change
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+
+
+def _holder(fd: int) -> str:
+    pid = os.pread(fd, 20, 0).strip().decode("ascii", "replace")
+    return f"process {pid}" if pid.isdecimal() else "another process"

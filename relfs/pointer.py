@@ -1,0 +1,333 @@
+"""The pointer: which release `current` leads to. One value, one lock, and an order that a power cut cannot spoil.
+
+The order of a durable switch
+-----------------------------
+The facts. A file system may write data, directory entries and files in any order until it is told otherwise; rename(2)
+makes a change atomic for those who look now, and only fsync(2) of the directory makes it last. A release that was
+unpacked a second ago may be a tree of empty files after a power cut, however old its directory entry is. And a journal
+line written before the rename may tell of a switch that never was; one written after it may be missing.
+
+The choice.
+
+    1. `.relfs/pending` is overwritten with what is about to be done, and by whom
+    2. syncfs(2) of the release's file system: its data, and `pending`, are safe
+    3. the new link is made under another name, renamed over `current`, and the directory is fsynced
+    4. the target in memory is flipped
+    5. the journal line is appended and fdatasynced
+
+Whatever happens before 3 leaves the old release, whole. A crash between 3 and 5 leaves the new release and a journal
+that does not know it: whoever opens the pointer next finds `pending` telling what the link says, and writes the line.
+If `pending` names something the link does not say, the switch never happened, and that is written.
+An error in 1 to 3 changes nothing in memory; an error in 5 does not undo what everybody already sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from relfs import journal as journal_module
+from relfs.errors import RefusedError, RelfsError, reason
+from relfs.history import History, resolve, rollback_target
+from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
+from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
+from relfs.libc import syncfs
+from relfs.lock import deploy_lock
+from relfs.store import Owner, Store, open_store
+
+PENDING = "pending"
+
+_log = logging.getLogger(__name__)
+
+_NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
+
+
+class Pointer:
+    """The one current target of a deploy path, for a process that may change it.
+
+    LOCK ORDERING: `_lock`, then the deploy lock. Neither is ever held while the kernel is asked to drop a dentry:
+    that is for the caller, after the method has returned.
+    GUARDED BY _lock: everything but reads of `target`, which is one reference to an immutable value.
+    INVARIANT: while no method runs, `target` is what the store told when this process last held the deploy lock,
+    except where `diverged` says that the disk holds something that cannot be served.
+
+    Every method blocks (on the lock, on the disk); none may be called from a trio task without a thread.
+    """
+
+    def __init__(
+        self, deploy: DeployPath, *, style: LinkStyle | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> None:
+        """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
+
+        Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the deploy lock.
+        """
+        self.deploy = deploy
+        self.target: Target | None = None
+        self.diverged: str | None = None
+        self.history = History()
+        self._style = style
+        self._lock = threading.Lock()
+        self._journal = Journal(deploy.state_fd, on_event) if on_event else Journal(deploy.state_fd)
+        self._seen: tuple[int, int] | None = None
+        self._unwritten: Event | None = None
+        with self._locked() as store:
+            self._take_stock(store, first=True)
+
+    # ---- changes ----------------------------------------------------------------------------------------------
+
+    def switch(
+        self, reference: str, actor: Actor, request_id: str, *, force: bool = False, owner: Owner | None = None
+    ) -> Event:
+        """Make the release that `reference` names current. See history.resolve() for `@` names.
+
+        Asked again with the same `request_id`, it changes nothing and tells what the first asking led to.
+        Raises UsageError, RefusedError (`force` allows an empty release), LockedError, RelfsError.
+        """
+        if not reference.startswith("@"):
+            check_name(reference)
+        with self._locked() as store:
+            self._take_stock(store)
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            name = resolve(reference, self.history, self._current_release(), self.deploy.releases())
+            self.deploy.check_release(name, allow_empty=force)
+            return self._change(store, "switch", self._text_for(name), actor, request_id, owner)
+
+    def rollback(
+        self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None
+    ) -> Event:
+        """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
+        with self._locked() as store:
+            self._take_stock(store)
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            releases = self.deploy.releases()
+            current = self._current_release()
+            if reference is None:
+                usable = (release.name for release in releases if not self.deploy.is_unfinished(release.name))
+                name = rollback_target(self.history, current, usable)
+            else:
+                name = resolve(reference, self.history, current, releases)
+            if name == current:
+                raise RefusedError(f"{name}: is current already; there is nothing to roll back")
+            self.deploy.check_release(name, allow_empty=False)
+            return self._change(store, "rollback", self._text_for(name), actor, request_id, owner)
+
+    def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
+        """Make a link text current that somebody's deploy tool wrote; the caller has checked that it can be served.
+
+        Raises LockedError, RelfsError.
+        """
+        with self._locked() as store:
+            self._take_stock(store)
+            return self._change(store, "switch", self.deploy.persistent_text(text), actor, request_id, owner)
+
+    def record(self, action: str, actor: Actor, request_id: str, outcome: str = journal_module.DONE) -> Event:
+        """Write an event that changes nothing (a replacement begun, or given up). Raises LockedError, RelfsError."""
+        with self._locked():
+            self._reload_history()
+            label = self.target.label if self.target is not None else None
+            event = replace(new_event(action, label, label, actor, request_id), outcome=outcome)
+            self._write_line(event)
+            return event
+
+    def refresh(self) -> Target | None:
+        """Look whether the target on disk was changed by somebody else, and follow it if it can be served.
+
+        Returns the target now in force. Raises LockedError, RelfsError.
+        """
+        with self._locked() as store:
+            self._take_stock(store)
+            return self.target
+
+    def flush(self) -> None:
+        """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
+        syncfs(self.deploy.fd)
+
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where an INVARIANT does not hold. No other method may be running."""
+        self.history.check_invariants()
+        if self.diverged is None:
+            text = open_store(self.deploy).read()
+            assert (self.target.text if self.target is not None else None) == text
+            if self.target is not None and self._unwritten is None:
+                assert self.history.path[-1:] == [self.target.label]
+
+    # ---- inside: all of it runs under both locks ------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[Store]:
+        with self._lock, deploy_lock(self.deploy.state_fd):
+            try:
+                store = open_store(self.deploy)
+            except OSError as error:
+                raise RelfsError(f"{self.deploy.path}: {CURRENT} cannot be changed: {reason(error)}") from error
+            yield store
+
+    def _current_release(self) -> str | None:
+        return self.target.release if self.target is not None else None
+
+    def _known(self, request_id: str) -> Event | None:
+        event = self.history.find(request_id)
+        if event is not None and not event.succeeded:
+            raise RelfsError(f"{event.release}: {event.outcome}")
+        return event
+
+    def _text_for(self, name: str) -> str:
+        style = self._style
+        if style is None:
+            absolute = self.target is not None and self.target.text.startswith("/") and self.target.release is not None
+            style = "absolute" if absolute else "relative"
+        return self.deploy.link_text(name, style)
+
+    def _change(
+        self, store: Store, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None
+    ) -> Event:
+        target = self.deploy.target(text)
+        origin = self.target.label if self.target is not None else None
+        event = new_event(action, target.label, origin, actor, request_id)
+        try:
+            self._write_pending(event, text)
+            self._flush_target(text)
+            store.write(text, owner)
+        except OSError as error:
+            self._record_failure(replace(event, outcome=f"failed: {reason(error)}"))
+            kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
+            raise RelfsError(f"{target.label}: not switched to: {reason(error)}; {kept}") from error
+        self.target = target
+        self.diverged = None
+        try:
+            self._write_line(event)
+        except RelfsError as error:
+            self._unwritten = event
+            self.history.add(event)
+            _log.warning("%s is current, but that is not in the journal yet: %s", target.label, error)
+        return event
+
+    def _flush_target(self, text: str) -> None:
+        """syncfs(2) where the release lives, and the state directory's `pending` if that is elsewhere."""
+        directory = self._open_target(text)
+        try:
+            syncfs(directory)
+            device = os.fstat(directory).st_dev
+        finally:
+            os.close(directory)
+        if self.deploy.state_fd is not None and os.fstat(self.deploy.state_fd).st_dev != device:
+            syncfs(self.deploy.state_fd)
+
+    def _open_target(self, text: str) -> int:
+        inner = self.deploy.inside(text)
+        return os.open(inner if inner is not None else text, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.deploy.fd)
+
+    # ---- pending and the journal
+
+    def _write_pending(self, event: Event, text: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(PENDING, flags, 0o644, dir_fd=self.deploy.state_fd)
+        try:
+            data = journal_module.encode(event) + os.fsencode(text)
+            if os.write(fd, data) != len(data):
+                raise OSError(28, os.strerror(28))
+        finally:
+            os.close(fd)
+
+    def _read_pending(self) -> tuple[Event, str] | None:
+        try:
+            with open(PENDING, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self.deploy.state_fd)) as file:
+                line, _, text = file.read().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        event = journal_module.decode(line)
+        return (event, os.fsdecode(text)) if event is not None else None
+
+    def _write_line(self, event: Event) -> None:
+        try:
+            if self._unwritten is not None and self._unwritten is not event:
+                self._journal.append(self._unwritten)
+            self._unwritten = None
+            self._journal.append(event)
+        except OSError as error:
+            raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
+        self.history.add(event)
+        self._seen = self._journal_identity()
+
+    def _record_failure(self, event: Event) -> None:
+        try:
+            self._write_line(event)
+        except RelfsError as error:
+            _log.warning("that switching to %s failed is not in the journal: %s", event.release, error)
+
+    def _journal_identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_size
+
+    def _reload_history(self) -> None:
+        """Take in what another holder of the deploy lock wrote."""
+        identity = self._journal_identity()
+        if identity != self._seen:
+            self.history = History(self._journal.events())
+            if self._unwritten is not None:
+                self.history.add(self._unwritten)
+            self._seen = identity
+
+    # ---- what is on disk
+
+    def _take_stock(self, store: Store, *, first: bool = False) -> None:
+        """Bring memory and journal in line with the disk, which others may have changed, or a crash."""
+        try:
+            text = store.read()
+        except OSError as error:
+            raise RelfsError(f"{self.deploy.path}: {CURRENT} cannot be read: {reason(error)}") from error
+        self._reload_history()
+        self._finish_pending(text)
+        found = self.deploy.target(text) if text is not None else None
+        if found == self.target and not first:
+            self.diverged = None
+            return
+        if not first and not self._servable(found):
+            self.diverged = f"the real {CURRENT} {'is gone' if found is None else 'leads nowhere: ' + found.text}"
+            return
+        self.diverged = None
+        if found is not None and self.history.path[-1:] != [found.label]:
+            self._note_change(found)
+        self.target = found
+
+    def _servable(self, target: Target | None) -> bool:
+        if target is None:
+            return False
+        try:
+            os.close(self._open_target(target.text))
+        except OSError:
+            return False
+        return True
+
+    def _finish_pending(self, text: str | None) -> None:
+        pending = self._read_pending()
+        if pending is None or self.history.find(pending[0].id) is not None:
+            return
+        event, wanted = pending
+        outcome = RECOVERED if wanted == text else "failed: interrupted before it took effect"
+        self._record_failure(replace(event, outcome=outcome))
+
+    def _note_change(self, found: Target) -> None:
+        """The link says what the journal does not: the first record of it, or somebody went behind our back."""
+        action = "follow" if self.history.path else "adopt"
+        origin = self.history.path[-1] if self.history.path else None
+        self._record_failure(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+
+    def _owner_of_link(self) -> Actor:
+        """All that the disk can tell about who changed the link."""
+        try:
+            uid = os.lstat(CURRENT, dir_fd=self.deploy.fd).st_uid
+        except OSError:
+            return _NOBODY_KNOWN
+        return Actor(uid, user_name(uid), 0, "")

@@ -1,0 +1,166 @@
+"""Where the target of `current` is kept on disk: a symbolic link, or a file where the file system has no links.
+
+A store replaces what it holds by rename(2): a reader of the disk finds the old target or the new one, whole, and
+after `write` has returned it finds the new one even after a power cut. Who may write is the holder of the deploy lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import Protocol
+
+from relfs.errors import RelfsError
+from relfs.layout import CURRENT, DeployPath
+
+TEMPORARY = ".current.relfs"
+"""The name under which a new link is made. One is enough, since its maker holds the deploy lock; it is made beside
+`current` so that one fsync(2) of one directory makes the rename durable."""
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS})
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose the new link shall be."""
+
+    uid: int
+    gid: int
+
+
+class Store(Protocol):
+    """INVARIANT: what `read` tells is what the last successful `write` was given, unless somebody else wrote."""
+
+    def read(self) -> str | None:
+        """The text of the target; None: there is none. Raises OSError, RelfsError for something that is no link."""
+
+    def write(self, text: str, owner: Owner | None = None) -> None:
+        """Replace the target, durably. Raises OSError, and then `read` tells the old target."""
+
+
+class LinkStore:
+    """The real symlink `current` in the deploy path."""
+
+    def __init__(self, deploy: DeployPath) -> None:
+        self._deploy = deploy
+
+    def read(self) -> str | None:
+        try:
+            return os.readlink(CURRENT, dir_fd=self._deploy.fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # readlink(2): not a symbolic link
+                raise
+            raise RelfsError(_not_a_link(self._deploy)) from error
+
+    def write(self, text: str, owner: Owner | None = None) -> None:
+        directory = self._deploy.fd
+        before = self.read()
+        _remove(TEMPORARY, directory)  # a crash may have left it
+        os.symlink(text, TEMPORARY, dir_fd=directory)
+        try:
+            if owner is not None:
+                with contextlib.suppress(PermissionError):
+                    os.chown(TEMPORARY, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+            os.rename(TEMPORARY, CURRENT, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            _remove(TEMPORARY, directory)
+            raise
+        try:
+            os.fsync(directory)
+        except OSError:
+            self._take_back(before)
+            raise
+
+    def _take_back(self, before: str | None) -> None:
+        """The rename was done but may not last: undo it, so that the disk says what everybody is served."""
+        directory = self._deploy.fd
+        with contextlib.suppress(OSError):
+            if before is None:
+                os.unlink(CURRENT, dir_fd=directory)
+            else:
+                os.symlink(before, TEMPORARY, dir_fd=directory)
+                os.rename(TEMPORARY, CURRENT, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+class FileStore:
+    """A file `current` in the state directory, for file systems without symbolic links, or that are read-only."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+
+    def read(self) -> str | None:
+        try:
+            with open(CURRENT, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self._directory)) as file:
+                return os.fsdecode(file.read().rstrip(b"\n")) or None
+        except FileNotFoundError:
+            return None
+
+    def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(TEMPORARY, flags, 0o644, dir_fd=self._directory)
+        try:
+            data = os.fsencode(text) + b"\n"
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(TEMPORARY, CURRENT, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        os.fsync(self._directory)
+
+
+def open_store(deploy: DeployPath) -> Store:
+    """The store for changing the target, found by trying what the file system can. Raises OSError, RelfsError.
+
+    What the file says is the truth while it exists; it goes away once links are possible again.
+    """
+    link = LinkStore(deploy)
+    if deploy.state_fd is None:
+        return link
+    file = FileStore(deploy.state_fd)
+    kept = file.read()
+    if _can_link(deploy):
+        if kept is not None:
+            link.write(kept)
+            _remove(CURRENT, deploy.state_fd)
+        return link
+    text = link.read()
+    if kept is None and text is not None:
+        file.write(text)
+    return file
+
+
+def peek(deploy: DeployPath) -> str | None:
+    """The target's text, for readers: what `open_store` would tell, without trying anything. Raises as `read` does."""
+    kept = FileStore(deploy.state_fd).read() if deploy.state_fd is not None else None
+    return kept if kept is not None else LinkStore(deploy).read()
+
+
+def _can_link(deploy: DeployPath) -> bool:
+    """Whether a link can be made beside `current`. Raises OSError if the answer is neither yes nor no (disk full)."""
+    try:
+        _remove(TEMPORARY, deploy.fd)  # a crash may have left it
+        os.symlink(CURRENT, TEMPORARY, dir_fd=deploy.fd)
+        _remove(TEMPORARY, deploy.fd)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _not_a_link(deploy: DeployPath) -> str:
+    shown = f"{deploy.path}/{CURRENT}"
+    if stat.S_ISDIR(os.lstat(CURRENT, dir_fd=deploy.fd).st_mode):
+        return f"{shown}: a real directory, not a link; `relfsctl init {deploy.path}` makes a release of it"
+    return f"{shown}: not a symbolic link; move it away, then `relfsctl switch RELEASE`"
+
+
+def _remove(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
