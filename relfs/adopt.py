@@ -1,0 +1,100 @@
+"""Making a deploy path, and taking over what is there.
+
+Adoption
+--------
+A real directory `current` is to become a release, with a link in its place, and no request may fail in between. The
+facts: rename(2) replaces names one at a time, but renameat2(RENAME_EXCHANGE) swaps two at once, whatever they are. The
+choice: the link is made first under the name that the release will have, where its text (releases/NAME) is of no use to
+anybody yet; then the two names are exchanged, and in that step the directory is the release and the link leads to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from relfs.errors import RefusedError, RelfsError, reason
+from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath, check_name, open_deploy_path
+from relfs.libc import RENAME_EXCHANGE, renameat2
+from relfs.lock import deploy_lock
+from relfs.mounts import FSTYPE, mount_at
+from relfs.pointer import Pointer
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of it. `adopted` is the release that a real directory `current` became."""
+
+    deploy_path: str
+    current: str | None
+    adopted: str | None
+
+
+def initialise(path: str, release: str | None) -> Made:
+    """Make what is missing below `path`, and adopt a real directory `current` as `release` (default: the next number).
+
+    Raises RelfsError, UsageError for a bad name, RefusedError if that release exists.
+    """
+    if release is not None:
+        check_name(release)
+    found = mount_at(path)
+    if found is not None and found.fstype == FSTYPE:
+        raise RelfsError(f"{path}: is mounted, so it is a deploy path already")
+    _make_directories(path)
+    deploy = open_deploy_path(path)
+    try:
+        with deploy_lock(deploy.state_fd):
+            adopted = _adopt(deploy, release)
+        target = Pointer(deploy).target
+        return Made(deploy.path, target.label if target is not None else None, adopted)
+    finally:
+        deploy.close()
+
+
+def _make_directories(path: str) -> None:
+    for directory in (path, *(f"{path}/{name}" for name in (RELEASES, SHARED, STATE))):
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+        except OSError as error:
+            raise RelfsError(f"{directory}: cannot be made: {reason(error)}") from error
+
+
+def _adopt(deploy: DeployPath, release: str | None) -> str | None:
+    try:
+        mode = os.lstat(CURRENT, dir_fd=deploy.fd).st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISDIR(mode):
+        return None
+    name = release if release is not None else _next_number(deploy)
+    successor = f"{RELEASES}/{name}"
+    try:
+        os.symlink(successor, successor, dir_fd=deploy.fd)
+    except FileExistsError:
+        raise RefusedError(f"{deploy.path}/{successor}: exists; choose another name with --release") from None
+    except OSError as error:
+        raise RelfsError(f"{deploy.path}/{successor}: cannot be made: {reason(error)}") from error
+    try:
+        renameat2(deploy.fd, successor.encode(), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
+        os.fsync(deploy.fd)
+    except OSError as error:
+        os.unlink(successor, dir_fd=deploy.fd)
+        raise RelfsError(_no_exchange(deploy, successor, error)) from error
+    return name
+
+
+def _no_exchange(deploy: DeployPath, successor: str, error: OSError) -> str:
+    shown = f"{deploy.path}/{CURRENT}"
+    if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
+        return (
+            f"{shown}: this file system cannot exchange two names; at a quiet moment, do "
+            f"`mv current {successor} && ln -s {successor} current` in {deploy.path}"
+        )
+    return f"{shown}: cannot be adopted: {reason(error)}"
+
+
+def _next_number(deploy: DeployPath) -> str:
+    numbers = [int(release.name) for release in deploy.releases() if release.name.isdecimal()]
+    return str(max(numbers, default=0) + 1)

@@ -1,0 +1,1 @@
+"""The commands of relfsctl, a module each; every module has one `command`."""

@@ -1,0 +1,74 @@
+"""`relfsctl releases`: every release and its states."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from relfs.cli.output import moment, show_json, show_table, size
+from relfs.cli.session import Session, open_here, pass_session
+from relfs.layout import RELEASES, DeployPath
+
+
+@click.command("releases", epilog="\b\nExample:\n  relfsctl releases --size")
+@click.option("--size", "with_size", is_flag=True, help="Add what each takes on disk (reads every directory).")
+@pass_session
+def command(session: Session, with_size: bool) -> None:
+    """List the releases, oldest first: name, created, states (current, previous, bad, unfinished)."""
+    deploy = open_here(session.place(), create_state=False)
+    try:
+        listing = _listing(deploy, with_size=with_size)
+    finally:
+        deploy.close()
+    if session.json:
+        show_json(listing)
+        return
+    header = ["NAME", "CREATED", "STATES", *(["SIZE"] if with_size else [])]
+    show_table(header, [_row(entry) for entry in listing])
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    row = [entry["name"], moment(entry["created"]), ", ".join(entry["states"])]
+    return [*row, size(entry["size"])] if "size" in entry else row
+
+
+def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
+    from relfs.history import History
+    from relfs.journal import Journal
+    from relfs.store import peek
+
+    history = History(Journal(deploy.state_fd).events())
+    text = peek(deploy)
+    current = deploy.target(text).release if text is not None else None
+    listing: list[dict[str, Any]] = []
+    for release in deploy.releases():
+        states = {
+            "current": release.name == current,
+            "previous": release.name == history.previous,
+            "bad": release.name in history.bad,
+            "unfinished": deploy.is_unfinished(release.name),
+        }
+        entry = {
+            "name": release.name,
+            "created": release.created,
+            "states": [state for state, holds in states.items() if holds],
+        }
+        if with_size:
+            entry["size"] = _disk_usage(os.path.join(deploy.path, RELEASES, release.name))
+        listing.append(entry)
+    return listing
+
+
+def _disk_usage(top: str) -> int:
+    """Bytes on disk, hard links counted once, as du(1) does."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for directory, _, names in os.walk(top):
+        for name in (".", *names):
+            status = os.lstat(os.path.join(directory, name))
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
+    return total

@@ -1,0 +1,23 @@
+"""`relfsctl rollback`: back to the last good release."""
+
+from __future__ import annotations
+
+import click
+
+from relfs.cli.output import show_json
+from relfs.cli.session import Session, change_current, pass_session
+
+
+@click.command("rollback", epilog="\b\nExample:\n  relfsctl rollback")
+@click.argument("release", required=False)
+@pass_session
+def command(session: Session, release: str | None) -> None:
+    """Go back to RELEASE, or to the last good release before the current one, and mark the one left as bad.
+
+    The way back follows what was really activated; rolling back again goes further back, not forth.
+    """
+    event = change_current(session.place(), "rollback", release)
+    if session.json:
+        show_json(event)
+    else:
+        click.echo(f"{event['release']} is current again; {event['from']} is marked bad")

@@ -1,0 +1,68 @@
+"""`relfsctl status`: how things stand."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from relfs.cli.output import moment, show_fields, show_json
+from relfs.cli.session import Session, ask, open_here, pass_session
+from relfs.locate import Place
+
+
+@click.command("status", epilog="\b\nExample:\n  relfsctl status\n  relfsctl --json status | jq -r .current")
+@pass_session
+def command(session: Session) -> None:
+    """What is current, since when and by whom, how the mount is, and what this host gives it."""
+    place = session.place()
+    status = ask(place, "status") or _status_here(place)
+    if session.json:
+        show_json(status)
+    else:
+        show_fields(_fields(status, answers=status["worker_pid"] is not None))
+
+
+def _status_here(place: Place) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from relfs.history import History
+    from relfs.journal import Journal
+    from relfs.status import unmounted_status
+    from relfs.store import peek
+
+    deploy = open_here(place, create_state=False)
+    try:
+        text = peek(deploy)
+        target = deploy.target(text) if text is not None else None
+        history = History(Journal(deploy.state_fd).events())
+        status = unmounted_status(deploy.path, target, history, os.uname().release)
+        return replace(status, mountpoint=place.mountpoint, mounted=place.mountpoint is not None).as_json()
+    finally:
+        deploy.close()
+
+
+def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
+    host = status["host"]
+    fields = [("deploy path", status["deploy_path"]), ("current", status["current"] or "nothing yet")]
+    if status["since"] is not None:
+        fields.append(("since", f"{moment(status['since'])} by {status['by']}"))
+    fields.append(("previous", status["previous"] or ""))
+    if status["diverged"]:
+        fields.append(("attention", status["diverged"]))
+    fields.append(("mounted", _mounted(status, answers=answers)))
+    if answers:
+        fields.append(("native", ", ".join(host["native"]) or "nothing: all is served by passthrough"))
+        fields.append(("link cache", "yes" if host["caches_links"] else "no: this kernel asks us each time"))
+    for view in status["views"]:
+        fields.append(("view", f"{view['reason']}: {view['command']} (pid {view['pid']}) since {moment(view['since'])}"))
+    return fields
+
+
+def _mounted(status: dict[str, Any], *, answers: bool) -> str:
+    if not status["mounted"]:
+        return "no: the real link serves"
+    if not answers:
+        return f"at {status['mountpoint']}, but the daemon does not answer"
+    return f"at {status['mountpoint']}, by process {status['worker_pid']}"

@@ -1,0 +1,24 @@
+"""`relfsctl switch`: make a release current."""
+
+from __future__ import annotations
+
+import click
+
+from relfs.cli.output import show_json
+from relfs.cli.session import Session, change_current, pass_session
+
+
+@click.command("switch", epilog="\b\nExample:\n  relfsctl switch 42")
+@click.argument("release")
+@click.option("--force", is_flag=True, help="Switch to it even if it is an empty directory.")
+@pass_session
+def command(session: Session, release: str, force: bool) -> None:
+    """Make RELEASE current.
+
+    When this returns 0, every new lookup sees it, and the choice survives a power cut.
+    """
+    event = change_current(session.place(), "switch", release, force=force)
+    if session.json:
+        show_json(event)
+    else:
+        click.echo(f"{event['release']} is current" + (f" (was {event['from']})" if event["from"] else ""))

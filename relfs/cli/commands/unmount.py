@@ -1,0 +1,55 @@
+"""`relfsctl unmount`: detach the mount."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from relfs.cli.output import show_json
+from relfs.cli.session import Session, pass_session
+from relfs.control import Connection, NoDaemon, change
+from relfs.errors import RelfsError
+from relfs.locate import Place
+
+_SECONDS = 15.0
+_PAUSE = 0.01
+
+
+@click.command("unmount", epilog="\b\nExample:\n  relfsctl -C /var/www/app unmount")
+@pass_session
+def command(session: Session) -> None:
+    """Detach the mount, native directories included. The real link says the same, and serves from now on."""
+    place = session.place()
+    if place.mountpoint is None:
+        raise RelfsError(f"{place.deploy_path}: is not mounted; `relfs {place.deploy_path}` mounts it")
+    try:
+        change(place.state_paths, "unmount", {})
+        _wait_for_end(place)
+    except NoDaemon:
+        from relfs.mounts import detach
+
+        detach(place.mountpoint)
+    if session.json:
+        show_json({"unmounted": place.mountpoint})
+    else:
+        click.echo(f"{place.mountpoint} is unmounted")
+
+
+def _wait_for_end(place: Place) -> None:
+    """Until the mount is gone and its daemon listens no more."""
+    from relfs.mounts import relfs_mounts
+
+    deadline = time.monotonic() + _SECONDS
+    while any(mount.target == place.mountpoint for mount in relfs_mounts()) or _listens(place):
+        if time.monotonic() > deadline:
+            raise RelfsError(f"{place.mountpoint}: the daemon did not end; it may have to be killed")
+        time.sleep(_PAUSE)
+
+
+def _listens(place: Place) -> bool:
+    try:
+        Connection(place.state_paths).close()
+    except NoDaemon:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""`relfsctl [-C DEPLOY_PATH] [--json] COMMAND`: finds the command, and loads nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from relfs import __version__
+from relfs.cli.session import Session
+from relfs.errors import RelfsError
+
+_COMMANDS = {
+    "init": "Make a deploy path, or adopt one.",
+    "status": "What is current, since when, by whom, and how the mount is.",
+    "releases": "List the releases.",
+    "switch": "Make a release current.",
+    "rollback": "Go back to the last good release.",
+    "log": "The history of `current`.",
+    "watch": "Events as they happen.",
+    "unmount": "Detach the mount; the real link serves.",
+    "doctor": "What this host can and cannot do.",
+    "race": "Show the race on this host: each way of swapping, reads, failures.",
+}
+"""Names and short help, so that `relfsctl --help` and completion need not import the commands."""
+
+
+class _Commands(click.Group):
+    """A group whose commands are modules of relfs.cli.commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"relfs.cli.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="\b\nExample:\n  relfsctl -C /var/www/app switch 42",
+)
+@click.version_option(__version__, prog_name="relfsctl")
+@click.option(
+    "-C", "path", metavar="DEPLOY_PATH",
+    help="The deploy path, or where it is mounted.  [default: $RELFS_PATH, the one around here, the only one mounted]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one document, or one a line for streams.")
+@click.option("--state-dir", metavar="DIR", help="Where `relfs --state-dir` keeps its state.  [default: $RELFS_STATE_DIR]")
+@click.pass_context
+def cli(context: click.Context, path: str | None, as_json: bool, state_dir: str | None) -> None:
+    """Switch releases without anybody noticing.
+
+    A RELEASE is a name below releases/, or @current, @previous, @latest, @last-good, @2026-09-01T12:00.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a check, 4 locked by another.
+    """
+    context.obj = Session(path, as_json, state_dir)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        status = cli(standalone_mode=False)
+    except RelfsError as error:
+        click.echo(f"relfsctl: {error}", err=True)
+        status = error.status
+    except click.ClickException as error:
+        click.echo(f"relfsctl: {error.format_message()}; `relfsctl --help` shows how", err=True)
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:  # the reader of a stream has enough
+        sys.stderr.close()
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

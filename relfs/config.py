@@ -1,0 +1,75 @@
+"""`.relfs/config.toml`: what an administrator may set for a deploy path. Every key has a default; unknown ones are errors.
+
+    [control]
+    group = "deploy"     # members may switch, besides root and the deploy path's owner
+
+    [replacement]
+    grace = 10           # seconds until a `current` that a tool removed and did not make again is back for it
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from relfs.errors import RelfsError, reason
+
+CONFIG = "config.toml"
+
+_KNOWN = {"control": {"group"}, "replacement": {"grace"}}
+
+
+@dataclass(frozen=True)
+class Config:
+    """`group` is a gid, or None; `grace` is in seconds."""
+
+    group: int | None = None
+    grace: float = 10.0
+
+
+def load_config(state_fd: int, shown: str) -> Config:
+    """Read the configuration in a state directory; `shown` is its path, for messages. Raises RelfsError."""
+    try:
+        fd = os.open(CONFIG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=state_fd)
+        with open(fd, "rb") as file:
+            document = tomllib.load(file)
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        raise RelfsError(f"{shown}/{CONFIG}: cannot be read: {reason(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RelfsError(f"{shown}/{CONFIG}: {error}") from error
+    try:
+        return _parse(document)
+    except ValueError as error:
+        raise RelfsError(f"{shown}/{CONFIG}: {error}") from error
+
+
+def _parse(document: dict[str, Any]) -> Config:
+    for section, values in document.items():
+        if section not in _KNOWN or not isinstance(values, dict):
+            raise ValueError(f"[{section}] is not known; known are {', '.join(f'[{name}]' for name in _KNOWN)}")
+        for key in values:
+            if key not in _KNOWN[section]:
+                raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")
+    group = document.get("control", {}).get("group")
+    grace = document.get("replacement", {}).get("grace", 10.0)
+    return Config(_gid(group) if group is not None else None, _seconds(grace))
+
+
+def _gid(group: object) -> int:
+    if not isinstance(group, str):
+        raise ValueError("control.group must be the name of a group")  # noqa: TRY004 (a fault of the file's content)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"control.group: there is no group {group!r}") from None
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+        raise ValueError("replacement.grace must be a number of seconds, more than 0 and at most 3600")
+    return float(value)

@@ -1,0 +1,141 @@
+"""The control protocol and its client: JSON-RPC 2.0, one message a line, over a Unix socket.
+
+    socket       `.relfs/control` in the deploy path (or a link to where it is)
+    requests     {"jsonrpc": "2.0", "id": N, "method": M, "params": {...}}, at most MESSAGE_MAX bytes
+    errors       {"code": -32000 - STATUS, "message": ONE LINE}, STATUS being the exit status of the contract
+    changes      carry "request": an id made by the client; asking again with it changes nothing twice
+    watch        after its result, {"method": "event", "params": {...}} as events happen
+
+Standard library only, and imported by every relfsctl: nothing here may be slow to import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from relfs.errors import RelfsError, error_for
+
+SOCKET = "control"
+MESSAGE_MAX = 1 << 16
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+FAILED_BASE = -32000
+"""A RelfsError of exit status S has the code FAILED_BASE - S."""
+
+_READ = 1 << 16
+_RETRY_SECONDS = 10.0
+_RETRY_PAUSE = 0.05
+
+
+class NoDaemon(RelfsError):  # noqa: N818 (a state of the world, not a mistake)
+    """Nobody listens on the control socket."""
+
+
+class Connection:
+    """One connection to a daemon. Raises RelfsError for everything that goes wrong on it."""
+
+    def __init__(self, state_paths: tuple[str, ...]) -> None:
+        """Connect to the daemon whose state directory is the first of `state_paths` in which one answers.
+
+        Raises NoDaemon if none does.
+        """
+        self._buffer = b""
+        self._id = 0
+        for state_path in state_paths:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                _connect(self._socket, state_path)
+                return
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+                self._socket.close()
+            except OSError as error:
+                self._socket.close()
+                raise RelfsError(f"{state_path}: the daemon of relfs cannot be reached: {error.strerror}") from error
+        raise NoDaemon(f"{state_paths[0]}: no daemon of relfs answers")
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def call(self, method: str, params: dict[str, Any]) -> Any:
+        """Ask, and wait for the answer. Raises the RelfsError that the daemon answered with; ConnectionError."""
+        self._id += 1
+        message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
+        self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
+        answer = self._receive()
+        if "error" in answer:
+            error = answer["error"]
+            raise error_for(FAILED_BASE - int(error["code"]), str(error["message"]))
+        return answer["result"]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events as they happen, until the daemon goes away. Call `watch` first."""
+        while True:
+            try:
+                message = self._receive()
+            except ConnectionError:
+                return
+            if message.get("method") == "event":
+                yield message["params"]
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            data = self._socket.recv(_READ)
+            if not data:
+                raise ConnectionResetError("the daemon closed the connection")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise RelfsError("the daemon answered something that is no JSON-RPC message")
+        return message
+
+
+def change(state_paths: tuple[str, ...], method: str, params: dict[str, Any]) -> Any:
+    """Ask for a change, and ask again with the same id if the connection is lost before the answer.
+
+    Raises NoDaemon if there was no daemon in the first place, RelfsError.
+    """
+    params = {**params, "request": os.urandom(16).hex()}
+    connection = Connection(state_paths)
+    deadline = time.monotonic() + _RETRY_SECONDS
+    while True:
+        try:
+            return connection.call(method, params)
+        except ConnectionError as error:
+            lost = error
+        finally:
+            connection.close()
+        connection = _reconnect(state_paths, deadline, lost)
+
+
+def _reconnect(state_paths: tuple[str, ...], deadline: float, cause: ConnectionError) -> Connection:
+    while True:
+        try:
+            return Connection(state_paths)
+        except RelfsError:
+            if time.monotonic() > deadline:
+                raise RelfsError(
+                    "the daemon went away before it answered; `relfsctl status` tells what is current"
+                ) from cause
+            time.sleep(_RETRY_PAUSE)
+
+
+def _connect(endpoint: socket.socket, state_path: str) -> None:
+    """Socket addresses hold 107 bytes (unix(7)): a longer path is reached through a descriptor of its directory."""
+    path = f"{state_path}/{SOCKET}"
+    if len(os.fsencode(path)) < 108:
+        endpoint.connect(path)
+        return
+    directory = os.open(state_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        endpoint.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+    finally:
+        os.close(directory)

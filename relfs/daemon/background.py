@@ -1,0 +1,100 @@
+"""Starting in the background: the command returns once the mount answers, with the status that this deserves.
+
+Forking happens before anything heavy is imported, and before there is a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+
+from relfs.errors import EXIT_FAILED, RelfsError
+
+LOG = "log"
+
+_LOG_BYTES = 1 << 20
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+Ready = Callable[[], None]
+
+
+def run_in_background(body: Callable[[Ready], int]) -> int:
+    """Run `body` in a process of its own session. Returns 0 once it calls its argument, its status if it ends before.
+
+    A RelfsError in `body` is told here, as if it had happened here.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _be_child(body, writing)
+    os.close(writing)
+    return _wait_for(pid, reading)
+
+
+def _be_child(body: Callable[[Ready], int], writing: int) -> None:
+    """Never returns."""
+    status = EXIT_FAILED
+    try:
+        os.setsid()
+        os.chdir("/")
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nowhere, fd)
+
+        def ready() -> None:
+            os.write(writing, b"ready")
+            os.close(writing)
+
+        status = body(ready)
+    except RelfsError as error:
+        status = error.status
+        os.write(writing, os.fsencode(str(error)))
+    except BaseException as error:
+        logging.getLogger(__name__).exception("ended by an error")
+        os.write(writing, os.fsencode(f"{type(error).__name__}: {error}"))
+    finally:
+        os._exit(status)
+
+
+def _wait_for(pid: int, reading: int) -> int:
+    try:
+        with open(reading, "rb") as pipe:
+            said = pipe.read()
+        if said == b"ready":
+            return 0
+        _, status = os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        return 128 + signal.SIGINT
+    message = os.fsdecode(said.removeprefix(b"ready")) or "ended without a word"
+    sys.stderr.write(f"relfs: {message}\n")
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else EXIT_FAILED
+
+
+def log_to_stderr() -> None:
+    """For the foreground, where a terminal or a service manager listens."""
+    logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr)
+
+
+def log_to_state(state_fd: int) -> None:
+    """To `.relfs/log`, of at most twice a megabyte. By descriptor: the path may lead through the mount by now."""
+    handler = _LogFile(f"/proc/self/fd/{state_fd}/{LOG}", maxBytes=_LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """Made with a mode of its own, since the daemon's umask is 0."""
+
+    def _open(self) -> TextIOWrapper:
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o640)
+
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=opener)

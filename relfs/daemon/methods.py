@@ -1,0 +1,107 @@
+"""What can be asked for on the control socket of a mount."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from relfs.daemon.plan import Plan
+from relfs.daemon.server import Method, Peer
+from relfs.fuse.changes import Changes
+from relfs.fuse.current import CurrentLink
+from relfs.fuse.operations import Operations
+from relfs.fuse.protocol import HAS_RESEND, InitRequest
+from relfs.pointer import Pointer
+from relfs.status import Host, Status, View, unmounted_status
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """The parts of a running mount that requests are about. `native` and `leave` are asked each time."""
+
+    plan: Plan
+    pointer: Pointer
+    changes: Changes
+    current: CurrentLink
+    operations: Operations
+    init: InitRequest
+    caches_links: bool
+    native: Callable[[], tuple[str, ...]]
+    leave: Callable[[], None]
+
+
+def methods(mounted: Mounted) -> dict[str, Method]:
+    """The methods by name. `watch` is the server's own."""
+    request = {"request": str}
+    return {
+        "status": Method(_status(mounted), changes=False, params={}),
+        "switch": Method(_switch(mounted), changes=True, params={**request, "release": str, "force": bool}),
+        "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
+        "unmount": Method(_unmount(mounted), changes=True, params=request),
+    }
+
+
+_Run = Callable[[Peer, dict[str, Any]], Any]
+
+
+def _switch(mounted: Mounted) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        event = await mounted.changes.switch(
+            str(params.get("release", "")), peer.actor, params["request"],
+            force=bool(params.get("force", False)), owner=peer.owner,
+        )  # fmt: skip
+        return event.as_json()
+
+    return run
+
+
+def _rollback(mounted: Mounted) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        event = await mounted.changes.rollback(
+            params.get("release"), peer.actor, params["request"], owner=peer.owner
+        )
+        return event.as_json()
+
+    return run
+
+
+def _unmount(mounted: Mounted) -> _Run:
+    async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object]:
+        mounted.leave()
+        return {"unmounting": mounted.plan.mountpoint}
+
+    return run
+
+
+def _status(mounted: Mounted) -> _Run:
+    async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object]:
+        return status(mounted).as_json()
+
+    return run
+
+
+def status(mounted: Mounted) -> Status:
+    """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
+    pointer = mounted.pointer
+    base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release)
+    return dataclasses.replace(
+        base,
+        mountpoint=mounted.plan.mountpoint,
+        mounted=True,
+        worker_pid=os.getpid(),
+        host=Host(
+            kernel=os.uname().release,
+            caches_links=mounted.caches_links,
+            resend=bool(mounted.init.flags & HAS_RESEND),
+            native=mounted.native(),
+        ),
+        views=tuple(
+            View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
+            for each in mounted.current.replacements
+        ),
+        diverged=pointer.diverged,
+        requests=dict(mounted.operations.requests),
+    )

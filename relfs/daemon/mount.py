@@ -1,0 +1,372 @@
+"""One mount from beginning to end: parts are built, tied together, run, and taken down.
+
+Order at the start: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
+connection is made, INIT is brokered, native directories are attached, the control socket listens; then the mount is
+asked through its own front door, and only if it answers are we ready. Requests that arrive meanwhile wait in the
+kernel; none fails.
+
+Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
+under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pyfuse3
+import trio
+
+from relfs.config import Config, load_config
+from relfs.control import SOCKET
+from relfs.daemon.methods import Mounted, methods
+from relfs.daemon.plan import Plan
+from relfs.daemon.server import ControlServer, EventHub, listen
+from relfs.daemon.service import notify
+from relfs.daemon.watcher import follow_link, until_unmounted
+from relfs.errors import RelfsError, reason
+from relfs.fuse.changes import Changes
+from relfs.fuse.connection import Connection, connect, escape_option
+from relfs.fuse.current import CurrentLink
+from relfs.fuse.handshake import Handshake
+from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
+from relfs.fuse.operations import NATIVE, Operations
+from relfs.fuse.passthrough import Passthrough
+from relfs.journal import Event
+from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
+from relfs.mounts import FSTYPE, attach, detach, is_broken, mount_at, relfs_mounts
+from relfs.pointer import Pointer
+
+_log = logging.getLogger(__name__)
+
+DAEMON_LOCK = "daemon.lock"
+
+_HELPER_SECONDS = 3.0
+_PREDECESSOR_SECONDS = 10.0
+_LINGER_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+_PAUSE = 0.02
+
+
+def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], None]) -> int:
+    """Mount as planned and serve until unmounted. Calls `ready` once the mount answers. Raises RelfsError.
+
+    `begin_logging` is told the state directory's descriptor.
+    """
+    _clear_broken(plan)
+    _check_mountpoint(plan)
+    deploy = open_deploy_path(
+        plan.deploy_path, state_dir=plan.state_dir, aliases=() if plan.over else (plan.mountpoint,)
+    )
+    assert deploy.state_fd is not None
+    begin_logging(deploy.state_fd)
+    config = load_config(deploy.state_fd, deploy.state_path)
+    os.umask(0)  # the kernel has applied the caller's; ours must not be added
+    with suppress(ValueError, OSError):  # each inode that the kernel knows is a descriptor here
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with _daemon_lock(plan, deploy.state_fd):
+        return trio.run(_Mount(plan, deploy, config, ready).run)
+
+
+class _Mount:
+    """The parts of a running mount, and the order in which they come and go."""
+
+    def __init__(self, plan: Plan, deploy: DeployPath, config: Config, ready: Callable[[], None]) -> None:
+        self._plan = plan
+        self._deploy = deploy
+        self._config = config
+        self._ready = ready
+        self._hub = EventHub()
+        self._table = InodeTable()
+        self._mount_id = 0
+        self._attached: set[str] = set()
+        self._leaving = False
+
+    async def run(self) -> int:
+        """Returns the exit status. Raises RelfsError where the mount cannot be brought up."""
+        token = trio.lowlevel.current_trio_token()
+
+        def publish(event: Event) -> None:
+            token.run_sync_soon(self._hub.publish, event)
+
+        pointer = await trio.to_thread.run_sync(lambda: Pointer(self._deploy, style=self._plan.link, on_event=publish))
+        _require_servable(pointer)
+        connection = await trio.to_thread.run_sync(connect, self._plan.mountpoint, _mount_options(self._plan))
+        failure: RelfsError | None = None
+        try:
+            with ExitStack() as session:
+                failure = await self._serve(pointer, connection, session)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(connection.close)
+            self._table.close()
+        if failure is not None:
+            raise failure
+        return 0
+
+    async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
+        """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
+        so that it is not wrapped in the nursery's exception group. `session` outlives the nursery."""
+        async with trio.open_nursery() as nursery:
+            changes = Changes(pointer)
+            current = CurrentLink(pointer, changes, self._table, nursery, show=self._show, grace=self._config.grace)
+            handshake = Handshake(connection)
+            operations = self._operations(current, handshake, nursery)
+            pyfuse3.init(operations, handshake.session_path, {f"fsname={escape_option(self._plan.deploy_path)}"})
+            session.callback(pyfuse3.close, unmount=False)
+            nursery.start_soon(self._until_disconnected, nursery)
+
+            def leave() -> None:
+                nursery.start_soon(self._leave)
+
+            mounted = Mounted(
+                self._plan, pointer, changes, current, operations, connection.init, handshake.caches_links,
+                self._native, leave,
+            )  # fmt: skip
+            try:
+                await handshake.broker()
+                await self._bring_up(nursery, mounted)
+                await trio.sleep_forever()
+            except RelfsError as error:
+                await self._detach()
+                nursery.cancel_scope.cancel()
+                return error
+        return None
+
+    def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
+        self._table.pin(ROOT, os.dup(self._deploy.fd))
+        state_fd = self._deploy.state_fd
+        assert state_fd is not None
+        self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
+        files = Passthrough(self._table, exclusive=self._plan.over)
+
+        def on_native(name: str) -> None:
+            nursery.start_soon(self._attach, name)
+
+        return Operations(self._table, files, current, handshake, on_native)
+
+    async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted) -> None:
+        found = mount_at(self._plan.mountpoint)
+        if found is None or found.fstype != FSTYPE:
+            raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
+        self._mount_id = found.id
+        for name in NATIVE:
+            await self._attach(os.fsdecode(name))
+        await mounted.changes.drop_current()  # what it shows may depend on what could be attached
+        await self._check_answer(mounted.pointer)
+        server = ControlServer(
+            methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
+        )
+        nursery.start_soon(server.serve, self._listen())
+        nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
+        nursery.start_soon(self._obey_signals, mounted.leave)
+        nursery.start_soon(self._notice_unmount, mounted.leave)
+        label = mounted.pointer.target.label if mounted.pointer.target is not None else "nothing yet"
+        _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
+        notify("READY=1", f"STATUS={self._plan.mountpoint}: current is {label}", f"MAINPID={os.getpid()}")
+        self._ready()
+
+    def _show(self, target: Target) -> str:
+        """What readers get to read. A mount elsewhere without native directories leads into the deploy path itself, so
+        that bytes are native there too."""
+        if self._plan.over or RELEASES in self._attached or not self._plan.bind or target.text.startswith("/"):
+            return target.text
+        return f"{self._plan.deploy_path}/{target.text}"
+
+    # ---- native directories
+
+    async def _attach(self, name: str) -> None:
+        """Attach one if that is asked for, possible and sensible; otherwise it is served by passthrough."""
+        source = self._deploy.state_fd if name == STATE else self._deploy.fd
+        assert source is not None
+        path = "." if name == STATE else name
+        if not (self._plan.bind or name == STATE) or name in self._attached or not _is_directory(source, path):
+            return
+        try:
+            await trio.to_thread.run_sync(attach, source, path, f"{self._plan.mountpoint}/{name}")
+        except OSError as error:
+            level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
+            _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
+            return
+        self._attached.add(name)
+
+    def _listen(self) -> trio.SocketListener:
+        """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
+        assert self._deploy.state_fd is not None
+        native = STATE in self._attached or not self._plan.over
+        return listen(self._deploy.state_fd, place=None if native else _run_directory())
+
+    # ---- life and end
+
+    async def _until_disconnected(self, nursery: trio.Nursery) -> None:
+        try:
+            await pyfuse3.main()
+        except OSError as error:
+            _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
+        nursery.cancel_scope.cancel()
+
+    async def _check_answer(self, pointer: Pointer) -> None:
+        """Ask the mount through its own front door."""
+        with trio.move_on_after(_ANSWER_SECONDS):
+            await trio.to_thread.run_sync(self._ask, pointer, abandon_on_cancel=True)
+            return
+        raise RelfsError(f"{self._plan.mountpoint}: was mounted but did not answer within {_ANSWER_SECONDS:g} s")
+
+    def _ask(self, pointer: Pointer) -> None:
+        target = pointer.target
+        try:
+            os.stat(self._plan.mountpoint)
+            answer = os.readlink(f"{self._plan.mountpoint}/{CURRENT}") if target is not None else None
+        except OSError as error:
+            raise RelfsError(f"{self._plan.mountpoint}: was mounted but answers: {reason(error)}") from error
+        if target is not None and answer != self._show(target):
+            raise RelfsError(f"{self._plan.mountpoint}: was mounted but {CURRENT} leads to {answer}")
+
+    async def _obey_signals(self, leave: Callable[[], None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for _ in signals:
+                if self._leaving:  # asked twice: at once
+                    pyfuse3.terminate()
+                    return
+                leave()
+
+    async def _notice_unmount(self, leave: Callable[[], None]) -> None:
+        await until_unmounted(self._mount_id)
+        leave()
+
+    async def _leave(self) -> None:
+        """Unmount, and end once nobody needs us any more."""
+        if self._leaving:
+            return
+        self._leaving = True
+        notify("STOPPING=1")
+        _log.info("%s is being unmounted", self._plan.mountpoint)
+        await self._detach()
+        await trio.sleep(_LINGER_SECONDS)
+        _log.warning("%s: somebody still uses the mount that is gone; ending all the same", self._plan.mountpoint)
+        pyfuse3.terminate()
+
+    def _native(self) -> tuple[str, ...]:
+        return tuple(sorted(self._attached))
+
+    async def _detach(self) -> None:
+        """Take our own mount away, binds and all. Ours only: somebody may have mounted on top of it, or unmounted it."""
+        found = mount_at(self._plan.mountpoint)
+        if found is None or (self._mount_id and found.id != self._mount_id):
+            return
+        try:
+            await trio.to_thread.run_sync(detach, self._plan.mountpoint)
+        except RelfsError as error:
+            _log.error("%s", error)
+
+
+def _mount_options(plan: Plan) -> list[str]:
+    options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
+    if plan.allow_other is not False:
+        options.append("allow_other")
+    return [*options, *plan.mount_options]
+
+
+def _clear_broken(plan: Plan) -> None:
+    """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
+    and would unmount what we mount there."""
+    deadline = time.monotonic() + _HELPER_SECONDS
+    while is_broken(plan.mountpoint):
+        found = mount_at(plan.mountpoint)
+        if found is None or found.fstype != FSTYPE:
+            return
+        if time.monotonic() > deadline:
+            detach(plan.mountpoint)
+        time.sleep(_PAUSE)
+
+
+def _check_mountpoint(plan: Plan) -> None:
+    if not os.path.isdir(plan.mountpoint):
+        if plan.over:
+            return  # said by open_deploy_path(), in the deploy path's terms
+        raise RelfsError(f"{plan.mountpoint}: no such directory to mount on; make it first")
+    found = mount_at(plan.mountpoint)
+    if found is not None and found.fstype == FSTYPE:
+        raise RelfsError(f"{plan.mountpoint}: already mounted (it shows {found.source}); `relfsctl unmount` ends that")
+    if plan.over:
+        return
+    if plan.deploy_path.startswith(plan.mountpoint.rstrip("/") + "/"):
+        raise RelfsError(f"{plan.mountpoint}: busy: the deploy path is below it and would be hidden")
+    if not plan.nonempty and os.listdir(plan.mountpoint):
+        raise RelfsError(f"{plan.mountpoint}: busy: it is not empty, and what it holds would be hidden (-o nonempty)")
+
+
+def _require_servable(pointer: Pointer) -> None:
+    """A first `current` may come later, a broken one is said before anything is covered."""
+    target = pointer.target
+    if target is None:
+        return
+    deploy = pointer.deploy
+    if target.release is not None and deploy.has_release(target.release):
+        return
+    if target.release is None and _leads_to_directory(deploy, target):
+        return
+    raise RelfsError(
+        f"{deploy.path}/{CURRENT}: leads to {target.text}, which is no directory; "
+        f"`relfsctl -C {deploy.path} switch RELEASE` makes it lead to a release"
+    )
+
+
+def _leads_to_directory(deploy: DeployPath, target: Target) -> bool:
+    return _is_directory(deploy.fd, deploy.inside(target.text) or target.text)
+
+
+def _is_directory(directory: int, name: str) -> bool:
+    try:
+        os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
+    """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
+    try:
+        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
+    except OSError as error:
+        raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
+    try:
+        deadline = time.monotonic() + _PREDECESSOR_SECONDS
+        while not _try_lock(fd):
+            where = [mount.target for mount in relfs_mounts() if mount.source == plan.deploy_path]
+            if where or time.monotonic() > deadline:
+                shown = f"at {where[0]}" if where else "in another mount name space"
+                raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
+            time.sleep(_PAUSE)
+        yield
+        with suppress(FileNotFoundError):
+            os.unlink(SOCKET, dir_fd=state_fd)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _run_directory() -> str:
+    """A directory of our own for a socket that cannot be in the state directory."""
+    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    path = tempfile.mkdtemp(prefix="relfs-", dir=base)
+    os.chmod(path, 0o755)
+    return path
+

@@ -1,0 +1,26 @@
+"""What was asked for on the command line of `relfs`, understood and checked as far as words go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relfs.layout import LinkStyle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """INVARIANT: paths are absolute and resolved. `mount_options` are for fusermount3, as given."""
+
+    deploy_path: str
+    mountpoint: str
+    mount_options: tuple[str, ...] = ()
+    bind: bool = True
+    link: LinkStyle | None = None
+    state_dir: str | None = None
+    allow_other: bool | None = None
+    nonempty: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the mount covers the deploy path."""
+        return self.mountpoint == self.deploy_path

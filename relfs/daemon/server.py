@@ -1,0 +1,290 @@
+"""The control server: JSON-RPC on `.relfs/control`, see control.py for the protocol.
+
+Who asks is what the kernel says (SO_PEERCRED and SO_PEERGROUPS, unix(7)), never what the message says. Everybody may
+read; root, the deploy path's owner and the configured group may change things. A client that breaks the rules, sends
+too much, does not finish its message or does not read its answers is cut off, and nobody else notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from relfs.control import (
+    FAILED_BASE,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    MESSAGE_MAX,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    SOCKET,
+)
+from relfs.errors import RefusedError, RelfsError, reason
+from relfs.journal import Actor, Event, command_line, user_name
+from relfs.store import Owner
+
+_log = logging.getLogger(__name__)
+
+_MESSAGE_SECONDS = 10.0
+"""How long a client may take to end a message that it has begun, or to read an answer."""
+
+_BACKLOG = 512
+_EVENTS_MAX = 1000
+_SO_PEERGROUPS = 59
+_GROUPS_MAX = 1024
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is on the other end. `pid` is 0 if it lives outside our pid name space."""
+
+    pid: int
+    uid: int
+    gid: int
+    groups: frozenset[int]
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(self.uid, user_name(self.uid), self.pid, command_line(self.pid))
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.uid, self.gid)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method does, and whether it changes something. `params` names the parameters it takes, with types."""
+
+    run: Callable[[Peer, dict[str, Any]], Awaitable[Any]]
+    changes: bool
+    params: dict[str, type | tuple[type, ...]]
+
+
+class _ProtocolError(Exception):
+    """What a client said wrong, as a JSON-RPC error. The connection is closed after it if `fatal`."""
+
+    def __init__(self, code: int, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.fatal = fatal
+
+
+class EventHub:
+    """Events for whoever watches. One that does not keep up is cut off. GUARDED BY the event loop."""
+
+    def __init__(self) -> None:
+        self._watchers: set[trio.MemorySendChannel[Event]] = set()
+
+    def publish(self, event: Event) -> None:
+        """Contains no `await`."""
+        for watcher in list(self._watchers):
+            try:
+                watcher.send_nowait(event)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                self._watchers.discard(watcher)
+                watcher.close()
+
+    def subscribe(self) -> trio.MemoryReceiveChannel[Event]:
+        sender, receiver = trio.open_memory_channel[Event](_EVENTS_MAX)
+        self._watchers.add(sender)
+        return receiver
+
+
+class ControlServer:
+    """GUARDED BY the event loop: everything."""
+
+    def __init__(self, methods: dict[str, Method], hub: EventHub, *, owner: int, group: int | None) -> None:
+        """`owner` is the uid, `group` the gid (or None), that may change things besides root."""
+        self._methods = methods
+        self._hub = hub
+        self._owner = owner
+        self._group = group
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Serve until cancelled."""
+        await trio.serve_listeners(self._serve_client, [listener])
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        try:
+            peer = _peer(stream.socket)
+            async for line in _lines(stream):
+                if not await self._converse(stream, peer, line):
+                    return
+        except _ProtocolError as error:
+            await _send_quietly(stream, _error(None, error.code, str(error)))
+        except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+            pass  # it went away, or was cut off: its own affair
+        except Exception:
+            _log.exception("a control connection failed")
+
+    async def _converse(self, stream: trio.SocketStream, peer: Peer, line: bytes) -> bool:
+        """Answer one message. False: the conversation is over."""
+        request_id: object = None
+        try:
+            request_id, name, params = _parse(line)
+            if name == "watch":
+                await self._watch(stream, request_id)
+                return False
+            result = await self._call(peer, name, params)
+            await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": result})
+        except _ProtocolError as error:
+            await _send(stream, _error(request_id, error.code, str(error)))
+            return not error.fatal
+        except RelfsError as error:
+            await _send(stream, _error(request_id, FAILED_BASE - error.status, str(error)))
+        return True
+
+    async def _call(self, peer: Peer, name: str, params: dict[str, Any]) -> Any:
+        method = self._methods.get(name)
+        if method is None:
+            raise _ProtocolError(METHOD_NOT_FOUND, f"{name}: no such method")
+        for key, value in params.items():
+            if key not in method.params:
+                raise _ProtocolError(INVALID_PARAMS, f"{name}: {key}: no such parameter")
+            if not isinstance(value, method.params[key]):
+                raise _ProtocolError(INVALID_PARAMS, f"{name}: {key}: wrong type")
+        if method.changes:
+            if not params.get("request"):
+                raise _ProtocolError(INVALID_PARAMS, f"{name}: a change needs a `request` id")
+            self._authorize(peer)
+        return await method.run(peer, params)
+
+    def _authorize(self, peer: Peer) -> None:
+        if peer.uid in (0, self._owner):
+            return
+        if self._group is not None and (peer.gid == self._group or self._group in peer.groups):
+            return
+        raise RefusedError(
+            f"user {user_name(peer.uid)} may look but not change anything here; root, {user_name(self._owner)} and the "
+            "configured group may"
+        )
+
+    async def _watch(self, stream: trio.SocketStream, request_id: object) -> None:
+        events = self._hub.subscribe()
+        await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": {"watching": True}})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_with_client, stream, nursery.cancel_scope)
+            async for event in events:
+                await _send(stream, {"jsonrpc": "2.0", "method": "event", "params": event.as_json()})
+            nursery.cancel_scope.cancel()
+
+
+def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
+    """Listen on `control` in the state directory; what a dead daemon left there is replaced.
+
+    With `place`, the socket is made in that directory and `control` is a link to it: sockets cannot be reached through
+    FUSE (unix(7) knows them by inode). The caller holds the daemon lock. Raises RelfsError.
+    """
+    where = f"/proc/self/fd/{directory}/{SOCKET}" if place is None else f"{place}/{SOCKET}"
+    endpoint = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(SOCKET, directory)
+        if place is not None:
+            os.symlink(where, SOCKET, dir_fd=directory)
+        _bind_now(endpoint, where)
+        os.chmod(where, 0o666)  # anybody may ask; what he may ask for is decided by who he is
+        endpoint.listen(_BACKLOG)
+    except OSError as error:
+        endpoint.close()
+        raise RelfsError(f"{SOCKET}: the control socket cannot be made: {reason(error)}") from error
+    return trio.SocketListener(endpoint)
+
+
+def _bind_now(endpoint: trio.socket.SocketType, where: str) -> None:
+    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution."""
+    duplicate = socket.socket(fileno=os.dup(endpoint.fileno()))
+    with duplicate:
+        duplicate.bind(where)
+
+
+def _remove_stale(name: str, directory: int) -> None:
+    try:
+        mode = os.lstat(name, dir_fd=directory).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISSOCK(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.EEXIST, "something that is no socket is in its place")
+    os.unlink(name, dir_fd=directory)
+
+
+def _peer(endpoint: trio.socket.SocketType) -> Peer:
+    raw = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", raw)
+    try:
+        groups = endpoint.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
+    except OSError:  # before Linux 4.13
+        groups = b""
+    return Peer(pid, uid, gid, frozenset(struct.unpack(f"{len(groups) // 4}I", groups)))
+
+
+async def _lines(stream: trio.SocketStream) -> Any:
+    """Whole messages. Raises _ProtocolError for one that is too long or not ended in time."""
+    buffer = bytearray()
+    while True:
+        limit = _MESSAGE_SECONDS if buffer else float("inf")
+        with trio.move_on_after(limit) as waiting:
+            data = await stream.receive_some(MESSAGE_MAX)
+        if waiting.cancelled_caught:
+            raise _ProtocolError(INVALID_REQUEST, f"the message was not ended within {_MESSAGE_SECONDS:g} s")
+        if not data:
+            return
+        buffer += data
+        while (end := buffer.find(b"\n")) >= 0:
+            if end > MESSAGE_MAX:
+                break
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
+            yield line
+        if len(buffer) > MESSAGE_MAX:
+            raise _ProtocolError(INVALID_REQUEST, f"a message has at most {MESSAGE_MAX} bytes")
+
+
+def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _ProtocolError(PARSE_ERROR, "the message is not JSON", fatal=True) from error
+    if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        raise _ProtocolError(INVALID_REQUEST, "the message is not a JSON-RPC request", fatal=True)
+    params = message.get("params", {})
+    if not isinstance(params, dict):
+        raise _ProtocolError(INVALID_PARAMS, "params must be an object")
+    request_id = message.get("id")
+    return request_id if isinstance(request_id, str | int | float) else None, message["method"], params
+
+
+def _error(request_id: object, code: int, message: str) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}
+
+
+async def _send(stream: trio.SocketStream, message: dict[str, Any]) -> None:
+    with trio.fail_after(_MESSAGE_SECONDS):
+        await stream.send_all(json.dumps(message).encode("ascii") + b"\n")
+
+
+async def _send_quietly(stream: trio.SocketStream, message: dict[str, Any]) -> None:
+    try:
+        await _send(stream, message)
+    except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+        pass
+
+
+async def _end_with_client(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """A watcher has nothing more to say; when its side ends, so does ours."""
+    try:
+        while await stream.receive_some(MESSAGE_MAX):
+            pass
+    except trio.BrokenResourceError:
+        pass
+    scope.cancel()

@@ -1,0 +1,70 @@
+"""Noticing what others do: to the real `current` behind the mount, and to the mount itself.
+
+The real link: another mount name space still sees the covered directory, and somebody there may replace the link. The
+daemon follows a new target that can be served, and tells the kernel and the journal; it keeps serving the old one, and
+`status` says so, if the link is gone or leads nowhere. inotify(7) tells at once; where it does not (a network file
+system changed from another host), a look every few seconds does.
+
+The mount: somebody may unmount it. The kernel ends the connection then, unless it was a lazy unmount and a process
+still has its working directory or a file there; only for those, mountinfo (proc(5)) is read every other second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+
+import trio
+
+from relfs.errors import RelfsError
+from relfs.fuse.changes import Changes
+from relfs.mounts import mounts
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 5.0
+_MOUNT_SECONDS = 2.0
+
+_IN_MASK = 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000  # MOVED_FROM, MOVED_TO, CREATE, DELETE, ONLYDIR (linux/inotify.h)
+_IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+
+
+async def follow_link(covered: int, changes: Changes) -> None:
+    """Look at the real link whenever something happens in the covered directory (a descriptor). Never returns."""
+    watch = _watch_directory(covered)
+    try:
+        while True:
+            await _something_happened(watch)
+            try:
+                await changes.refresh()
+            except RelfsError as error:
+                _log.warning("the real link cannot be looked at: %s", error)
+    finally:
+        os.close(watch)
+
+
+async def _something_happened(watch: int) -> None:
+    with trio.move_on_after(_LOOK_SECONDS):
+        await trio.lowlevel.wait_readable(watch)
+    try:
+        while os.read(watch, 1 << 16):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _watch_directory(directory: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch: int = libc.inotify_init1(_IN_FLAGS)
+    if watch < 0:
+        raise OSError(ctypes.get_errno(), "inotify_init1")
+    if libc.inotify_add_watch(watch, b"/proc/self/fd/%d" % directory, _IN_MASK) < 0:
+        _log.warning("inotify: %s; the real link is looked at every few seconds only", os.strerror(ctypes.get_errno()))
+    return watch
+
+
+async def until_unmounted(mount_id: int) -> None:
+    """Return once the mount with this id (proc(5), mountinfo) is gone from our name space."""
+    while any(mount.id == mount_id for mount in mounts()):
+        await trio.sleep(_MOUNT_SECONDS)

@@ -1,0 +1,224 @@
+"""What this host, and a deploy path, can do: found out by trying, never by version numbers.
+
+Trying leaves nothing behind: the FUSE handshake is begun on a directory of its own and dropped, a detached copy of a
+mount is made and closed, a link is made and removed under relfs's own temporary name.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from relfs import libc
+from relfs.control import Connection, NoDaemon
+from relfs.errors import RelfsError, reason
+from relfs.fuse.connection import connect
+from relfs.fuse.protocol import CACHE_SYMLINKS, HAS_RESEND, InitRequest
+from relfs.layout import open_deploy_path
+from relfs.locate import Place
+from relfs.mounts import detach, mount_at
+from relfs.store import peek
+
+_FUSE_CONF = "/etc/fuse.conf"
+_REQUEST_TIMEOUT = "/proc/sys/fs/fuse/max_request_timeout"
+
+State = Literal["ok", "note", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`note`: relfs works, but the administrator may want to know. `fail`: it does not work."""
+
+    state: State
+    what: str
+    text: str
+
+
+def examine(place: Place | None) -> list[Finding]:
+    """All findings, the host's first. Raises nothing that belongs to a check: that is its finding."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _request_timeout, _tools,
+    ]  # fmt: skip
+    findings = [finding for check in checks for finding in check()]
+    if place is not None:
+        findings += _deploy_path(place)
+    return findings
+
+
+def _kernel() -> Iterator[Finding]:
+    system = os.uname()
+    state: State = "ok" if system.sysname == "Linux" else "fail"
+    yield Finding(state, "kernel", f"{system.sysname} {system.release}" + ("" if state == "ok" else ": mounting needs Linux"))
+
+
+def _device() -> Iterator[Finding]:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        yield Finding("ok", "/dev/fuse", "can be opened")
+    except FileNotFoundError:
+        yield Finding("fail", "/dev/fuse", "missing; load the module (modprobe fuse), or give the device to the container")
+    except PermissionError:  # fusermount3 is setuid root and opens it for us
+        yield Finding("note", "/dev/fuse", "only root may open it; fusermount3 does that for users")
+    except OSError as error:
+        yield Finding("fail", "/dev/fuse", f"cannot be opened: {reason(error)}")
+
+
+def _helper() -> Iterator[Finding]:
+    path = shutil.which("fusermount3")
+    if path is None:
+        yield Finding("fail", "fusermount3", "not found; install fuse3 (apt install fuse3)")
+        return
+    version = _output([path, "-V"]).removeprefix("fusermount3 version: ")
+    if os.geteuid() != 0 and not os.stat(path).st_mode & 0o4000:
+        yield Finding("fail", "fusermount3", f"{path} {version} is not setuid root, so only root can mount")
+        return
+    yield Finding("ok", "fusermount3", f"{path} {version}")
+
+
+def _library() -> Iterator[Finding]:
+    missing = [name for name in ("pyfuse3", "trio") if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Finding("fail", "python", f"{', '.join(missing)} not installed (pip install relfs)")
+    elif ctypes.util.find_library("fuse3") is None:
+        yield Finding("fail", "libfuse3", "not found; install libfuse3-3 (apt install libfuse3-3)")
+    else:
+        yield Finding("ok", "python", "pyfuse3, trio and libfuse3 are installed")
+
+
+def _allow_other() -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield Finding("ok", "allow_other", "root may mount for all users")
+        return
+    try:
+        with open(_FUSE_CONF, encoding="utf-8") as file:
+            allowed = any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        allowed = False
+    if allowed:
+        yield Finding("ok", "allow_other", f"{_FUSE_CONF} lets users mount for all")
+    else:
+        yield Finding(
+            "note", "allow_other",
+            f"users may mount for themselves only (-o noallow_other), which a web server cannot read; "
+            f"put user_allow_other into {_FUSE_CONF}",
+        )  # fmt: skip
+
+
+def _handshake() -> Iterator[Finding]:
+    try:
+        init = _offered()
+    except (RelfsError, OSError) as error:
+        yield Finding("fail", "handshake", str(error))
+        return
+    yield Finding("ok", "handshake", f"FUSE protocol {init.major}.{init.minor}")
+    if init.flags & CACHE_SYMLINKS:
+        yield Finding("ok", "link cache", "the kernel caches `current` (FUSE_CACHE_SYMLINKS)")
+    else:
+        yield Finding("note", "link cache", "this kernel asks relfs for every resolution: correct, but slower (Linux 4.20 caches)")
+    resend = "offered" if init.flags & HAS_RESEND else "not offered"
+    yield Finding("ok", "resend", f"{resend}; this version of relfs does not use it")
+
+
+def _offered() -> InitRequest:
+    """What the kernel offers to a connection that is dropped before it is answered."""
+    directory = tempfile.mkdtemp(prefix="relfs-doctor-")
+    try:
+        connection = connect(directory, ["fsname=relfs-doctor", "subtype=relfs-doctor"])
+        try:
+            return connection.init
+        finally:
+            if mount_at(directory) is not None:
+                detach(directory)
+            connection.close()
+    finally:
+        os.rmdir(directory)
+
+
+def _native() -> Iterator[Finding]:
+    directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tree = libc.open_tree(directory, b"tmp", libc.OPEN_TREE_CLONE)
+        try:
+            libc.make_slave(tree)
+        finally:
+            os.close(tree)
+        yield Finding("ok", "native", "directories can be attached natively")
+    except PermissionError:
+        yield Finding("note", "native", "only root can attach directories: mount elsewhere, and links lead to native bytes")
+    except OSError as error:
+        yield Finding("note", "native", f"directories cannot be attached ({reason(error)}): all is served by passthrough")
+    finally:
+        os.close(directory)
+
+
+def _request_timeout() -> Iterator[Finding]:
+    try:
+        with open(_REQUEST_TIMEOUT, encoding="ascii") as file:
+            seconds = int(file.read())
+    except (OSError, ValueError):
+        return
+    if seconds:
+        yield Finding(
+            "note", "timeout",
+            f"fs.fuse.max_request_timeout is {seconds} s: the kernel ends a mount that takes longer to answer, "
+            "for instance while a switch waits for a slow disk",
+        )  # fmt: skip
+
+
+def _tools() -> Iterator[Finding]:
+    if shutil.which("ln") is not None:
+        version = _output(["ln", "--version"])
+        name = version.splitlines()[0] if version else "unknown"
+        yield Finding("ok", "ln", f"{name}; on a mount every `ln -sfn` is atomic")
+    has_t = "no-target-directory" in _output(["mv", "--help"]) or "-T" in _output(["mv", "--help"])
+    yield Finding("ok" if has_t else "note", "mv -T", "available" if has_t else "not available here; `relfsctl switch` needs none")
+
+
+def _deploy_path(place: Place) -> Iterator[Finding]:
+    try:
+        deploy = open_deploy_path(place.deploy_path, state_dir=place.state_dir, create_state=False)
+    except RelfsError as error:
+        yield Finding("fail", "deploy path", str(error))
+        return
+    try:
+        text = peek(deploy)
+        if text is None:
+            yield Finding("note", "current", f"{deploy.path}: nothing is current yet")
+        elif os.path.isdir(f"{deploy.path}/{deploy.inside(text) or text}"):
+            yield Finding("ok", "current", f"{deploy.path}: {deploy.target(text).label}")
+        else:
+            yield Finding("fail", "current", f"{deploy.path}: leads to {text}, which is no directory; `relfsctl switch RELEASE`")
+        if not os.access(deploy.path, os.W_OK):
+            yield Finding("note", "writing", f"{deploy.path}: user {os.geteuid()} cannot write here; use --state-dir if nobody can")
+    except (RelfsError, OSError) as error:
+        yield Finding("fail", "current", str(error))
+    finally:
+        deploy.close()
+    yield _mounted(place)
+
+
+def _mounted(place: Place) -> Finding:
+    if place.mountpoint is None:
+        return Finding("note", "mount", f"{place.deploy_path}: not mounted; the real link serves")
+    try:
+        Connection(place.state_paths).close()
+    except NoDaemon:
+        return Finding("fail", "mount", f"{place.mountpoint}: mounted, but no daemon answers; `relfsctl unmount`")
+    except RelfsError as error:
+        return Finding("fail", "mount", str(error))
+    return Finding("ok", "mount", f"{place.mountpoint}: mounted, the daemon answers")
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})  # noqa: S603
+    except OSError:
+        return ""
+    return os.fsdecode(done.stdout or done.stderr).strip()

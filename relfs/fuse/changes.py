@@ -1,0 +1,92 @@
+"""Changing the pointer from trio: one change at a time, on a thread, and the kernel told after it.
+
+Deadlock by invalidation: dropping a dentry takes the directory's lock in the kernel, which a process inside rename,
+symlink or unlink on the mount holds while it waits for us (fuse_reverse_inval_entry() in fs/fuse/dir.c). So the kernel
+is told only after every lock of ours is released, on a thread of its own, and never before a request is answered
+that may be holding that lock.
+
+Two limiters, because a change that waits for a thread must never wait behind a notification that waits for a change.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import pyfuse3
+import trio
+
+from relfs.fuse.inodes import ROOT
+from relfs.journal import Actor, Event
+from relfs.layout import CURRENT, Target
+from relfs.pointer import Pointer
+from relfs.store import Owner
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Changes:
+    """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
+
+    def __init__(self, pointer: Pointer) -> None:
+        self._pointer = pointer
+        self._changing = trio.CapacityLimiter(1)
+        self._telling = trio.CapacityLimiter(1)
+
+    async def switch(self, reference: str, actor: Actor, request_id: str, *, force: bool, owner: Owner) -> Event:
+        """Pointer.switch(); when it returns, no new lookup can see anything else. Raises as that does."""
+        call = partial(self._pointer.switch, reference, actor, request_id, force=force, owner=owner)
+        return await self._then_tell(call)
+
+    async def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner) -> Event:
+        """Pointer.rollback(), likewise."""
+        return await self._then_tell(partial(self._pointer.rollback, reference, actor, request_id, owner=owner))
+
+    async def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner) -> Event:
+        """Pointer.replace(), for a request handler: the kernel is not told, its caller holds the directory."""
+        return await self._run(partial(self._pointer.replace, text, actor, request_id, owner=owner))
+
+    async def record(self, action: str, actor: Actor, request_id: str, outcome: str) -> Event:
+        return await self._run(partial(self._pointer.record, action, actor, request_id, outcome))
+
+    async def flush(self) -> None:
+        """Pointer.flush(): not a change, but it waits for the same disk."""
+        await trio.to_thread.run_sync(self._pointer.flush)
+
+    async def refresh(self) -> Target | None:
+        """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
+        before = self._pointer.target
+        after = await self._run(self._pointer.refresh)
+        if after != before:
+            await self.drop_current()
+        return after
+
+    async def drop_current(self) -> None:
+        """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_drop, CURRENT.encode(), limiter=self._telling)
+
+    async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
+        """The same for another name: the dentry that a rename has moved there keeps the timeouts of its old name."""
+        await trio.to_thread.run_sync(_drop, name, parent, limiter=self._telling, abandon_on_cancel=True)
+
+    async def _then_tell(self, call: Callable[[], Event]) -> Event:
+        event = await self._run(call)
+        await self.drop_current()
+        return event
+
+    async def _run(self, call: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(call, limiter=self._changing)
+
+
+def _drop(name: bytes, parent: pyfuse3.InodeT = ROOT) -> None:
+    try:
+        pyfuse3.invalidate_entry(parent, name)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount is going away
+            _log.warning("the kernel could not be told to drop %r: %s", name, error)

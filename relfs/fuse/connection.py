@@ -1,0 +1,102 @@
+"""Owning the connection: fusermount3 mounts, and its descriptor of /dev/fuse comes here, not to libfuse.
+
+fusermount3 is asked through the socket that _FUSE_COMMFD names (libfuse, util/fusermount.c); it works for root and,
+being setuid, for users. With `auto_unmount` it stays, holding the other end of the socket: once every process that
+holds ours is gone, however it died, the helper detaches the mount lazily, and the real symlink shows again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from relfs.errors import RelfsError
+from relfs.fuse.protocol import READ_SIZE, InitRequest, parse_init
+
+_INIT_WAIT_MS = 10_000
+_ALLOW_OTHER_HINT = "; put user_allow_other there, or mount for yourself alone with -o noallow_other"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A mounted FUSE connection.
+
+    INVARIANT: until close(), `fd` is the open file description of /dev/fuse that the mount was made with, and
+    `guard` is the socket whose closing, in all processes, makes the helper detach the mount.
+    """
+
+    fd: int
+    guard: socket.socket
+    helper: subprocess.Popen[bytes]
+    init: InitRequest
+
+    def close(self) -> None:
+        """Let go: the mount is detached if it still is there, and the helper is waited for."""
+        os.close(self.fd)
+        self.guard.close()
+        self.helper.wait()
+
+
+def connect(mountpoint: str, options: Iterable[str]) -> Connection:
+    """Mount at `mountpoint` and read the kernel's FUSE_INIT, which is not answered yet: requests wait for that.
+
+    Raises RelfsError with fusermount3's own words.
+    """
+    helper_path = shutil.which("fusermount3")
+    if helper_path is None:
+        raise RelfsError("fusermount3: not found; install fuse3 (apt install fuse3)")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        helper = subprocess.Popen(  # noqa: S603 (an absolute path, and no shell)
+            [helper_path, "-o", ",".join(options), "--", mountpoint],
+            env=dict(os.environ, _FUSE_COMMFD=str(theirs.fileno()), LC_ALL="C"),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+        )
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    if not descriptors:
+        ours.close()
+        words = _last_words(helper)
+        hint = _ALLOW_OTHER_HINT if "allow_other" in words else ""
+        raise RelfsError(f"{mountpoint}: cannot be mounted: {words}{hint}")
+    if helper.stderr is not None:
+        helper.stderr.close()
+    os.set_inheritable(descriptors[0], False)
+    try:
+        init = _read_init(descriptors[0], mountpoint)
+    except BaseException:
+        os.close(descriptors[0])
+        ours.close()
+        helper.wait()
+        raise
+    return Connection(descriptors[0], ours, helper, init)
+
+
+def escape_option(value: str) -> str:
+    """`value` for fusermount3's comma list."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _read_init(fd: int, mountpoint: str) -> InitRequest:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(_INIT_WAIT_MS):
+        raise RelfsError(f"{mountpoint}: the kernel did not begin the FUSE handshake")
+    try:
+        return parse_init(os.read(fd, READ_SIZE))
+    except ValueError as error:
+        raise RelfsError(f"{mountpoint}: {error}") from error
+
+
+def _last_words(helper: subprocess.Popen[bytes]) -> str:
+    _, stderr = helper.communicate()
+    lines = [line.removeprefix("fusermount3: ") for line in os.fsdecode(stderr).splitlines() if line.strip()]
+    return lines[-1] if lines else f"fusermount3 ended with status {helper.returncode}"

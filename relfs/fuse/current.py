@@ -1,0 +1,265 @@
+"""The virtual `current`: what the name leads to, for whom, and what becomes of attempts to replace it.
+
+The link has no state of its own: what it says is Pointer.target, who is replacing it is `replacements`. Every way of
+replacing it (unlink and symlink, rename, exchange) ends in Changes.replace(), after the new target was checked; the
+covered directory's own `current` is never removed, so that the real symlink serves at every moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+
+import trio
+from pyfuse3 import EntryAttributes, FUSEError, InodeT, RequestContext, SetattrFields
+
+from relfs import libc
+from relfs.errors import LockedError, RelfsError
+from relfs.fuse.caller import acting_as
+from relfs.fuse.changes import Changes
+from relfs.fuse.inodes import InodeTable
+from relfs.fuse.passthrough import FOR_EVER, fill
+from relfs.journal import Actor, command_line, user_name
+from relfs.layout import CURRENT, DeployPath, Target
+from relfs.pointer import Pointer
+from relfs.processes import thread_group
+from relfs.store import TEMPORARY, Owner
+from relfs.views import Replacement, begin_replacement
+
+_log = logging.getLogger(__name__)
+
+_CHECK_SECONDS = 5.0
+"""How long a new target may take to be looked at. It may lead through this very mount, whose directory the caller of
+the request keeps locked: that look ends only when the request is answered."""
+
+
+class CurrentLink:
+    """GUARDED BY the event loop: `replacements`."""
+
+    def __init__(
+        self,
+        pointer: Pointer,
+        changes: Changes,
+        table: InodeTable,
+        nursery: trio.Nursery,
+        *,
+        show: Callable[[Target], str],
+        grace: float,
+    ) -> None:
+        """`show` makes the text that readers get of a target; `grace` is in seconds."""
+        self.replacements: list[Replacement] = []
+        self._pointer = pointer
+        self._deploy: DeployPath = pointer.deploy
+        self._changes = changes
+        self._table = table
+        self._nursery = nursery
+        self._show = show
+        self._grace = grace
+
+    # ---- looking: no `await` in here
+
+    def lookup(self, context: RequestContext) -> EntryAttributes:
+        """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
+        entry = None if self.hidden_from(context) else self.entry()
+        if entry is None:
+            raise FUSEError(errno.ENOENT)
+        return entry
+
+    def entry(self) -> EntryAttributes | None:
+        """What a lookup answers, which takes a reference; None while there is no `current`."""
+        target = self._pointer.target
+        if target is None:
+            return None
+        entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
+        self._table.count(entry.st_ino)
+        return entry
+
+    def hidden_from(self, context: RequestContext) -> bool:
+        """Whether the caller sees no `current`."""
+        if self._pointer.target is None:
+            return True
+        return bool(self.replacements) and self._replacement_of(context) is not None
+
+    def attributes(self, nodeid: InodeT) -> EntryAttributes:
+        """Of any virtual link, this one or an earlier one that the kernel still holds."""
+        text = self._table.text(nodeid)
+        assert text is not None
+        entry = fill(EntryAttributes(), self._status())
+        entry.st_ino = nodeid
+        entry.st_mode = stat.S_IFLNK | 0o777
+        entry.st_nlink = 1
+        entry.st_size = len(text)
+        entry.attr_timeout = FOR_EVER
+        entry.entry_timeout = 0.0 if self.replacements else FOR_EVER
+        return entry
+
+    def _status(self) -> os.stat_result:
+        """Owner and times are the real link's; the deploy path's where links cannot be."""
+        try:
+            return os.lstat(CURRENT, dir_fd=self._deploy.fd)
+        except OSError:
+            return os.fstat(self._deploy.fd)
+
+    def _replacement_of(self, context: RequestContext) -> Replacement | None:
+        pid = thread_group(context.pid)
+        return next((each for each in self.replacements if each.hides_from(pid)), None)
+
+    # ---- replacing
+
+    async def unlink(self, context: RequestContext) -> None:
+        """Begin a replacement: the name is withdrawn from the caller, and stays for everybody else."""
+        if self.hidden_from(context):
+            raise FUSEError(errno.ENOENT)
+        # Most of the disk's work is done here, while readers still have the cached name: once the tool creates the
+        # link, the kernel makes who looks the name up wait for the end of that.
+        await self._changes.flush()
+        replacement = begin_replacement(_actor(context), time.time())
+        self.replacements.append(replacement)
+        self._nursery.start_soon(self._lapse, replacement)
+
+    async def symlink(self, text: bytes, context: RequestContext) -> EntryAttributes:
+        """End a replacement, or make the first `current`."""
+        if not self.hidden_from(context):
+            raise FUSEError(errno.EEXIST)
+        await self._replace(text, context)
+        entry = self.entry()
+        assert entry is not None, "a replacement has left no target"
+        return entry
+
+    async def take(self, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
+        """rename(2) of the link `name` in `directory` (a descriptor) onto `current`."""
+        text = _text_of(directory, name, visible=not self.hidden_from(context))
+        exchanged = self._exchanged_text(flags, context)
+        await self._replace(text, context)
+        with acting_as(context):
+            if exchanged is None:
+                os.unlink(name, dir_fd=directory)
+            else:
+                _put_link(directory, name, exchanged)
+        self._nursery.start_soon(self._changes.drop_current)
+
+    def _exchanged_text(self, flags: int, context: RequestContext) -> bytes | None:
+        hidden = self.hidden_from(context)
+        if flags & libc.RENAME_EXCHANGE:
+            if hidden or self._pointer.target is None:
+                raise FUSEError(errno.ENOENT)
+            return os.fsencode(self._pointer.target.text)
+        if flags & libc.RENAME_NOREPLACE and not hidden:
+            raise FUSEError(errno.EEXIST)
+        if flags & ~libc.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        return None
+
+    async def give(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
+        """rename(2) of `current` to `name` in `directory`: that gets a link, and `current` is being replaced."""
+        if flags & libc.RENAME_EXCHANGE:
+            await self.take(directory, name, flags, context)
+        else:
+            if self.hidden_from(context) or self._pointer.target is None:
+                raise FUSEError(errno.ENOENT)
+            with acting_as(context):
+                text = os.fsencode(self._pointer.target.text)
+                if flags & libc.RENAME_NOREPLACE:
+                    os.symlink(text, name, dir_fd=directory)
+                else:
+                    _put_link(directory, name, text)
+            await self.unlink(context)
+        self._nursery.start_soon(self._changes.drop_name, parent, name)
+
+    def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
+        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past."""
+        target = self._pointer.target
+        if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)):
+            raise FUSEError(errno.ESTALE)
+        if fields.update_uid or fields.update_gid:
+            uid = wanted.st_uid if fields.update_uid else -1
+            gid = wanted.st_gid if fields.update_gid else -1
+            with acting_as(context):
+                os.chown(CURRENT, uid, gid, dir_fd=self._deploy.fd, follow_symlinks=False)
+        if fields.update_atime or fields.update_mtime:
+            now = self._status()
+            atime = wanted.st_atime_ns if fields.update_atime else now.st_atime_ns
+            mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
+            os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
+
+    async def _replace(self, text: bytes, context: RequestContext) -> None:
+        wanted = os.fsdecode(text)
+        await self._check(wanted)
+        mine = self._replacement_of(context) if self.replacements else None
+        try:
+            await self._changes.replace(
+                wanted, _actor(context), os.urandom(16).hex(), owner=Owner(context.uid, context.gid)
+            )
+        except LockedError as error:
+            _log.warning("a swap by pid %d was refused: %s", context.pid, error)
+            raise FUSEError(errno.EBUSY) from error
+        except RelfsError as error:
+            _log.warning("a swap by pid %d failed: %s", context.pid, error)
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) else None
+            raise FUSEError(number or errno.EIO) from error
+        if mine in self.replacements:
+            self.replacements.remove(mine)
+
+    async def _check(self, text: str) -> None:
+        """Refuse a target that can serve nobody. Raises OSError of the look at it, ENODATA for an empty directory."""
+        inner = self._deploy.inside(text)
+        with trio.move_on_after(_CHECK_SECONDS):
+            await trio.to_thread.run_sync(
+                _require_content, inner if inner is not None else text, self._deploy.fd, abandon_on_cancel=True
+            )
+            return
+        raise FUSEError(errno.EBUSY)
+
+    async def _lapse(self, replacement: Replacement) -> None:
+        """After the grace period, a replacement that nobody ended is given up, and said so."""
+        await trio.sleep(self._grace)
+        if replacement not in self.replacements:
+            return
+        self.replacements.remove(replacement)
+        await self._changes.drop_current()
+        outcome = f"lapsed: {CURRENT} was removed and not made again within {self._grace:g} s"
+        try:
+            await self._changes.record("replace", replacement.actor, os.urandom(16).hex(), outcome)
+        except RelfsError as error:
+            _log.warning("an abandoned replacement is not in the journal: %s", error)
+
+
+def _actor(context: RequestContext) -> Actor:
+    pid = thread_group(context.pid)
+    return Actor(context.uid, user_name(context.uid), pid, command_line(pid))
+
+
+def _text_of(directory: int, name: bytes, *, visible: bool) -> bytes:
+    """The text of the link that is to become `current`. Raises what rename(2) would, and EPERM for what it would do."""
+    mode = os.lstat(name, dir_fd=directory).st_mode
+    if stat.S_ISLNK(mode):
+        return os.readlink(name, dir_fd=directory)
+    if stat.S_ISDIR(mode) and visible:
+        raise FUSEError(errno.ENOTDIR)
+    raise FUSEError(errno.EPERM)
+
+
+def _put_link(directory: int, name: bytes, text: bytes) -> None:
+    """Make `name` a link that says `text`, replacing what is there in one step."""
+    temporary = f"{TEMPORARY}.{os.getpid()}".encode()
+    os.symlink(text, temporary, dir_fd=directory)
+    try:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        os.unlink(temporary, dir_fd=directory)
+        raise
+
+
+def _require_content(path: str, covered: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=covered)
+    try:
+        with os.scandir(fd) as entries:
+            if next(entries, None) is None:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    finally:
+        os.close(fd)

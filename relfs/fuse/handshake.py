@@ -1,0 +1,69 @@
+"""The INIT handshake, brokered: libfuse's words, with the flags that pyfuse3 cannot ask for.
+
+Some facts about INIT. The kernel opens every connection with FUSE_INIT, listing what it can do; the daemon answers
+with what it wants, once, and that holds for the life of the connection. relfs lives on one flag, FUSE_CACHE_SYMLINKS:
+with it the kernel walks through `current` without asking us (1.1 us instead of 266), without it every resolution is a
+READLINK. libfuse would ask for it if its init callback said so, but pyfuse3's callback (handlers.pxi, fuse_init) sets
+three other flags and gives us no say. And pyfuse3 insists on opening its session by itself; only a mountpoint of the
+form /dev/fd/N makes libfuse take a descriptor that exists (libfuse, lib/mount_util.c, fuse_mnt_parse_fuse_fd).
+
+The consequence. Somebody has to stand between libfuse and the kernel for that one exchange, and must be gone after it,
+since a broker in the path of every request would cost what the flag saves.
+
+The choice. N is first one end of a SOCK_SEQPACKET pair, which keeps message boundaries as /dev/fuse does. The kernel's
+INIT is sent through it; libfuse's reply is read from it, gets the flags that the kernel offered and we want, and goes
+to the kernel. Then N must become /dev/fuse, at a moment when nobody is reading from it and pyfuse3 is about to wait
+again: dup2(2) inside a request handler is that moment, because a handler that is called synchronously runs between two
+waits. `forget` is such a handler. So a baton is sent through the pair, a FORGET of node 0 that no kernel ever sends;
+Operations.forget() recognises it and calls Handshake.take_over(). Trio's next wait finds that epoll no longer knows N
+(the old file is gone with its last descriptor), and registers what N is now. From there on libfuse talks to the kernel
+directly, at no cost.
+
+pyfuse3.close() must be called with unmount=False: for /dev/fd/N, libfuse would unmount that literal path.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import trio
+
+from relfs.fuse.connection import Connection
+from relfs.fuse.protocol import CACHE_SYMLINKS, baton, want
+
+_REPLY_MAX = 4096
+
+
+class Handshake:
+    """One exchange of FUSE_INIT between the kernel and a libfuse session that reads from `session_path`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._session_fd = theirs.detach()
+        self._ours.send(connection.init.raw)
+        self.done = trio.Event()
+        self.caches_links = bool(connection.init.flags & CACHE_SYMLINKS)
+
+    @property
+    def session_path(self) -> str:
+        """The mountpoint to give to pyfuse3.init()."""
+        return f"/dev/fd/{self._session_fd}"
+
+    async def broker(self) -> None:
+        """Carry libfuse's reply to the kernel, and send the baton. Needs pyfuse3.main() to be running beside it.
+
+        Raises ValueError if libfuse refuses, OSError if the kernel does.
+        """
+        with self._ours:
+            await trio.lowlevel.wait_readable(self._ours)
+            reply = want(self._ours.recv(_REPLY_MAX), CACHE_SYMLINKS if self.caches_links else 0)
+            self._ours.send(baton())
+            os.write(self._connection.fd, reply)
+            await self.done.wait()
+
+    def take_over(self) -> None:
+        """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await."""
+        os.dup2(self._connection.fd, self._session_fd, inheritable=False)
+        self.done.set()

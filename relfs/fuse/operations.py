@@ -1,0 +1,340 @@
+"""The request handlers: who answers what. `current` is CurrentLink's, the rest is Passthrough's; nothing is decided
+here but where a name belongs, and that no handler can bring the daemon down.
+
+pyfuse3 ends its main loop when a handler raises anything but FUSEError; so every handler is wrapped: an OSError becomes
+its errno, anything else is logged and becomes EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FUSEError,
+    InodeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from relfs.fuse.current import CurrentLink
+from relfs.fuse.handshake import Handshake
+from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
+from relfs.fuse.passthrough import Passthrough
+from relfs.fuse.protocol import BATON
+from relfs.layout import CURRENT, RELEASES, SHARED, STATE
+from relfs.store import TEMPORARY
+
+_log = logging.getLogger(__name__)
+
+_CURRENT = CURRENT.encode()
+_HIDDEN = TEMPORARY.encode()
+
+NATIVE = {
+    RELEASES.encode(): RELEASES_NODE,
+    SHARED.encode(): SHARED_NODE,
+    STATE.encode(): STATE_NODE,
+}
+"""Top-level directories that native ones are mounted on, and their constant nodeids."""
+
+_OURS = frozenset({_CURRENT, *NATIVE})
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def _handler(method: _Handler) -> _Handler:
+    """Count the request, and let nothing but FUSEError out."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def guarded(self: Operations, *args: Any) -> Any:
+        self.requests[name] += 1
+        try:
+            return await method(self, *args)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
+            _log.exception("%s failed", name)
+            raise FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+class Operations(pyfuse3.Operations):
+    """Every request of the kernel arrives here. `requests` counts them by name."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        table: InodeTable,
+        files: Passthrough,
+        current: CurrentLink,
+        handshake: Handshake,
+        on_native: Callable[[str], None],
+    ) -> None:
+        """`on_native` is called with the name of a native directory that has come into being under the mount."""
+        super().__init__()
+        self.requests: Counter[str] = Counter()
+        self._table = table
+        self._files = files
+        self._current = current
+        self._handshake = handshake
+        self._on_native = on_native
+
+    # ---- names
+
+    @_handler
+    async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if parent_inode == ROOT:
+            return self._lookup_top(name, ctx)
+        return self._files.lookup(parent_inode, name)
+
+    def _lookup_top(self, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if name == _CURRENT:
+            return self._current.lookup(ctx)
+        if name.startswith(_HIDDEN):
+            raise FUSEError(errno.ENOENT)
+        native = self._native_entry(name) if name in NATIVE else None
+        if native is not None:
+            return native
+        entry = self._files.lookup(ROOT, name)
+        if stat.S_ISLNK(entry.st_mode):
+            entry.entry_timeout = 0.0  # a rename onto `current` moves this dentry there, with its timeouts
+        return entry
+
+    def _pin_native(self, name: bytes) -> None:
+        """A native directory that was not there at the start gets its constant nodeid before anybody learns another."""
+        if self._table.is_pinned(NATIVE[name]):
+            return
+        root = self._table.node(ROOT)
+        try:
+            fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root.fd)
+        except OSError:
+            return
+        self._table.pin(NATIVE[name], fd)
+        self._on_native(os.fsdecode(name))
+
+    @_handler
+    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        if parent_inode == ROOT and name == _CURRENT:
+            await self._current.unlink(ctx)
+            return
+        self._files.unlink(parent_inode, name, ctx)
+
+    @_handler
+    async def symlink(self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        if parent_inode == ROOT and name == _CURRENT:
+            return await self._current.symlink(target, ctx)
+        self._forbid(parent_inode, name, ctx)
+        entry = self._files.symlink(parent_inode, name, target, ctx)
+        if parent_inode == ROOT:
+            entry.entry_timeout = 0.0
+        return entry
+
+    @_handler
+    async def rename(
+        self, parent_inode_old: InodeT, name_old: bytes, parent_inode_new: InodeT, name_new: bytes, flags: int,
+        ctx: RequestContext,
+    ) -> None:  # fmt: skip
+        old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
+        if old == new == (ROOT, _CURRENT):
+            return
+        for parent, name in (old, new):
+            if parent == ROOT and (name in NATIVE or name.startswith(_HIDDEN)):
+                raise FUSEError(errno.EBUSY)
+        if new == (ROOT, _CURRENT):
+            await self._current.take(self._table.node(parent_inode_old).fd, name_old, flags, ctx)
+        elif old == (ROOT, _CURRENT):
+            directory = self._table.node(parent_inode_new).fd
+            await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
+        else:
+            self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    @_handler
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._forbid(new_parent_inode, new_name, ctx)
+        if self._table.text(inode) is not None:  # there is no inode that could get a second name
+            raise FUSEError(errno.EPERM)
+        return self._files.link(inode, new_parent_inode, new_name, ctx)
+
+    @_handler
+    async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        self._forbid(parent_inode, name, ctx)
+        if parent_inode == ROOT and name in NATIVE:
+            self._files.make_directory(ROOT, name, mode, ctx)
+            return self._lookup_top(name, ctx)
+        return self._files.mkdir(parent_inode, name, mode, ctx)
+
+    @_handler
+    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        if parent_inode == ROOT and name in NATIVE:
+            raise FUSEError(errno.EBUSY)
+        if parent_inode == ROOT and name == _CURRENT:
+            raise FUSEError(errno.ENOTDIR)
+        self._files.rmdir(parent_inode, name, ctx)
+
+    @_handler
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._forbid(parent_inode, name, ctx)
+        return self._files.mknod(parent_inode, name, mode, rdev, ctx)
+
+    @_handler
+    async def create(
+        self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        self._forbid(parent_inode, name, ctx)
+        return self._files.create(parent_inode, name, mode, flags, ctx)
+
+    def _forbid(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """`current` can only be a symbolic link, and the name of its successor to be is relfs's own."""
+        if parent != ROOT:
+            return
+        if name == _CURRENT:
+            raise FUSEError(errno.EPERM if self._current.hidden_from(ctx) else errno.EEXIST)
+        if name.startswith(_HIDDEN):
+            raise FUSEError(errno.EPERM)
+
+    def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:  # type: ignore[override]
+        """Called synchronously by pyfuse3, hence not `async`; see handshake.py for the baton."""
+        if inode_list == BATON:
+            self._handshake.take_over()
+            return
+        for nodeid, lookups in inode_list:
+            self._table.forget(nodeid, lookups)
+
+    # ---- inodes
+
+    @_handler
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:  # noqa: ARG002
+        if self._table.text(inode) is not None:
+            return self._current.attributes(inode)
+        return self._files.getattr(inode)
+
+    @_handler
+    async def setattr(
+        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        if self._table.text(inode) is None:
+            return self._files.setattr(inode, attr, fields, fh, ctx)
+        self._current.setattr(inode, attr, fields, ctx)
+        return self._current.attributes(inode)
+
+    @_handler
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:  # noqa: ARG002
+        text = self._table.text(inode)
+        return text if text is not None else self._files.readlink(inode)
+
+    @_handler
+    async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._no_xattr(inode, errno.EPERM)
+        self._files.setxattr(inode, name, value, ctx)
+
+    @_handler
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        self._no_xattr(inode, errno.ENODATA)
+        return self._files.getxattr(inode, name, ctx)
+
+    @_handler
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+        return [] if self._table.text(inode) is not None else self._files.listxattr(inode, ctx)
+
+    @_handler
+    async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        self._no_xattr(inode, errno.ENODATA)
+        self._files.removexattr(inode, name, ctx)
+
+    def _no_xattr(self, inode: InodeT, number: int) -> None:
+        if self._table.text(inode) is not None:
+            raise FUSEError(number)
+
+    @_handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:  # noqa: ARG002
+        return self._files.statfs(ROOT)
+
+    # ---- files
+
+    @_handler
+    async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        return self._files.open(inode, flags, ctx)
+
+    @_handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return self._files.read(fh, off, size)
+
+    @_handler
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return self._files.write(fh, off, buf)
+
+    @_handler
+    async def flush(self, fh: FileHandleT) -> None:
+        self._files.flush(fh)
+
+    @_handler
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
+
+    @_handler
+    async def release(self, fh: FileHandleT) -> None:
+        self._files.release(fh)
+
+    # ---- directories
+
+    @_handler
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        if inode != ROOT:
+            return self._files.opendir(inode, ctx)
+        visible = [] if self._current.hidden_from(ctx) else [_CURRENT]
+        visible += [name for name, nodeid in NATIVE.items() if self._table.is_pinned(nodeid)]
+        return self._files.opendir(inode, ctx, hide=lambda name: name in _OURS or name.startswith(_HIDDEN), show=visible)
+
+    @_handler
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        at_root = self._files.listed(fh).id == ROOT
+        for position, name in self._files.listing(fh, start_id):
+            if at_root and name in _OURS:
+                sent = self._reply_ours(name, position, token)
+            else:
+                sent = self._files.reply_entry(fh, name, position, token)
+            if not sent:
+                break
+
+    def _reply_ours(self, name: bytes, position: int, token: ReaddirToken) -> bool:
+        entry = self._current.entry() if name == _CURRENT else self._native_entry(name)
+        if entry is None or pyfuse3.readdir_reply(token, name, entry, position):
+            return True
+        self._table.forget(entry.st_ino, 1)
+        return False
+
+    def _native_entry(self, name: bytes) -> EntryAttributes | None:
+        """A native directory under its constant nodeid, which must be all that the kernel ever hears of it."""
+        self._pin_native(name)
+        return self._files.pinned(NATIVE[name]) if self._table.is_pinned(NATIVE[name]) else None
+
+    @_handler
+    async def releasedir(self, fh: FileHandleT) -> None:
+        self._files.releasedir(fh)
+
+    @_handler
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)

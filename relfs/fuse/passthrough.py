@@ -1,0 +1,289 @@
+"""Read-write passthrough: everything under the mount that is neither `current` nor a native directory.
+
+Each method is one or two system calls on the covered file system, through the descriptors of the inode table, so that
+nothing depends on what a path means by now. None contains an `await`; each raises OSError as the system call does.
+They run in the event loop: a covered file system that hangs, hangs them (the reason why bytes are served natively).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    InodeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    readdir_reply,
+)
+
+from relfs import libc
+from relfs.fuse.caller import acting_as
+from relfs.fuse.inodes import InodeTable, Node
+
+FOR_EVER = 1e9
+"""Seconds; more than thirty years, for what never changes."""
+
+MOMENT = 1.0
+"""Seconds for which the kernel may keep what only changes through the mount: how late it notices other writers."""
+
+_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_DIRECT)
+_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+
+
+@dataclass
+class _Listing:
+    """An open directory: `names` is what it held when it was last read from the start, less what `hide` hides, and
+    with what `show` adds."""
+
+    fd: int
+    node: Node
+    hide: Callable[[bytes], bool]
+    show: Sequence[bytes]
+    names: list[bytes]
+
+
+class Passthrough:
+    """GUARDED BY the event loop: `_listings`. File handles are descriptors, those of directories included."""
+
+    def __init__(self, table: InodeTable, *, exclusive: bool) -> None:
+        """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
+        self.table = table
+        self._timeout = MOMENT if exclusive else 0.0
+        self._exclusive = exclusive
+        self._listings: dict[FileHandleT, _Listing] = {}
+
+    # ---- attributes
+
+    def attributes(self, node: Node, status: os.stat_result | None = None) -> EntryAttributes:
+        """What the kernel is told of `node`, and for how long it may believe it."""
+        entry = fill(EntryAttributes(), status if status is not None else os.fstat(node.fd))
+        entry.st_ino = node.id
+        timeout = 0.0 if node.volatile else self._timeout
+        entry.attr_timeout = timeout
+        entry.entry_timeout = FOR_EVER if node.pinned else timeout
+        return entry
+
+    def getattr(self, nodeid: InodeT) -> EntryAttributes:
+        return self.attributes(self.table.node(nodeid))
+
+    def setattr(
+        self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, context: RequestContext
+    ) -> EntryAttributes:
+        node = self.table.node(nodeid)
+        with acting_as(context):
+            if fields.update_size:
+                os.truncate(fh if fh is not None else node.path, wanted.st_size)
+            if fields.update_uid or fields.update_gid:
+                uid = wanted.st_uid if fields.update_uid else -1
+                gid = wanted.st_gid if fields.update_gid else -1
+                os.chown(node.path, uid, gid)
+        if fields.update_mode:
+            self._chmod(node, stat.S_IMODE(wanted.st_mode), context)
+        if fields.update_atime or fields.update_mtime:
+            _set_times(node, wanted, fields)
+        return self.attributes(node)
+
+    def _chmod(self, node: Node, mode: int, context: RequestContext) -> None:
+        """Losing only set-id bits is the kernel's doing when somebody else writes the file: not his to be refused."""
+        old = stat.S_IMODE(os.fstat(node.fd).st_mode)
+        if mode | (old & _PRIVILEGE_BITS) == old:
+            os.chmod(node.path, mode)
+            return
+        with acting_as(context):
+            os.chmod(node.path, mode)
+
+    def readlink(self, nodeid: InodeT) -> bytes:
+        return os.readlink(b"", dir_fd=self.table.node(nodeid).fd)
+
+    # ---- names
+
+    def lookup(self, parent: InodeT, name: bytes) -> EntryAttributes:
+        directory = self.table.node(parent)
+        fd = os.open(name, _HOLD, dir_fd=directory.fd)
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        node = self.table.adopt(fd, status)
+        node.volatile = node.volatile or directory.volatile
+        return self._reply(node, status)
+
+    def _reply(self, node: Node, status: os.stat_result) -> EntryAttributes:
+        self.table.count(node.id)
+        return self.attributes(node, status)
+
+    def pinned(self, nodeid: InodeT) -> EntryAttributes:
+        """A lookup of a name whose nodeid is a constant, whatever has become of it in the covered directory."""
+        node = self.table.node(nodeid)
+        return self._reply(node, os.fstat(node.fd))
+
+    def mkdir(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> EntryAttributes:
+        self.make_directory(parent, name, mode, context)
+        return self.lookup(parent, name)
+
+    def make_directory(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> None:
+        with acting_as(context):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
+
+    def mknod(self, parent: InodeT, name: bytes, mode: int, device: int, context: RequestContext) -> EntryAttributes:
+        with acting_as(context):
+            os.mknod(name, mode, device, dir_fd=self.table.node(parent).fd)
+        return self.lookup(parent, name)
+
+    def symlink(self, parent: InodeT, name: bytes, text: bytes, context: RequestContext) -> EntryAttributes:
+        with acting_as(context):
+            os.symlink(text, name, dir_fd=self.table.node(parent).fd)
+        return self.lookup(parent, name)
+
+    def link(self, nodeid: InodeT, parent: InodeT, name: bytes, context: RequestContext) -> EntryAttributes:
+        with acting_as(context):
+            os.link(self.table.node(nodeid).path, name, dst_dir_fd=self.table.node(parent).fd, follow_symlinks=True)
+        return self.lookup(parent, name)
+
+    def unlink(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
+        with acting_as(context):
+            os.unlink(name, dir_fd=self.table.node(parent).fd)
+
+    def rmdir(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
+        with acting_as(context):
+            os.rmdir(name, dir_fd=self.table.node(parent).fd)
+
+    def rename(
+        self, old_parent: InodeT, old: bytes, new_parent: InodeT, new: bytes, flags: int, context: RequestContext
+    ) -> None:
+        source, destination = self.table.node(old_parent).fd, self.table.node(new_parent).fd
+        with acting_as(context):
+            if flags:
+                libc.renameat2(source, old, destination, new, flags)
+            else:
+                os.rename(old, new, src_dir_fd=source, dst_dir_fd=destination)
+
+    # ---- files
+
+    def open(self, nodeid: InodeT, flags: int, context: RequestContext) -> FileInfo:
+        node = self.table.node(nodeid)
+        with acting_as(context):
+            fd = os.open(node.path, (flags & _OPEN_FLAGS) | os.O_CLOEXEC)
+        return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
+
+    def create(
+        self, parent: InodeT, name: bytes, mode: int, flags: int, context: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        with acting_as(context):
+            opening = flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, opening, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
+        try:
+            return FileInfo(fh=FileHandleT(fd)), self.lookup(parent, name)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def read(self, fh: FileHandleT, offset: int, size: int) -> bytes:
+        return os.pread(fh, size, offset)
+
+    def write(self, fh: FileHandleT, offset: int, data: bytes) -> int:
+        return os.pwrite(fh, data, offset)
+
+    def flush(self, fh: FileHandleT) -> None:
+        os.close(os.dup(fh))  # what a file system reports at close(2), it reports to this one too
+
+    def release(self, fh: FileHandleT) -> None:
+        os.close(fh)
+
+    # ---- directories
+
+    def opendir(
+        self,
+        nodeid: InodeT,
+        context: RequestContext,
+        *,
+        hide: Callable[[bytes], bool] = lambda _name: False,
+        show: Sequence[bytes] = (),
+    ) -> FileHandleT:
+        node = self.table.node(nodeid)
+        with acting_as(context):
+            fd = os.open(node.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._listings[FileHandleT(fd)] = _Listing(fd, node, hide, show, [])
+        return FileHandleT(fd)
+
+    def listing(self, fh: FileHandleT, start: int) -> list[tuple[int, bytes]]:
+        """The names from position `start` on, each with the position behind it; position 0 reads anew."""
+        listing = self._listings[fh]
+        if start == 0:
+            found = [os.fsencode(name) for name in os.listdir(listing.fd)]
+            listing.names = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
+        return [(start + index + 1, name) for index, name in enumerate(listing.names[start:])]
+
+    def listed(self, fh: FileHandleT) -> Node:
+        """The directory that `fh` lists."""
+        return self._listings[fh].node
+
+    def reply_entry(self, fh: FileHandleT, name: bytes, position: int, token: ReaddirToken) -> bool:
+        """Tell the kernel one name; False if there is no more room. A name that is gone by now is passed over."""
+        directory = self._listings[fh].node
+        if name in (b".", b".."):  # no reference is taken for these
+            return readdir_reply(token, name, self.attributes(directory), position)
+        try:
+            entry = self.lookup(directory.id, name)
+        except FileNotFoundError:
+            return True
+        if readdir_reply(token, name, entry, position):
+            return True
+        self.table.forget(entry.st_ino, 1)
+        return False
+
+    def releasedir(self, fh: FileHandleT) -> None:
+        del self._listings[fh]
+        os.close(fh)
+
+    # ---- the rest
+
+    def statfs(self, nodeid: InodeT) -> StatvfsData:
+        now = os.fstatvfs(self.table.node(nodeid).fd)
+        data = StatvfsData()
+        for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            setattr(data, f"f_{field}", getattr(now, f"f_{field}"))
+        return data
+
+    def setxattr(self, nodeid: InodeT, name: bytes, value: bytes, context: RequestContext) -> None:
+        with acting_as(context):
+            os.setxattr(self.table.node(nodeid).path, name, value)
+
+    def getxattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> bytes:
+        with acting_as(context):
+            return os.getxattr(self.table.node(nodeid).path, name)
+
+    def listxattr(self, nodeid: InodeT, context: RequestContext) -> list[bytes]:
+        with acting_as(context):
+            return [os.fsencode(name) for name in os.listxattr(self.table.node(nodeid).path)]
+
+    def removexattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> None:
+        with acting_as(context):
+            os.removexattr(self.table.node(nodeid).path, name)
+
+
+def _set_times(node: Node, wanted: EntryAttributes, fields: SetattrFields) -> None:
+    """Not as the caller: pyfuse3 turns "now" into a time, which only owners may set; the kernel has checked which."""
+    now = os.fstat(node.fd)
+    atime = wanted.st_atime_ns if fields.update_atime else now.st_atime_ns
+    mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
+    os.utime(node.path, ns=(atime, mtime))
+
+
+def fill(entry: EntryAttributes, status: os.stat_result) -> EntryAttributes:
+    """Copy all but the inode number, which is the nodeid under a mount."""
+    for field in ("mode", "nlink", "uid", "gid", "rdev", "size", "blksize", "blocks"):
+        setattr(entry, f"st_{field}", getattr(status, f"st_{field}"))
+    for field in ("atime", "mtime", "ctime"):
+        setattr(entry, f"st_{field}_ns", getattr(status, f"st_{field}_ns"))
+    return entry

@@ -1,0 +1,68 @@
+"""Which deploy path is meant: by name, by where one stands, or because there is only one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from relfs.errors import UsageError
+from relfs.layout import CURRENT, RELEASES, STATE
+
+
+@dataclass(frozen=True)
+class Place:
+    """A deploy path, resolved, and where it is mounted (None: nowhere that this process sees)."""
+
+    deploy_path: str
+    mountpoint: str | None
+    state_dir: str | None = None
+
+    @property
+    def state_paths(self) -> tuple[str, ...]:
+        """Where the daemon's socket may be. A mount shows the state directory wherever that really is."""
+        if self.state_dir is not None:
+            return (self.state_dir,)
+        own = f"{self.deploy_path}/{STATE}"
+        return (own,) if self.mountpoint in (None, self.deploy_path) else (own, f"{self.mountpoint}/{STATE}")
+
+
+def locate(given: str | None, state_dir: str | None) -> Place:
+    """The deploy path that `given` names (it, or its mountpoint), else $RELFS_PATH, else the one around the working
+    directory, else the only one mounted. Raises UsageError that lists the candidates."""
+    path = given or os.environ.get("RELFS_PATH") or _around(os.getcwd()) or _only_mounted()
+    state = state_dir or os.environ.get("RELFS_STATE_DIR")
+    return _place(os.path.realpath(path), os.path.realpath(state) if state else None)
+
+
+def _place(real: str, state_dir: str | None) -> Place:
+    for mount in _mounts():
+        if real in (mount[0], mount[1]):
+            return Place(mount[1], mount[0], state_dir)
+    return Place(real, None, state_dir)
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """Mountpoint and deploy path of every relfs mount; none where there is no mountinfo."""
+    from relfs.mounts import relfs_mounts
+
+    return [(mount.target, mount.source) for mount in relfs_mounts()]
+
+
+def _around(directory: str) -> str | None:
+    while True:
+        if os.path.isdir(f"{directory}/{RELEASES}") and (
+            os.path.isdir(f"{directory}/{STATE}") or os.path.lexists(f"{directory}/{CURRENT}")
+        ):
+            return directory
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return None
+        directory = parent
+
+
+def _only_mounted() -> str:
+    sources = sorted({source for _, source in _mounts()})
+    if len(sources) == 1:
+        return sources[0]
+    candidates = f"mounted are {', '.join(sources)}" if sources else "none is mounted"
+    raise UsageError(f"which deploy path? name it with -C or $RELFS_PATH, or go there; {candidates}")

@@ -1,0 +1,113 @@
+"""What is mounted where (proc(5), mountinfo), and attaching native directories to a mount. Linux only.
+
+Attaching
+---------
+Some facts about bind mounts. A plain bind of `shared` hides what is mounted below it (a network disk at
+shared/storage is an empty directory there); a recursive one shows it. But a recursive bind of a tree whose mounts
+propagate (systemd makes every mount shared) joins their peer groups, and unmounting it, lazily and from the top as
+relfs goes away, travels back and unmounts the original network disk (mount_namespaces(7); the known trap of
+`umount -R` on an --rbind). The consequence: the copy must be made a slave before anybody can see it, which receives
+mounts and sends none. The choice: open_tree(2) a detached recursive copy, mount_setattr(2) it to slave, move_mount(2)
+it into place, all by descriptors. Kernels before 5.12 cannot do that; there relfs serves the directory itself, which
+follows nested mounts and costs speed only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from relfs import libc
+from relfs.errors import RelfsError, reason
+
+FSTYPE = "fuse.relfs"
+
+_MOUNTINFO = "/proc/self/mountinfo"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of mountinfo. `source` is what was mounted: for relfs, the deploy path."""
+
+    id: int
+    target: str
+    fstype: str
+    source: str
+    options: str
+
+
+def mounts() -> Iterator[Mount]:
+    """All mounts that this process sees, in the order in which they were made."""
+    with open(_MOUNTINFO, "rb") as file:
+        for line in file.read().splitlines():
+            before, _, after = line.partition(b" - ")
+            fields, rest = before.split(b" "), after.split(b" ")
+            yield Mount(
+                int(fields[0]), _unescape(fields[4]), rest[0].decode(), _unescape(rest[1]), rest[2].decode("ascii", "replace")
+            )
+
+
+def relfs_mounts() -> list[Mount]:
+    """The mounts of relfs that this process sees. Empty where there is no mountinfo at all."""
+    try:
+        return [mount for mount in mounts() if mount.fstype == FSTYPE]
+    except FileNotFoundError:
+        return []
+
+
+def mount_at(path: str) -> Mount | None:
+    """The topmost mount at the absolute, resolved `path`."""
+    found = None
+    for mount in mounts():
+        if mount.target == path:
+            found = mount
+    return found
+
+
+def attach(source_dir: int, name: str, target: str) -> None:
+    """Make the directory `name` in `source_dir`, and all mounted below it, appear at `target`; see "Attaching".
+
+    Raises OSError: EPERM without CAP_SYS_ADMIN, ENOSYS on kernels that cannot.
+    """
+    tree = libc.open_tree(source_dir, os.fsencode(name), libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
+    try:
+        libc.make_slave(tree)
+        libc.move_mount(tree, os.fsencode(target))
+    finally:
+        os.close(tree)
+
+
+def detach(mountpoint: str) -> None:
+    """Unmount lazily, with all that is mounted below: as root by itself, as a user through fusermount3.
+
+    Raises RelfsError.
+    """
+    try:
+        libc.detach(mountpoint)
+        return
+    except PermissionError:
+        pass
+    except OSError as error:
+        raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
+    helper = shutil.which("fusermount3") or "fusermount3"
+    done = subprocess.run([helper, "-u", "-z", "--", mountpoint], capture_output=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RelfsError(f"{mountpoint}: cannot be unmounted: {os.fsdecode(done.stderr).strip()}")
+
+
+def is_broken(path: str) -> bool:
+    """Whether `path` is a FUSE mount whose daemon is gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))

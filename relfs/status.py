@@ -1,0 +1,79 @@
+"""The status document, which `relfsctl status` shows: the same with a mount and without one. Pure: told, not found out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from relfs.history import History
+from relfs.layout import Target
+
+
+@dataclass(frozen=True)
+class View:
+    """Somebody who does not see what everybody sees. `since` is in seconds since the epoch."""
+
+    reason: str
+    pid: int
+    user: str
+    command: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this host gives the mount; None where only a mount would tell."""
+
+    kernel: str
+    caches_links: bool | None = None
+    resend: bool | None = None
+    native: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon."""
+
+    deploy_path: str
+    mountpoint: str | None
+    mounted: bool
+    current: str | None
+    target: str | None
+    previous: str | None
+    since: float | None
+    by: str | None
+    supervisor_pid: int | None
+    worker_pid: int | None
+    standby_pid: int | None
+    host: Host
+    views: tuple[View, ...] = ()
+    diverged: str | None = None
+    requests: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def unmounted_status(deploy_path: str, target: Target | None, history: History, kernel: str) -> Status:
+    """What the disk alone tells."""
+    last = last_activation(history, target)
+    return Status(
+        deploy_path=deploy_path,
+        mountpoint=None,
+        mounted=False,
+        current=target.label if target is not None else None,
+        target=target.text if target is not None else None,
+        previous=history.previous,
+        since=last[0],
+        by=last[1],
+        supervisor_pid=None,
+        worker_pid=None,
+        standby_pid=None,
+        host=Host(kernel),
+    )
+
+
+def last_activation(history: History, target: Target | None) -> tuple[float | None, str | None]:
+    """Since when, and by whom, the target is current; unknown if the journal does not speak of it."""
+    if target is None or not history.activations or history.activations[-1].release != target.label:
+        return None, None
+    return history.activations[-1].time, history.activations[-1].by
