@@ -1,10 +1,10 @@
-"""`.relfs/config.toml`: what an administrator may set for a deploy path. Every key has a default; unknown ones are errors.
+"""`.relfs/config.toml`: what may be set for a deploy path. Every key has a default; unknown ones are errors.
 
-    [control]
-    group = "deploy"     # members may switch, besides root and the deploy path's owner
+[control]
+group = "deploy"     # members may switch, besides root and the deploy path's owner
 
-    [replacement]
-    grace = 10           # seconds until a `current` that a tool removed and did not make again is back for it
+[replacement]
+grace = 10           # seconds until a `current` that a tool removed and did not make again is back for it
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def examine(place: Place | None) -> list[Finding]:
 def _kernel() -> Iterator[Finding]:
     system = os.uname()
     state: State = "ok" if system.sysname == "Linux" else "fail"
-    yield Finding(state, "kernel", f"{system.sysname} {system.release}" + ("" if state == "ok" else ": mounting needs Linux"))
+    yield Finding(
+        state, "kernel", f"{system.sysname} {system.release}" + ("" if state == "ok" else ": mounting needs Linux")
+    )
 
 
 def _device() -> Iterator[Finding]:
@@ -63,9 +65,11 @@ def _device() -> Iterator[Finding]:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
         yield Finding("ok", "/dev/fuse", "can be opened")
     except FileNotFoundError:
-        yield Finding("fail", "/dev/fuse", "missing; load the module (modprobe fuse), or give the device to the container")
-    except PermissionError:  # fusermount3 is setuid root and opens it for us
-        yield Finding("note", "/dev/fuse", "only root may open it; fusermount3 does that for users")
+        yield Finding(
+            "fail", "/dev/fuse", "missing; load the module (modprobe fuse), or give the device to the container"
+        )
+    except PermissionError:  # fusermount3 is setuid root, but opens it as the user
+        yield Finding("fail", "/dev/fuse", "only root may open it; udev gives it mode 0666 (chmod 666 /dev/fuse)")
     except OSError as error:
         yield Finding("fail", "/dev/fuse", f"cannot be opened: {reason(error)}")
 
@@ -121,7 +125,9 @@ def _handshake() -> Iterator[Finding]:
     if init.flags & CACHE_SYMLINKS:
         yield Finding("ok", "link cache", "the kernel caches `current` (FUSE_CACHE_SYMLINKS)")
     else:
-        yield Finding("note", "link cache", "this kernel asks relfs for every resolution: correct, but slower (Linux 4.20 caches)")
+        yield Finding(
+            "note", "link cache", "this kernel asks relfs for every resolution: correct, but slower (Linux 4.20 caches)"
+        )
     resend = "offered" if init.flags & HAS_RESEND else "not offered"
     yield Finding("ok", "resend", f"{resend}; this version of relfs does not use it")
 
@@ -151,9 +157,13 @@ def _native() -> Iterator[Finding]:
             os.close(tree)
         yield Finding("ok", "native", "directories can be attached natively")
     except PermissionError:
-        yield Finding("note", "native", "only root can attach directories: mount elsewhere, and links lead to native bytes")
+        yield Finding(
+            "note", "native", "only root can attach directories: mount elsewhere, and links lead to native bytes"
+        )
     except OSError as error:
-        yield Finding("note", "native", f"directories cannot be attached ({reason(error)}): all is served by passthrough")
+        yield Finding(
+            "note", "native", f"directories cannot be attached ({reason(error)}): all is served by passthrough"
+        )
     finally:
         os.close(directory)
 
@@ -178,7 +188,9 @@ def _tools() -> Iterator[Finding]:
         name = version.splitlines()[0] if version else "unknown"
         yield Finding("ok", "ln", f"{name}; on a mount every `ln -sfn` is atomic")
     has_t = "no-target-directory" in _output(["mv", "--help"]) or "-T" in _output(["mv", "--help"])
-    yield Finding("ok" if has_t else "note", "mv -T", "available" if has_t else "not available here; `relfsctl switch` needs none")
+    yield Finding(
+        "ok" if has_t else "note", "mv -T", "available" if has_t else "not available here; `relfsctl switch` needs none"
+    )
 
 
 def _deploy_path(place: Place) -> Iterator[Finding]:
@@ -194,9 +206,15 @@ def _deploy_path(place: Place) -> Iterator[Finding]:
         elif os.path.isdir(f"{deploy.path}/{deploy.inside(text) or text}"):
             yield Finding("ok", "current", f"{deploy.path}: {deploy.target(text).label}")
         else:
-            yield Finding("fail", "current", f"{deploy.path}: leads to {text}, which is no directory; `relfsctl switch RELEASE`")
+            yield Finding(
+                "fail", "current", f"{deploy.path}: leads to {text}, which is no directory; `relfsctl switch RELEASE`"
+            )
         if not os.access(deploy.path, os.W_OK):
-            yield Finding("note", "writing", f"{deploy.path}: user {os.geteuid()} cannot write here; use --state-dir if nobody can")
+            yield Finding(
+                "note",
+                "writing",
+                f"{deploy.path}: user {os.geteuid()} cannot write here; use --state-dir if nobody can",
+            )
     except (RelfsError, OSError) as error:
         yield Finding("fail", "current", str(error))
     finally:
@@ -218,7 +236,7 @@ def _mounted(place: Place) -> Finding:
 
 def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})  # noqa: S603
+        done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
     except OSError:
         return ""
     return os.fsdecode(done.stdout or done.stderr).strip()

@@ -6,7 +6,7 @@ Pure: events go in, answers come out. Nothing here reads or writes a file.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -109,7 +109,7 @@ def resolve(reference: str, history: History, current: str | None, releases: Ite
     if not reference.startswith("@"):
         return reference
     existing = [release.name for release in releases]
-    meanings = {
+    meanings: dict[str, Callable[[], str | None]] = {
         "@current": lambda: current,
         "@previous": lambda: history.previous,
         "@latest": lambda: existing[-1] if existing else None,

@@ -234,7 +234,7 @@ def open_deploy_path(
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError unless `name` can be the name of a release (of any bytes but `/`, NUL and control characters)."""
+    """Raise UsageError unless `name` can be a release: any bytes but `/`, NUL and control characters."""
     shown = repr(name) if len(name) <= 80 else repr(name[:60]) + "..."
     if name in ("", ".", ".."):
         raise UsageError(f"{shown}: not a release name")

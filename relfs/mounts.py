@@ -48,7 +48,11 @@ def mounts() -> Iterator[Mount]:
             before, _, after = line.partition(b" - ")
             fields, rest = before.split(b" "), after.split(b" ")
             yield Mount(
-                int(fields[0]), _unescape(fields[4]), rest[0].decode(), _unescape(rest[1]), rest[2].decode("ascii", "replace")
+                int(fields[0]),
+                _unescape(fields[4]),
+                rest[0].decode(),
+                _unescape(rest[1]),
+                rest[2].decode("ascii", "replace"),
             )
 
 
@@ -95,7 +99,7 @@ def detach(mountpoint: str) -> None:
     except OSError as error:
         raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
     helper = shutil.which("fusermount3") or "fusermount3"
-    done = subprocess.run([helper, "-u", "-z", "--", mountpoint], capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run([helper, "-u", "-z", "--", mountpoint], capture_output=True, check=False)
     if done.returncode:
         raise RelfsError(f"{mountpoint}: cannot be unmounted: {os.fsdecode(done.stderr).strip()}")
 

@@ -98,9 +98,7 @@ class Pointer:
             self.deploy.check_release(name, allow_empty=force)
             return self._change(store, "switch", self._text_for(name), actor, request_id, owner)
 
-    def rollback(
-        self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None
-    ) -> Event:
+    def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
         with self._locked() as store:
             self._take_stock(store)
@@ -239,7 +237,9 @@ class Pointer:
 
     def _read_pending(self) -> tuple[Event, str] | None:
         try:
-            with open(PENDING, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self.deploy.state_fd)) as file:
+            with open(
+                PENDING, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self.deploy.state_fd)
+            ) as file:
                 line, _, text = file.read().partition(b"\n")
         except FileNotFoundError:
             return None

@@ -1,4 +1,4 @@
-"""The status document, which `relfsctl status` shows: the same with a mount and without one. Pure: told, not found out."""
+"""The status document of `relfsctl status`: the same with a mount and without one. Pure: told, not found out."""
 
 from __future__ import annotations
 

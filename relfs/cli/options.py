@@ -11,7 +11,19 @@ _PASSED_ON = frozenset(
     {"rw", "ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"}
 )
 _IGNORED = frozenset(
-    {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "default_permissions"}
+    {
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "default_permissions",
+    }
 )
 """Read by mount(8) and service managers from /etc/fstab, or always on."""
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")

@@ -33,7 +33,9 @@ nonempty; bind, no_bind; link=relative|absolute; state_dir=DIR; what mount(8) ke
 @click.option("-o", "mount_options", multiple=True, metavar="OPTS", help="Mount options, separated by commas.")
 @click.option("--no-bind", is_flag=True, help="Serve releases and shared through FUSE instead of natively.")
 @click.option(
-    "--link", type=click.Choice(["relative", "absolute"]), help="The style of link that a switch writes.  [default: keep]"
+    "--link",
+    type=click.Choice(["relative", "absolute"]),
+    help="The style of link that a switch writes.  [default: keep]",
 )
 @click.option("--state-dir", metavar="DIR", help="Keep relfs's own state here instead of in DEPLOY_PATH/.relfs.")
 @click.argument("deploy_path", metavar="DEPLOY_PATH")

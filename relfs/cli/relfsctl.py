@@ -55,7 +55,9 @@ class _Commands(click.Group):
     help="The deploy path, or where it is mounted.  [default: $RELFS_PATH, the one around here, the only one mounted]",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one document, or one a line for streams.")
-@click.option("--state-dir", metavar="DIR", help="Where `relfs --state-dir` keeps its state.  [default: $RELFS_STATE_DIR]")
+@click.option(
+    "--state-dir", metavar="DIR", help="Where `relfs --state-dir` keeps its state.  [default: $RELFS_STATE_DIR]"
+)
 @click.pass_context
 def cli(context: click.Context, path: str | None, as_json: bool, state_dir: str | None) -> None:
     """Switch releases without anybody noticing.

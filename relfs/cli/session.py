@@ -1,4 +1,4 @@
-"""What every command of relfsctl shares: its common options, and the choice between asking the daemon and doing it here.
+"""What every command of relfsctl shares: its options, and the choice between asking the daemon and doing it here.
 
 Doing it here is the same code, lock and journal; only who runs it differs. It is not done behind a mount whose daemon
 does not answer: then the link is the daemon's, and the error says so.

@@ -35,7 +35,7 @@ class Mounted:
 
 def methods(mounted: Mounted) -> dict[str, Method]:
     """The methods by name. `watch` is the server's own."""
-    request = {"request": str}
+    request: dict[str, type | tuple[type, ...]] = {"request": str}
     return {
         "status": Method(_status(mounted), changes=False, params={}),
         "switch": Method(_switch(mounted), changes=True, params={**request, "release": str, "force": bool}),
@@ -60,9 +60,7 @@ def _switch(mounted: Mounted) -> _Run:
 
 def _rollback(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.rollback(
-            params.get("release"), peer.actor, params["request"], owner=peer.owner
-        )
+        event = await mounted.changes.rollback(params.get("release"), peer.actor, params["request"], owner=peer.owner)
         return event.as_json()
 
     return run

@@ -19,7 +19,7 @@ import resource
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import pyfuse3
@@ -90,6 +90,7 @@ class _Mount:
         self._mount_id = 0
         self._attached: set[str] = set()
         self._leaving = False
+        self._signals: AsyncIterator[int]
 
     async def run(self) -> int:
         """Returns the exit status. Raises RelfsError where the mount cannot be brought up."""
@@ -104,6 +105,9 @@ class _Mount:
         failure: RelfsError | None = None
         try:
             with ExitStack() as session:
+                self._signals = session.enter_context(
+                    trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+                )
                 failure = await self._serve(pointer, connection, session)
         finally:
             with trio.CancelScope(shield=True):
@@ -132,6 +136,7 @@ class _Mount:
                 self._plan, pointer, changes, current, operations, connection.init, handshake.caches_links,
                 self._native, leave,
             )  # fmt: skip
+            nursery.start_soon(self._obey_signals, leave)
             try:
                 await handshake.broker()
                 await self._bring_up(nursery, mounted)
@@ -168,7 +173,6 @@ class _Mount:
         )
         nursery.start_soon(server.serve, self._listen())
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
-        nursery.start_soon(self._obey_signals, mounted.leave)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         label = mounted.pointer.target.label if mounted.pointer.target is not None else "nothing yet"
         _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
@@ -232,12 +236,11 @@ class _Mount:
             raise RelfsError(f"{self._plan.mountpoint}: was mounted but {CURRENT} leads to {answer}")
 
     async def _obey_signals(self, leave: Callable[[], None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for _ in signals:
-                if self._leaving:  # asked twice: at once
-                    pyfuse3.terminate()
-                    return
-                leave()
+        async for _ in self._signals:
+            if self._leaving:  # asked twice: at once
+                pyfuse3.terminate()
+                return
+            leave()
 
     async def _notice_unmount(self, leave: Callable[[], None]) -> None:
         await until_unmounted(self._mount_id)
@@ -252,14 +255,14 @@ class _Mount:
         _log.info("%s is being unmounted", self._plan.mountpoint)
         await self._detach()
         await trio.sleep(_LINGER_SECONDS)
-        _log.warning("%s: somebody still uses the mount that is gone; ending all the same", self._plan.mountpoint)
+        _log.info("%s: a process still uses what was mounted; it gets errors from now on", self._plan.mountpoint)
         pyfuse3.terminate()
 
     def _native(self) -> tuple[str, ...]:
         return tuple(sorted(self._attached))
 
     async def _detach(self) -> None:
-        """Take our own mount away, binds and all. Ours only: somebody may have mounted on top of it, or unmounted it."""
+        """Take our own mount away, with all on it. Ours only: somebody may have mounted over it, or unmounted it."""
         found = mount_at(self._plan.mountpoint)
         if found is None or (self._mount_id and found.id != self._mount_id):
             return
@@ -369,4 +372,3 @@ def _run_directory() -> str:
     path = tempfile.mkdtemp(prefix="relfs-", dir=base)
     os.chmod(path, 0o755)
     return path
-

@@ -19,7 +19,10 @@ from relfs.errors import RelfsError
 from relfs.fuse.protocol import READ_SIZE, InitRequest, parse_init
 
 _INIT_WAIT_MS = 10_000
-_ALLOW_OTHER_HINT = "; put user_allow_other there, or mount for yourself alone with -o noallow_other"
+_HINTS = {
+    "allow_other": "; put user_allow_other into /etc/fuse.conf, or mount for yourself alone with -o noallow_other",
+    "/dev/fuse": "; users need it to have mode 0666, which udev gives it (chmod 666 /dev/fuse)",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def connect(mountpoint: str, options: Iterable[str]) -> Connection:
         raise RelfsError("fusermount3: not found; install fuse3 (apt install fuse3)")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        helper = subprocess.Popen(  # noqa: S603 (an absolute path, and no shell)
+        helper = subprocess.Popen(
             [helper_path, "-o", ",".join(options), "--", mountpoint],
             env=dict(os.environ, _FUSE_COMMFD=str(theirs.fileno()), LC_ALL="C"),
             pass_fds=[theirs.fileno()],
@@ -65,7 +68,7 @@ def connect(mountpoint: str, options: Iterable[str]) -> Connection:
     if not descriptors:
         ours.close()
         words = _last_words(helper)
-        hint = _ALLOW_OTHER_HINT if "allow_other" in words else ""
+        hint = next((hint for word, hint in _HINTS.items() if word in words), "")
         raise RelfsError(f"{mountpoint}: cannot be mounted: {words}{hint}")
     if helper.stderr is not None:
         helper.stderr.close()

@@ -306,7 +306,9 @@ class Operations(pyfuse3.Operations):
             return self._files.opendir(inode, ctx)
         visible = [] if self._current.hidden_from(ctx) else [_CURRENT]
         visible += [name for name, nodeid in NATIVE.items() if self._table.is_pinned(nodeid)]
-        return self._files.opendir(inode, ctx, hide=lambda name: name in _OURS or name.startswith(_HIDDEN), show=visible)
+        return self._files.opendir(
+            inode, ctx, hide=lambda name: name in _OURS or name.startswith(_HIDDEN), show=visible
+        )
 
     @_handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:

@@ -76,7 +76,12 @@ class Passthrough:
         return self.attributes(self.table.node(nodeid))
 
     def setattr(
-        self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, context: RequestContext
+        self,
+        nodeid: InodeT,
+        wanted: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        context: RequestContext,
     ) -> EntryAttributes:
         node = self.table.node(nodeid)
         with acting_as(context):

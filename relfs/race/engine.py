@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from relfs.errors import UsageError
 from relfs.race.children import (
@@ -60,12 +61,18 @@ class RaceResult:
     mount_error: str | None
 
 
+def _mount_command() -> tuple[str, ...]:
+    # Most hosts do not let an ordinary user mount for others, and the readers are the same user.
+    options = () if os.geteuid() == 0 else ("-o", "noallow_other")
+    return (*_OURS, "relfs.cli.relfs", "-f", *options)
+
+
 @dataclass(frozen=True)
 class Commands:
     """How relfs is run: `mount` gets the deploy path as its last word; `switch` gets the release's name, and
     every `{path}` in it is replaced by the deploy path."""
 
-    mount: tuple[str, ...] = (*_OURS, "relfs.cli.relfs", "-f")
+    mount: tuple[str, ...] = field(default_factory=_mount_command)
     switch: tuple[str, ...] = (*_OURS, "relfs.cli.relfsctl", "-C", "{path}", "switch")
 
 

@@ -12,7 +12,9 @@ from relfs.cli.session import Session, pass_session
 
 @click.command("init", epilog="\b\nExample:\n  relfsctl init /var/www/app")
 @click.argument("path", required=False)
-@click.option("--release", metavar="NAME", help="What to call a real directory `current` as a release.  [default: next number]")
+@click.option(
+    "--release", metavar="NAME", help="What to call a real directory `current` as a release.  [default: next number]"
+)
 @pass_session
 def command(session: Session, path: str | None, release: str | None) -> None:
     """Make PATH a deploy path, or adopt one: what is missing is made, nothing is copied, nothing is lost.
@@ -25,6 +27,9 @@ def command(session: Session, path: str | None, release: str | None) -> None:
     if session.json:
         show_json({"deploy_path": made.deploy_path, "current": made.current, "adopted": made.adopted})
         return
-    click.echo(f"{made.deploy_path} is a deploy path; " + (f"{made.current} is current" if made.current else "nothing is current yet"))
+    click.echo(
+        f"{made.deploy_path} is a deploy path; "
+        + (f"{made.current} is current" if made.current else "nothing is current yet")
+    )
     if made.adopted:
         click.echo(f"the directory `current` is now releases/{made.adopted}")

@@ -56,7 +56,9 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
         fields.append(("native", ", ".join(host["native"]) or "nothing: all is served by passthrough"))
         fields.append(("link cache", "yes" if host["caches_links"] else "no: this kernel asks us each time"))
     for view in status["views"]:
-        fields.append(("view", f"{view['reason']}: {view['command']} (pid {view['pid']}) since {moment(view['since'])}"))
+        fields.append(
+            ("view", f"{view['reason']}: {view['command']} (pid {view['pid']}) since {moment(view['since'])}")
+        )
     return fields
 
 

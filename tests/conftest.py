@@ -1,0 +1,50 @@
+"""Fixtures that every tier of the suite shares: a deploy path of its own, somebody who asks for changes, and mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts
+from sandbox import ACTOR, make_app
+
+from relfs.journal import Actor
+from relfs.layout import DeployPath, open_deploy_path
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A deploy path with releases 40, 41 and 42, each with its name in index.html; `current` leads to 40."""
+    return make_app(tmp_path / "app")
+
+
+@pytest.fixture
+def deploy(app: Path) -> Iterator[DeployPath]:
+    """`app`, opened."""
+    opened = open_deploy_path(str(app))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def actor() -> Actor:
+    """Who asks."""
+    return ACTOR
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Iterator[Mounts]:
+    """For tests that mount in ways of their own; everything is detached at the end."""
+    directory = tmp_path / "mounts"
+    directory.mkdir()
+    directory.chmod(0o755)
+    made = Mounts(directory)
+    yield made
+    made.take_away()
+
+
+@pytest.fixture
+def mount(app: Path, mounts: Mounts) -> Mount:
+    """`app`, mounted over itself."""
+    return mounts.start(app)

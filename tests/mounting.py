@@ -1,0 +1,167 @@
+"""A real mount for a test: relfs as a user starts it, and a teardown that always detaches.
+
+The daemon runs in the foreground as a child process and tells through $NOTIFY_SOCKET that it is ready. What it logs is
+kept: a test fails on any line above INFO that it did not announce with `Mount.expect_log`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from relfs.mounts import detach, mount_at
+
+READY_SECONDS = 30
+END_SECONDS = 30
+
+_LOUD = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ", re.MULTILINE)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment, such that a child finds the relfs that is being tested."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1", **more}
+
+
+def relfs_command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "relfs.cli.relfs", *map(str, arguments)]
+
+
+def relfsctl_command(app: str | Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "relfs.cli.relfsctl", "-C", str(app), *arguments]
+
+
+def relfsctl(app: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run relfsctl on `app`; the caller looks at the status."""
+    return subprocess.run(
+        relfsctl_command(app, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd="/",
+        check=False,
+        timeout=120,
+    )
+
+
+@dataclass
+class Mount:
+    """A running `relfs -f`, mounted at `mountpoint`."""
+
+    app: Path
+    mountpoint: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    expected: list[str] = field(default_factory=list)
+
+    def relfsctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return relfsctl(self.mountpoint, *arguments)
+
+    def status(self) -> dict[str, Any]:
+        done = self.relfsctl("--json", "status")
+        assert done.returncode == 0, done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def requests(self) -> dict[str, int]:
+        """How many requests of each kind reached the daemon."""
+        requests: dict[str, int] = self.status()["requests"]
+        return requests
+
+    def journal(self) -> list[dict[str, Any]]:
+        done = self.relfsctl("--json", "log")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def expect_log(self, pattern: str) -> None:
+        """Announce a line above INFO."""
+        self.expected.append(pattern)
+
+    def terminate(self) -> int:
+        """End the daemon as a service manager does; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(END_SECONDS)
+
+    def loud_lines(self) -> list[str]:
+        """What was logged above INFO and not announced."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [
+            line for line in lines if _LOUD.match(line) and not any(re.search(each, line) for each in self.expected)
+        ]
+
+
+class Mounts:
+    """Makes mounts, and takes all of them away at the end, whatever the test did to them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._mounts: list[Mount] = []
+
+    def start(self, app: Path, *arguments: str | Path, at: Path | None = None, user: int | None = None) -> Mount:
+        """Mount `app` (over itself, or `at` a directory) and wait until it says that it is ready."""
+        number = len(self._mounts)
+        log = self._directory / f"relfs-{number}.log"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(log, "wb") as stderr:
+            address = f"@relfs-test-{os.urandom(8).hex()}"  # abstract, so that any user can reach it
+            ready.bind(address.replace("@", "\0", 1))
+            process = subprocess.Popen(
+                relfs_command("-f", *arguments, app, *([at] if at is not None else [])),
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                env=environment(NOTIFY_SOCKET=address),
+                cwd="/",
+                user=user,
+                group=user,
+                extra_groups=[] if user is not None else None,
+            )
+            mount = Mount(app, at if at is not None else app, log, process)
+            self._mounts.append(mount)
+            _wait_ready(ready, mount)
+        return mount
+
+    def take_away(self) -> None:
+        """End every daemon, detach every mount, and fail if one had something to say."""
+        loud = []
+        for mount in self._mounts:
+            if mount.process.poll() is None:
+                mount.process.send_signal(signal.SIGCONT)
+                mount.process.terminate()
+                try:
+                    mount.process.wait(END_SECONDS)
+                except subprocess.TimeoutExpired:
+                    mount.process.kill()
+                    mount.process.wait()
+            while (found := mount_at(str(mount.mountpoint))) is not None and found.fstype == "fuse.relfs":
+                detach(str(mount.mountpoint))
+            loud += mount.loud_lines()
+        assert not loud, "logged above INFO, unannounced:\n" + "\n".join(loud)
+
+
+def _wait_ready(ready: socket.socket, mount: Mount) -> None:
+    ready.settimeout(0.1)
+    for _ in range(READY_SECONDS * 10):
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in ready.recv(4096):
+                return
+        if mount.process.poll() is not None:
+            break
+    raise AssertionError(f"relfs did not get ready:\n{mount.log.read_text()}")
+
+
+def wait_for(condition: Any, what: str, seconds: float = 30.0) -> None:
+    """Poll a condition; fail with `what` if it does not come true. Never a measure of speed."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen: {what}"
+        time.sleep(0.005)

@@ -1,0 +1,342 @@
+"""The mount itself: how it comes up, what it shows, how it goes away. Real mounts, as root and as a user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
+from sandbox import make_app
+
+from relfs.mounts import detach, mount_at, relfs_mounts
+
+NOBODY = 65534
+
+
+def read_current(where: Path) -> str:
+    return (where / "current" / "index.html").read_text()
+
+
+def is_mounted(where: Path) -> bool:
+    return any(mount.target == str(where) for mount in relfs_mounts())
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that every user can reach; pytest's own are for root alone."""
+    place = Path(tempfile.mkdtemp(prefix="relfs-test-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def other_place(tmp_path: Path) -> Path:
+    place = tmp_path / "live"
+    place.mkdir()
+    return place
+
+
+def test_shows_what_is_there(mount: Mount) -> None:
+    assert sorted(os.listdir(mount.app)) == [".relfs", "current", "releases"]
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert read_current(mount.app) == "40"
+    assert mount.status()["mounted"] is True
+    assert mount.status()["worker_pid"] == mount.process.pid
+
+
+def test_data_is_native(mount: Mount, tmp_path: Path) -> None:
+    """The file that `current` leads to is on the file system that holds it, not on FUSE."""
+    assert os.stat(mount.app / "current/index.html").st_dev == os.stat(tmp_path).st_dev
+    assert os.stat(mount.app).st_dev != os.stat(tmp_path).st_dev
+    assert mount.status()["host"]["native"] == [".relfs", "releases"]
+
+
+def test_shared_is_native_even_if_it_comes_later(mount: Mount, tmp_path: Path) -> None:
+    (mount.app / "shared").mkdir()
+    wait_for(lambda: "shared" in mount.status()["host"]["native"], "shared is attached")
+    assert os.stat(mount.app / "shared").st_dev == os.stat(tmp_path).st_dev
+
+
+def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> None:
+    """A network disk below shared/ is seen through the mount, and is still there after relfs is gone, also where mounts
+    propagate, as on every host with systemd."""
+    (app / "shared/storage").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", app, app], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", app], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "disk", app / "shared/storage"], check=True)
+        (app / "shared/storage/file").write_text("kept")
+        mount = mounts.start(app)
+        assert (app / "shared/storage/file").read_text() == "kept"
+        assert mount.terminate() == 0
+        assert (app / "shared/storage/file").read_text() == "kept"
+    finally:
+        detach(str(app))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
+    assert mount.relfsctl("switch", "41").returncode == 0
+    mount.process.send_signal(number)
+    assert mount.process.wait(30) == 0
+    assert not is_mounted(mount.app)
+    assert mount_at(str(mount.app / "releases")) is None
+    assert read_current(mount.app) == "41"
+
+
+def test_unmount_command(mount: Mount) -> None:
+    done = mount.relfsctl("unmount")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not is_mounted(mount.app)
+    assert mount.process.wait(30) == 0
+    again = relfsctl(mount.app, "unmount")
+    assert again.returncode == 1
+    assert "is not mounted" in again.stderr
+
+
+def test_unmounted_by_somebody_else(mount: Mount) -> None:
+    """umount -l, with a shell that still has its working directory in the mount: the daemon ends all the same."""
+    inside = subprocess.Popen(["sleep", "60"], cwd=mount.app)
+    try:
+        detach(str(mount.app))
+        assert mount.process.wait(30) == 0
+    finally:
+        inside.kill()
+        inside.wait()
+    assert read_current(mount.app) == "40"
+
+
+def test_killed_and_the_real_link_serves(mount: Mount) -> None:
+    """auto_unmount: a killed daemon uncovers the real link, native directories included."""
+    assert mount.relfsctl("switch", "42").returncode == 0
+    mount.process.kill()
+    mount.process.wait()
+    wait_for(lambda: not is_mounted(mount.app), "the mount is gone")
+    assert read_current(mount.app) == "42"
+    assert mount_at(str(mount.app / "releases")) is None
+
+
+def test_mounts_again_at_once_after_a_kill(app: Path, mounts: Mounts) -> None:
+    """Over the broken mount, over the dead control socket, and while the helper of the first is still busy."""
+    for release in ("41", "42", "40"):
+        mount = mounts.start(app)
+        assert mount.relfsctl("switch", release).returncode == 0
+        mount.process.kill()
+        mount.process.wait()
+    last = mounts.start(app)
+    assert read_current(app) == "40"
+    assert last.relfsctl("switch", "41").returncode == 0
+    assert is_mounted(app)
+
+
+def test_background_returns_when_it_answers(app: Path) -> None:
+    try:
+        done = subprocess.run(relfs_command(app), env=environment(), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert is_mounted(app)
+        assert read_current(app) == "40"
+        assert relfsctl(app, "unmount").returncode == 0
+    finally:
+        if is_mounted(app):
+            detach(str(app))
+    assert "is mounted at" in (app / ".relfs/log").read_text()
+    assert (app / ".relfs/log").stat().st_mode & 0o777 == 0o640
+
+
+def test_second_mount_is_refused(mount: Mount, other_place: Path) -> None:
+    for arguments in ([mount.app], [mount.app, other_place]):
+        done = subprocess.run(relfs_command(*arguments), env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "already mounted" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert read_current(mount.app) == "40"
+
+
+def test_elsewhere_as_root(app: Path, mounts: Mounts, other_place: Path) -> None:
+    mount = mounts.start(app, at=other_place)
+    assert os.readlink(other_place / "current") == "releases/40"
+    assert os.stat(other_place / "current/index.html").st_dev == os.stat(app).st_dev
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(other_place) == "41"
+    assert relfsctl(app, "switch", "42").returncode == 0, "by the deploy path's own name, too"
+    assert (read_current(other_place), read_current(app)) == ("42", "42")
+
+
+def test_no_bind_serves_everything_itself(app: Path, mounts: Mounts) -> None:
+    mount = mounts.start(app, "--no-bind")
+    assert os.stat(app / "current/index.html").st_dev == os.stat(app).st_dev
+    assert read_current(app) == "40"
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(app) == "41"
+
+
+def test_as_an_ordinary_user(open_place: Path, mounts: Mounts) -> None:
+    """Elsewhere, with absolute links into the deploy path: bytes are native there too."""
+    app, live = make_app(open_place / "app"), open_place / "live"
+    live.mkdir()
+    for path in (app, *app.rglob("*"), live):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    mounts.start(app, "-o", "noallow_other", at=live, user=NOBODY)
+    assert as_nobody("readlink", f"{live}/current") == f"{app}/releases/40"
+    assert as_nobody("cat", f"{live}/current/index.html") == "40"
+    assert int(as_nobody("stat", "-c", "%d", f"{live}/current/")) == os.stat(app).st_dev
+    as_nobody(*relfsctl_command(live, "switch", "41"))
+    assert as_nobody("cat", f"{live}/current/index.html") == "41"
+    assert os.readlink(app / "current") == "releases/41", "the real link stays relative"
+
+
+def as_nobody(*command: str) -> str:
+    """What a command says when an ordinary user runs it; it must succeed."""
+    done = subprocess.run(
+        command,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_absolute_links_on_request(app: Path, mounts: Mounts) -> None:
+    mount = mounts.start(app, "--link", "absolute")
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert os.readlink(app / "current") == f"{app}/releases/41"
+    assert read_current(app) == "41"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "words"),
+    [
+        (lambda app: shutil.rmtree(app), [], "no such deploy path"),
+        (lambda app: shutil.rmtree(app / "releases"), [], "has no releases/"),
+        (lambda app: shutil.rmtree(app / "releases/40"), [], "leads to releases/40, which is no directory"),
+        (lambda app: (app / "current").unlink() or (app / "current").mkdir(), [], "relfsctl init"),
+        (lambda app: (app / "current").unlink() or (app / "current").touch(), [], "not a symbolic link"),
+        (
+            lambda app: (app / ".relfs").mkdir() or (app / ".relfs/config.toml").write_text("[x]"),
+            [],
+            "[x] is not known",
+        ),
+        (lambda _: None, ["-o", "frobnicate"], "frobnicate: no such mount option"),
+        (lambda _: None, ["/nonexistent/mountpoint"], "/nonexistent/mountpoint: no such directory"),
+    ],
+)
+def test_what_cannot_be_mounted(app: Path, prepare: object, arguments: list[str], words: str) -> None:
+    assert callable(prepare)
+    prepare(app)
+    command = relfs_command(*(a for a in arguments if a.startswith("-") or "=" in a or a == "frobnicate"), app)
+    command += [a for a in arguments if a.startswith("/")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not is_mounted(app)
+
+
+def test_helper_missing(app: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        relfs_command(app), env=environment(PATH=str(tmp_path)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "fusermount3: not found; install fuse3" in done.stderr
+
+
+def test_busy_mountpoint(app: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    for place, words in ((tmp_path / "full", "not empty"), (tmp_path, "would be hidden")):
+        done = subprocess.run(relfs_command(app, place), env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
+def test_first_deploy(app: Path, mounts: Mounts) -> None:
+    """A deploy path without `current` mounts, and the first switch makes it."""
+    (app / "current").unlink()
+    mount = mounts.start(app)
+    assert not os.path.lexists(app / "current")
+    assert "current" not in os.listdir(app)
+    assert mount.relfsctl("switch", "42").returncode == 0
+    assert read_current(app) == "42"
+    assert "current" in os.listdir(app)
+
+
+def test_kernel_answers_by_itself(mount: Mount) -> None:
+    """With nothing switching, no resolution of `current/...` reaches the daemon: all are the kernel's cache."""
+    assert mount.status()["host"]["caches_links"] is True
+    read_current(mount.app)
+    before = mount.requests()
+    for _ in range(10_000):
+        os.stat(mount.app / "current/index.html")
+    after = mount.requests()
+    assert {name: after[name] - before[name] for name in ("lookup", "readlink")} == {"lookup": 0, "readlink": 0}
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(mount.app) == "41"
+    assert mount.requests()["readlink"] == after["readlink"] + 1, "the counter does count"
+
+
+def test_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> None:
+    """Somebody in another mount name space, where the covered directory is seen, replaces the real link."""
+    behind = tmp_path / "behind"
+    behind.mkdir()
+
+    def do_behind(script: str) -> None:
+        """Where the mount is not: a copy of the directory's own mount, without what is mounted on it."""
+        command = f"mount --bind {tmp_path} {behind} && cd {behind}/app && {script}"
+        subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-ec", command], check=True)
+
+    do_behind("ln -sfn releases/42 current")
+    wait_for(lambda: read_current(mount.app) == "42", "the mount follows")
+    assert mount.journal()[-1]["action"] == "follow"
+    do_behind("ln -sfn releases/gone current")
+    wait_for(lambda: mount.status()["diverged"] is not None, "the daemon reports it")
+    assert "releases/gone" in mount.status()["diverged"]
+    assert read_current(mount.app) == "42", "what cannot be served is not followed"
+    do_behind("ln -sfn releases/41 current")
+    wait_for(lambda: read_current(mount.app) == "41", "the mount follows again")
+    assert mount.status()["diverged"] is None
+
+
+def test_status_fields(mount: Mount) -> None:
+    status = mount.status()
+    contract = {
+        "deploy_path", "mountpoint", "mounted", "current", "previous", "since", "by",
+        "supervisor_pid", "worker_pid", "standby_pid", "views", "host",
+    }  # fmt: skip
+    assert contract <= status.keys()
+    assert (status["deploy_path"], status["mountpoint"]) == (str(mount.app), str(mount.app))
+
+
+def test_fstab_line(app: Path, tmp_path: Path) -> None:
+    """mount(8) runs `relfs` with an option list of its own. (For the type fuse.relfs it runs the one that is installed;
+    the older way of writing the line lets us name the one that is tested.)"""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "relfs").write_text(
+        f'#!/bin/sh\nPYTHONPATH={environment()["PYTHONPATH"]} exec {" ".join(relfs_command())} "$@"\n'
+    )
+    (tools / "relfs").chmod(0o755)
+    table = tmp_path / "fstab"
+    table.write_text(f"{tools}/relfs#{app} {app} fuse defaults,nofail,x-systemd.before=nginx.service 0 0\n")
+    try:
+        done = subprocess.run(["mount", "-T", table, app], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert is_mounted(app)
+        assert json.loads(relfsctl(app, "--json", "status").stdout)["current"] == "40"
+        assert relfsctl(app, "unmount").returncode == 0
+    finally:
+        if is_mounted(app):
+            detach(str(app))
