@@ -117,6 +117,21 @@ class DeployPath:
             return text
         return f"{self.path}/{self.inside(text)}"
 
+    def leads_back(self, text: str) -> bool:
+        """Whether a link that says `text` would lead through `current` itself, also by way of other links."""
+        for _ in range(_LINK_HOPS):
+            inner = self.inside(text)
+            if inner is None:
+                return False
+            if inner.split("/", 1)[0] == CURRENT:
+                return True
+            try:
+                found = os.readlink(inner, dir_fd=self.fd)
+            except (OSError, ValueError):
+                return False
+            text = found if found.startswith("/") else posixpath.join(posixpath.dirname(inner), found)
+        return True
+
     # ---- releases -------------------------------------------------------------------------------------------
 
     def releases(self) -> list[Release]:

@@ -19,6 +19,9 @@ With the actor belong its descendants that were started after the unlink, unless
 stands between. So a reader or a web server that was started earlier from the same shell, and whatever that starts
 now, keeps the old release; so does the shell itself as long as the script that it started is running.
 
+If the link is refused (it would lead nowhere), whoever tried may try again, or the script that ran it; when those have
+ended too, there is nobody to wait for.
+
 What this cannot serve: `rm` in one session and `ln` in another (two ssh commands). When the last actor has ended, the
 replacement is abandoned and the name is back for all.
 """
@@ -33,11 +36,11 @@ from relfs.processes import Process, all_pids, process, ticks_now
 _DEPTH_MAX = 64
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Replacement:
     """A replacement of `current` that has begun, at `since` (seconds since the epoch).
 
-    INVARIANT: `chain` is the process that began it and its ancestors in its session, nearest first, as they were then.
+    INVARIANT: `chain` is the process that began it and ancestors in its session, nearest first, as they were then.
     """
 
     actor: Actor
@@ -67,6 +70,18 @@ class Replacement:
             if now is not None and now.same(member) and now.alive:
                 return member
         return None
+
+    def refused(self, pid: int) -> None:
+        """Process `pid` could not make the link: from now on this is up to it, and to whoever in the chain ran it."""
+        asking = process(pid)
+        for _ in range(_DEPTH_MAX):
+            if asking is None:
+                return
+            for place, member in enumerate(self.chain):
+                if asking.same(member):
+                    self.chain = self.chain[: place + 1]
+                    return
+            asking = process(asking.parent) if asking.parent else None
 
     def _was_running(self, asking: Process) -> bool:
         """Ticks are 10 ms wide, so the list of pids decides within one, and the tick guards against a reused pid."""

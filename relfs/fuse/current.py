@@ -187,13 +187,21 @@ class CurrentLink:
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
 
     async def _replace(self, text: bytes, context: RequestContext) -> None:
-        wanted = os.fsdecode(text)
-        await self._check(wanted)
         mine = self._replacement_of(context) if self.replacements else None
         try:
-            await self._changes.replace(
-                wanted, _actor(context), os.urandom(16).hex(), owner=Owner(context.uid, context.gid)
-            )
+            await self._check(os.fsdecode(text))
+            await self._change(os.fsdecode(text), context)
+        except (OSError, FUSEError):
+            if mine is not None:
+                mine.refused(thread_group(context.pid))
+            raise
+        if mine in self.replacements:
+            self.replacements.remove(mine)
+
+    async def _change(self, text: str, context: RequestContext) -> None:
+        owner = Owner(context.uid, context.gid)
+        try:
+            await self._changes.replace(text, _actor(context), os.urandom(16).hex(), owner=owner)
         except LockedError as error:
             _log.warning("a swap by pid %d was refused: %s", context.pid, error)
             raise FUSEError(errno.EBUSY) from error
@@ -202,11 +210,11 @@ class CurrentLink:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
             raise FUSEError(number or errno.EIO) from error
-        if mine in self.replacements:
-            self.replacements.remove(mine)
 
     async def _check(self, text: str) -> None:
         """Refuse a target that can serve nobody. Raises OSError of the look at it, ENODATA for an empty directory."""
+        if self._deploy.leads_back(text):
+            raise FUSEError(errno.ELOOP)
         inner = self._deploy.inside(text)
         with trio.move_on_after(_CHECK_SECONDS):
             await trio.to_thread.run_sync(

@@ -1,0 +1,94 @@
+"""Readers that never pause, each a process of its own: they open a file through `current` and count what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROGRAM = """
+import errno, json, os, select, sys
+path, known = sys.argv[1], {word.encode() for word in sys.argv[2].split(",")}
+reads = neither = 0
+failed, seen = {}, set()
+while True:
+    for _ in range(50):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            content = os.read(fd, 64)
+            os.close(fd)
+            seen.add(content)
+            neither += content not in known
+        except OSError as error:
+            name = errno.errorcode[error.errno]
+            failed[name] = failed.get(name, 0) + 1
+        reads += 1
+    if reads == 50:
+        print("ready", flush=True)
+    if select.select([0], [], [], 0)[0]:
+        break
+print(json.dumps([reads, neither, failed, sorted(word.decode() for word in seen)]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What all readers together saw. `reads` counts the failed ones too; `contents` is every content that was read."""
+
+    reads: int
+    neither: int
+    failed: dict[str, int]
+    contents: frozenset[str]
+
+
+class Readers:
+    """Running readers; `stop` tells what they saw."""
+
+    def __init__(self, file: Path, known: tuple[str, ...], count: int, *, session: bool) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", _PROGRAM, str(file), ",".join(known)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=session,
+            )
+            for _ in range(count)
+        ]
+        for process in self._processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+
+    def stop(self) -> Seen:
+        reads = neither = 0
+        failed: dict[str, int] = {}
+        contents: set[str] = set()
+        for process in self._processes:
+            out, _ = process.communicate(b"\n")
+            counted = json.loads(out)
+            reads += counted[0]
+            neither += counted[1]
+            for name, count in counted[2].items():
+                failed[name] = failed.get(name, 0) + count
+            contents |= set(counted[3])
+        return Seen(reads, neither, failed, frozenset(contents))
+
+    def end(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.kill(process.pid, 9)
+                process.wait()
+
+
+@contextmanager
+def reading(file: Path, *known: str, count: int = 2, session: bool = False) -> Iterator[Readers]:
+    """Readers of `file`, which may only ever hold one of `known`; in sessions of their own, or in ours."""
+    readers = Readers(file, known, count, session=session)
+    try:
+        yield readers
+    finally:
+        readers.end()
