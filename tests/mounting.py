@@ -27,9 +27,10 @@ _LOUD = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ", re.MULTILINE)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, such that a child finds the relfs that is being tested."""
+    """This process's environment, such that a child finds the relfs that is being tested, compiled once."""
     root = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1", **more}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1", **more}
 
 
 def relfs_command(*arguments: str | Path) -> list[str]:

@@ -29,7 +29,7 @@ def add_release(app: Path, name: str) -> Path:
     """A release with one file, which says the release's name."""
     release = app / "releases" / name
     release.mkdir(parents=True)
-    (release / "index.html").write_text(name)
+    (release / "index.html").write_bytes(os.fsencode(name))
     return release
 
 
