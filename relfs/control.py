@@ -6,14 +6,21 @@
     changes      carry "request": an id made by the client; asking again with it changes nothing twice
     watch        after its result, {"method": "event", "params": {...}} as events happen
 
+The blocking read. pyfuse3 waits until /dev/fuse is readable and then reads it, holding the interpreter: if the one
+request that was there has vanished in between (its caller was killed), the daemon stands still until the next request
+of any kind comes. A client that waits for an answer therefore asks the mount something after a second.
+
 Standard library only, and imported by every relfsctl: nothing here may be slow to import.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +38,7 @@ FAILED_BASE = -32000
 """A RelfsError of exit status S has the code FAILED_BASE - S."""
 
 _READ = 1 << 16
+_NUDGE_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 _RETRY_PAUSE = 0.05
 
@@ -49,6 +57,8 @@ class Connection:
         """
         self._buffer = b""
         self._id = 0
+        self._nudged = False
+        self._state_paths = state_paths
         for state_path in state_paths:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -64,11 +74,16 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Ask, and wait for the answer. Raises the RelfsError that the daemon answered with; ConnectionError."""
+    def call(self, method: str, params: dict[str, Any], *, seconds: float | None = None) -> Any:
+        """Ask, and wait for the answer, for `seconds` at most (None: as long as it takes, a switch waits for the disk).
+
+        Raises the RelfsError that the daemon answered with; ConnectionError.
+        """
         self._id += 1
         message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
+        self._nudged = False
+        self._wait(seconds)
         answer = self._receive()
         if "error" in answer:
             error = answer["error"]
@@ -96,6 +111,23 @@ class Connection:
         if not isinstance(message, dict):
             raise RelfsError("the daemon answered something that is no JSON-RPC message")
         return message
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until there is something to read; see "The blocking read". Raises RelfsError after `seconds`."""
+        deadline = time.monotonic() + (seconds if seconds is not None else float("inf"))
+        while not select.select([self._socket], [], [], _NUDGE_SECONDS)[0]:
+            if time.monotonic() > deadline:
+                raise RelfsError(f"{self._state_paths[0]}: the daemon does not answer; it may be stopped, or hang")
+            if not self._nudged:
+                self._nudged = True
+                for state_path in self._state_paths:
+                    threading.Thread(target=_nudge, args=(state_path,), daemon=True).start()
+
+
+def _nudge(state_path: str) -> None:
+    """Ask the file system above the state directory something: that is the mount, where it covers the deploy path."""
+    with contextlib.suppress(OSError):
+        os.statvfs(os.path.dirname(state_path))
 
 
 def change(state_paths: tuple[str, ...], method: str, params: dict[str, Any]) -> Any:

@@ -18,6 +18,10 @@ OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
 
 # Numbers that every architecture shares (the 64-bit unified table, since Linux 5.x).
 _SYS_OPEN_TREE = 428
@@ -43,12 +47,13 @@ def open_tree(directory: int, path: bytes, flags: int) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, directory, path, ctypes.c_uint(flags | os.O_CLOEXEC)))
 
 
-def make_slave(tree: int) -> None:
-    """Let no unmount inside the detached tree travel back to its origin (mount_setattr(2), Linux 5.12)."""
-    attributes = (ctypes.c_uint64 * 4)(0, 0, MS_SLAVE, 0)  # struct mount_attr: set, clear, propagation, userns
+def make_slave(tree: int, flags: int = 0) -> None:
+    """Let no unmount inside the detached tree travel back to its origin, and set MOUNT_ATTR_* `flags` on all of it
+    (mount_setattr(2), Linux 5.12)."""
+    attributes = (ctypes.c_uint64 * 4)(flags, 0, MS_SLAVE, 0)  # struct mount_attr: set, clear, propagation, userns
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    flags = ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attributes), size))
+    how = ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", how, ctypes.byref(attributes), size))
 
 
 def move_mount(tree: int, target: bytes) -> None:
@@ -87,4 +92,3 @@ def _check(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(result)
-

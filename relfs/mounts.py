@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from relfs import libc
@@ -28,6 +28,13 @@ from relfs.errors import RelfsError, reason
 FSTYPE = "fuse.relfs"
 
 _MOUNTINFO = "/proc/self/mountinfo"
+
+_ATTRIBUTES = {
+    "ro": libc.MOUNT_ATTR_RDONLY,
+    "nosuid": libc.MOUNT_ATTR_NOSUID,
+    "nodev": libc.MOUNT_ATTR_NODEV,
+    "noexec": libc.MOUNT_ATTR_NOEXEC,
+}
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,15 @@ def mount_at(path: str) -> Mount | None:
     return found
 
 
-def attach(source_dir: int, name: str, target: str) -> None:
+def attach(source_dir: int, name: str, target: str, options: Iterable[str] = ()) -> None:
     """Make the directory `name` in `source_dir`, and all mounted below it, appear at `target`; see "Attaching".
 
+    Of the mount(8) `options`, ro, nosuid, nodev and noexec hold for what is attached, too.
     Raises OSError: EPERM without CAP_SYS_ADMIN, ENOSYS on kernels that cannot.
     """
     tree = libc.open_tree(source_dir, os.fsencode(name), libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
     try:
-        libc.make_slave(tree)
+        libc.make_slave(tree, sum(_ATTRIBUTES.get(option, 0) for option in set(options)))
         libc.move_mount(tree, os.fsencode(target))
     finally:
         os.close(tree)

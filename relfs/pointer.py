@@ -163,10 +163,9 @@ class Pointer:
     def _locked(self) -> Iterator[Store]:
         with self._lock, deploy_lock(self.deploy.state_fd):
             try:
-                store = open_store(self.deploy)
+                yield open_store(self.deploy)
             except OSError as error:
                 raise RelfsError(f"{self.deploy.path}: {CURRENT} cannot be changed: {reason(error)}") from error
-            yield store
 
     def _current_release(self) -> str | None:
         return self.target.release if self.target is not None else None
@@ -283,10 +282,7 @@ class Pointer:
 
     def _take_stock(self, store: Store, *, first: bool = False) -> None:
         """Bring memory and journal in line with the disk, which others may have changed, or a crash."""
-        try:
-            text = store.read()
-        except OSError as error:
-            raise RelfsError(f"{self.deploy.path}: {CURRENT} cannot be read: {reason(error)}") from error
+        text = store.read()
         self._reload_history()
         self._finish_pending(text)
         found = self.deploy.target(text) if text is not None else None

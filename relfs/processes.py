@@ -31,7 +31,7 @@ def process(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # gone, or hidden from us (proc(5), hidepid)
         return None
     fields = stat[stat.rindex(b")") + 2 :].split(b" ")  # the name before it may hold anything
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0] not in (b"Z", b"X"))
@@ -44,7 +44,7 @@ def thread_group(tid: int) -> int:
             for line in file:
                 if line.startswith(b"Tgid:"):
                     return int(line[5:])
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         pass
     return tid
 
@@ -56,7 +56,7 @@ def groups(pid: int) -> tuple[int, ...]:
             for line in file:
                 if line.startswith(b"Groups:"):
                     return tuple(int(word) for word in line[7:].split())
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         pass
     return ()
 

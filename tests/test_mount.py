@@ -16,6 +16,7 @@ from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsc
 from sandbox import make_app
 
 from relfs.mounts import detach, mount_at, relfs_mounts
+from relfs.mounts import mounts as all_mounts
 
 NOBODY = 65534
 
@@ -57,6 +58,17 @@ def test_data_is_native(mount: Mount, tmp_path: Path) -> None:
     assert os.stat(mount.app / "current/index.html").st_dev == os.stat(tmp_path).st_dev
     assert os.stat(mount.app).st_dev != os.stat(tmp_path).st_dev
     assert mount.status()["host"]["native"] == [".relfs", "releases"]
+    assert [each.target for each in all_mounts() if each.target == f"{mount.app}/releases"] == [f"{mount.app}/releases"]
+
+
+def test_read_only(app: Path, mounts: Mounts) -> None:
+    """-o ro holds for what is native, too; switching is not writing to the mount."""
+    mount = mounts.start(app, "-o", "ro")
+    for path in (app / "file", app / "releases/file", app / "releases/40/file"):
+        with pytest.raises(OSError, match="Read-only file system"):
+            path.touch()
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(app) == "41"
 
 
 def test_shared_is_native_even_if_it_comes_later(mount: Mount, tmp_path: Path) -> None:

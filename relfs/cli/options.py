@@ -43,7 +43,7 @@ class MountOptions:
 
 def parse_mount_options(lists: tuple[str, ...]) -> MountOptions:
     """Read `-o` arguments. Raises UsageError that names the option that is not known."""
-    passed_on = ["nosuid", "nodev"]
+    passed_on = []
     found: dict[str, str | bool] = {}
     for option in (word for each in lists for word in each.split(",") if word):
         name, _, value = option.partition("=")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from relfs.pointer import Pointer
 
 
+_LOOK_SECONDS = 10.0
+
+
 @dataclass(frozen=True)
 class Session:
     """The options before the command."""
@@ -45,7 +48,7 @@ def ask(place: Place, method: str) -> Any:
     except NoDaemon:
         return None
     try:
-        return connection.call(method, {})
+        return connection.call(method, {}, seconds=_LOOK_SECONDS)
     except ConnectionError:
         return None
     finally:

@@ -88,6 +88,7 @@ class _Mount:
         self._hub = EventHub()
         self._table = InodeTable()
         self._mount_id = 0
+        self._tried: set[str] = set()
         self._attached: set[str] = set()
         self._leaving = False
         self._signals: AsyncIterator[int]
@@ -193,10 +194,13 @@ class _Mount:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._attached or not _is_directory(source, path):
+        if not (self._plan.bind or name == STATE) or name in self._tried or not _is_directory(source, path):
             return
+        self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
-            await trio.to_thread.run_sync(attach, source, path, f"{self._plan.mountpoint}/{name}")
+            await trio.to_thread.run_sync(
+                attach, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
+            )
         except OSError as error:
             level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
@@ -274,6 +278,7 @@ class _Mount:
 
 def _mount_options(plan: Plan) -> list[str]:
     options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
+    options += ["nosuid", "nodev"]  # unless the plan says otherwise
     if plan.allow_other is not False:
         options.append("allow_other")
     return [*options, *plan.mount_options]

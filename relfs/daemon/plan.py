@@ -9,7 +9,7 @@ from relfs.layout import LinkStyle
 
 @dataclass(frozen=True)
 class Plan:
-    """INVARIANT: paths are absolute and resolved. `mount_options` are for fusermount3, as given."""
+    """INVARIANT: paths are absolute and resolved. `mount_options` are mount(8)'s, as given."""
 
     deploy_path: str
     mountpoint: str

@@ -68,12 +68,14 @@ class Changes:
 
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_drop, CURRENT.encode(), limiter=self._telling)
+        await self.drop_name(ROOT, CURRENT.encode())
 
     async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
-        """The same for another name: the dentry that a rename has moved there keeps the timeouts of its old name."""
-        await trio.to_thread.run_sync(_drop, name, parent, limiter=self._telling, abandon_on_cancel=True)
+        """The same for any name, such as one that a rename moved a dentry to, with the timeouts of its old name.
+
+        Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.
+        """
+        await trio.to_thread.run_sync(_drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
 
     async def _then_tell(self, call: Callable[[], Event]) -> Event:
         event = await self._run(call)
@@ -84,7 +86,7 @@ class Changes:
         return await trio.to_thread.run_sync(call, limiter=self._changing)
 
 
-def _drop(name: bytes, parent: pyfuse3.InodeT = ROOT) -> None:
+def _drop(parent: pyfuse3.InodeT, name: bytes) -> None:
     try:
         pyfuse3.invalidate_entry(parent, name)
     except OSError as error:

@@ -1,8 +1,8 @@
 """The scratch directory of a race: made, and removed without ever reaching through a mount.
 
-    SCRATCH/app/               the deploy path: releases/v1/f, releases/v2/f, current -> releases/v1
-    SCRATCH/log                what the children and relfs write to standard error
-    SCRATCH/probe.*            what trying the host's commands leaves
+SCRATCH/app/               the deploy path: releases/v1/f, releases/v2/f, current -> releases/v1
+SCRATCH/log                what the children and relfs write to standard error
+SCRATCH/probe.*            what trying the host's commands leaves
 """
 
 from __future__ import annotations
