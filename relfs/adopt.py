@@ -19,7 +19,7 @@ from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2
 from relfs.lock import deploy_lock
-from relfs.mounts import FSTYPE, mount_at
+from relfs.mountinfo import FSTYPE, mount_at
 from relfs.pointer import Pointer
 
 

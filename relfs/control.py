@@ -20,7 +20,6 @@ import json
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -120,8 +119,14 @@ class Connection:
                 raise RelfsError(f"{self._state_paths[0]}: the daemon does not answer; it may be stopped, or hang")
             if not self._nudged:
                 self._nudged = True
-                for state_path in self._state_paths:
-                    threading.Thread(target=_nudge, args=(state_path,), daemon=True).start()
+                _nudge_all(self._state_paths)
+
+
+def _nudge_all(state_paths: tuple[str, ...]) -> None:
+    import threading  # slow to import, and rarely needed
+
+    for state_path in state_paths:
+        threading.Thread(target=_nudge, args=(state_path,), daemon=True).start()
 
 
 def _nudge(state_path: str) -> None:

@@ -23,7 +23,8 @@ from relfs.fuse.connection import connect
 from relfs.fuse.protocol import CACHE_SYMLINKS, HAS_RESEND, InitRequest
 from relfs.layout import open_deploy_path
 from relfs.locate import Place
-from relfs.mounts import detach, mount_at
+from relfs.mountinfo import mount_at
+from relfs.mounts import detach
 from relfs.store import peek
 
 _FUSE_CONF = "/etc/fuse.conf"

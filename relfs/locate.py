@@ -43,7 +43,7 @@ def _place(real: str, state_dir: str | None) -> Place:
 
 def _mounts() -> list[tuple[str, str]]:
     """Mountpoint and deploy path of every relfs mount; none where there is no mountinfo."""
-    from relfs.mounts import relfs_mounts
+    from relfs.mountinfo import relfs_mounts
 
     return [(mount.target, mount.source) for mount in relfs_mounts()]
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relfs.mounts import detach, mount_at
+from relfs.mountinfo import mount_at
+from relfs.mounts import detach
 
 READY_SECONDS = 30
 END_SECONDS = 30

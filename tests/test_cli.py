@@ -38,7 +38,8 @@ from relfs import locate as locate_module
 from relfs.cli.relfsctl import _COMMANDS
 from relfs.errors import UsageError
 from relfs.locate import Place, locate
-from relfs.mounts import detach, mount_at, relfs_mounts
+from relfs.mountinfo import mount_at, relfs_mounts
+from relfs.mounts import detach
 
 NOBODY = 65534
 

@@ -15,8 +15,9 @@ import pytest
 from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
-from relfs.mounts import detach, mount_at, relfs_mounts
-from relfs.mounts import mounts as all_mounts
+from relfs.mountinfo import mount_at, relfs_mounts
+from relfs.mountinfo import mounts as all_mounts
+from relfs.mounts import detach
 
 NOBODY = 65534
 

@@ -42,7 +42,8 @@ from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
-from relfs.mounts import FSTYPE, attach, detach, is_broken, mount_at, relfs_mounts
+from relfs.mountinfo import FSTYPE, is_broken, mount_at, relfs_mounts
+from relfs.mounts import attach, detach
 from relfs.pointer import Pointer
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import trio
 
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
-from relfs.mounts import mounts
+from relfs.mountinfo import mounts
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from relfs import libc
-from relfs.mounts import relfs_mounts
+from relfs.mountinfo import relfs_mounts
 from relfs.race.children import end_group, own_environment
 from relfs.race.scratch import Scratch
 from relfs.race.signals import HeldSignals

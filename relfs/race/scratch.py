@@ -13,7 +13,7 @@ import tempfile
 import time
 from types import TracebackType
 
-from relfs import mounts
+from relfs import mountinfo
 from relfs.errors import RelfsError, reason
 
 _RELEASES = ("v1", "v2")
@@ -61,7 +61,7 @@ class Scratch:
     def mounts(self) -> list[str]:
         """Where something is mounted inside, in the order of mounting."""
         try:
-            return [mount.target for mount in mounts.mounts() if mount.target.startswith(f"{self.path}/")]
+            return [mount.target for mount in mountinfo.mounts() if mount.target.startswith(f"{self.path}/")]
         except FileNotFoundError:  # no list of mounts: not Linux, where a race mounts nothing
             return []
 

@@ -38,7 +38,7 @@ def command(session: Session) -> None:
 
 def _wait_for_end(place: Place) -> None:
     """Until the mount is gone and its daemon listens no more."""
-    from relfs.mounts import relfs_mounts
+    from relfs.mountinfo import relfs_mounts
 
     deadline = time.monotonic() + _SECONDS
     while any(mount.target == place.mountpoint for mount in relfs_mounts()) or _listens(place):

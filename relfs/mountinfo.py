@@ -1,0 +1,69 @@
+"""What is mounted where (proc(5), mountinfo). Linux only; changes nothing, and is quick to import."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+FSTYPE = "fuse.relfs"
+
+_MOUNTINFO = "/proc/self/mountinfo"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of mountinfo. `source` is what was mounted: for relfs, the deploy path."""
+
+    id: int
+    target: str
+    fstype: str
+    source: str
+    options: str
+
+
+def mounts() -> Iterator[Mount]:
+    """All mounts that this process sees, in the order in which they were made."""
+    with open(_MOUNTINFO, "rb") as file:
+        for line in file.read().splitlines():
+            before, _, after = line.partition(b" - ")
+            fields, rest = before.split(b" "), after.split(b" ")
+            yield Mount(
+                int(fields[0]),
+                _unescape(fields[4]),
+                rest[0].decode(),
+                _unescape(rest[1]),
+                rest[2].decode("ascii", "replace"),
+            )
+
+
+def relfs_mounts() -> list[Mount]:
+    """The mounts of relfs that this process sees. Empty where there is no mountinfo at all."""
+    try:
+        return [mount for mount in mounts() if mount.fstype == FSTYPE]
+    except FileNotFoundError:
+        return []
+
+
+def mount_at(path: str) -> Mount | None:
+    """The topmost mount at the absolute, resolved `path`."""
+    found = None
+    for mount in mounts():
+        if mount.target == path:
+            found = mount
+    return found
+
+
+def is_broken(path: str) -> bool:
+    """Whether `path` is a FUSE mount whose daemon is gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
