@@ -206,6 +206,21 @@ def test_as_an_ordinary_user(open_place: Path, mounts: Mounts) -> None:
     assert os.readlink(app / "current") == "releases/41", "the real link stays relative"
 
 
+def test_over_the_deploy_path_as_an_ordinary_user(open_place: Path, mounts: Mounts) -> None:
+    """All of it is passthrough then, and the control socket is where FUSE is not."""
+    app = make_app(open_place / "app")
+    for path in (app, *app.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    mount = mounts.start(app, "-o", "noallow_other", user=NOBODY)
+    as_nobody(*relfsctl_command(app, "switch", "41"))
+    assert as_nobody("cat", f"{app}/current/index.html") == "41"
+    as_nobody("sh", "-c", f"echo text > {app}/file && busybox ln -sfn releases/42 {app}/current")
+    assert as_nobody("cat", f"{app}/current/index.html", f"{app}/file") == "42text"
+    socket = as_nobody("readlink", f"{app}/.relfs/control")
+    assert mount.terminate() == 0
+    assert not os.path.exists(os.path.dirname(socket))
+
+
 def as_nobody(*command: str) -> str:
     """What a command says when an ordinary user runs it; it must succeed."""
     done = subprocess.run(

@@ -17,6 +17,7 @@ import logging
 import os
 import resource
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -127,7 +128,7 @@ class _Mount:
             current = CurrentLink(pointer, changes, self._table, nursery, show=self._show, grace=self._config.grace)
             handshake = Handshake(connection)
             operations = self._operations(current, handshake, nursery)
-            pyfuse3.init(operations, handshake.session_path, {f"fsname={escape_option(self._plan.deploy_path)}"})
+            pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, nursery)
 
@@ -212,7 +213,7 @@ class _Mount:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
         assert self._deploy.state_fd is not None
         native = STATE in self._attached or not self._plan.over
-        return listen(self._deploy.state_fd, place=None if native else _run_directory())
+        return listen(self._deploy.state_fd, place=None if native else _run_directory(self._deploy.state_fd))
 
     # ---- life and end
 
@@ -358,8 +359,7 @@ def _daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
                 raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
             time.sleep(_PAUSE)
         yield
-        with suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=state_fd)
+        _remove_socket(state_fd)
     finally:
         os.close(fd)
 
@@ -372,9 +372,28 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _run_directory() -> str:
-    """A directory of our own for a socket that cannot be in the state directory."""
+def _run_directory(state_fd: int) -> str:
+    """A directory of our own for a socket that cannot be in the state directory; the same one each time.
+
+    Raises RelfsError if somebody else has taken its name.
+    """
     base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
-    path = tempfile.mkdtemp(prefix="relfs-", dir=base)
+    status = os.fstat(state_fd)
+    path = f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"
+    with suppress(FileExistsError):
+        os.mkdir(path)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise RelfsError(f"{path}: belongs to somebody else; remove it")
     os.chmod(path, 0o755)
     return path
+
+
+def _remove_socket(state_fd: int) -> None:
+    """The control socket, and its run directory if it has one."""
+    with suppress(OSError):
+        real = os.readlink(SOCKET, dir_fd=state_fd)
+        os.unlink(real)
+        os.rmdir(os.path.dirname(real))
+    with suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=state_fd)

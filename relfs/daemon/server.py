@@ -7,6 +7,7 @@ too much, does not finish its message or does not read its answers is cut off, a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -191,6 +192,8 @@ def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
     try:
         _remove_stale(SOCKET, directory)
         if place is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(where)
             os.symlink(where, SOCKET, dir_fd=directory)
         _bind_now(endpoint, where)
         os.chmod(where, 0o666)  # anybody may ask; what he may ask for is decided by who he is

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyfuse3 import (
@@ -221,13 +221,14 @@ class Passthrough:
         self._listings[FileHandleT(fd)] = _Listing(fd, node, hide, show, [])
         return FileHandleT(fd)
 
-    def listing(self, fh: FileHandleT, start: int) -> list[tuple[int, bytes]]:
+    def listing(self, fh: FileHandleT, start: int) -> Iterator[tuple[int, bytes]]:
         """The names from position `start` on, each with the position behind it; position 0 reads anew."""
         listing = self._listings[fh]
         if start == 0:
             found = [os.fsencode(name) for name in os.listdir(listing.fd)]
             listing.names = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
-        return [(start + index + 1, name) for index, name in enumerate(listing.names[start:])]
+        for index in range(start, len(listing.names)):
+            yield index + 1, listing.names[index]
 
     def listed(self, fh: FileHandleT) -> Node:
         """The directory that `fh` lists."""
