@@ -316,6 +316,23 @@ def test_kernel_answers_by_itself(mount: Mount) -> None:
     assert mount.requests()["readlink"] == after["readlink"] + 1, "the counter does count"
 
 
+def test_idle_when_nobody_asks(mount: Mount) -> None:
+    """Nothing that the daemon does by itself makes it do more: after a switch it comes to rest."""
+    assert mount.relfsctl("switch", "41").returncode == 0
+
+    def context_switches() -> int:
+        status = Path(f"/proc/{mount.process.pid}/status").read_text()
+        return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+    def rests() -> bool:
+        before = context_switches()
+        for _ in range(100_000):
+            os.stat(mount.app / "current/index.html")
+        return context_switches() - before < 20
+
+    wait_for(rests, "the daemon comes to rest")
+
+
 def test_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> None:
     """Somebody in another mount name space, where the covered directory is seen, replaces the real link."""
     behind = tmp_path / "behind"

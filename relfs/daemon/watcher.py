@@ -14,11 +14,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import struct
 
 import trio
 
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
+from relfs.layout import CURRENT
 from relfs.mountinfo import mounts
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ _LOOK_SECONDS = 5.0
 _MOUNT_SECONDS = 2.0
 
 _IN_MASK = 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000  # MOVED_FROM, MOVED_TO, CREATE, DELETE, ONLYDIR (linux/inotify.h)
+_EVENT = struct.Struct("=iIII")
+_READ_SIZE = 1 << 16
 _IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -45,13 +49,23 @@ async def follow_link(covered: int, changes: Changes) -> None:
 
 
 async def _something_happened(watch: int) -> None:
+    """Return when the name `current` was touched, or it is time for a look. Other names are nobody's business here: a
+    switch makes and removes some itself."""
     with trio.move_on_after(_LOOK_SECONDS):
-        await trio.lowlevel.wait_readable(watch)
-    try:
-        while os.read(watch, 1 << 16):
-            pass
-    except BlockingIOError:
-        pass
+        while True:
+            await trio.lowlevel.wait_readable(watch)
+            if CURRENT.encode() in _names(os.read(watch, _READ_SIZE)):
+                return
+
+
+def _names(events: bytes) -> set[bytes]:
+    """The names in what inotify(7) told: a wd, a mask, a cookie, and the length of the padded name, then that."""
+    names = set()
+    while events:
+        length = _EVENT.unpack_from(events)[3]
+        names.add(events[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
+        events = events[_EVENT.size + length :]
+    return names
 
 
 def _watch_directory(directory: int) -> int:
