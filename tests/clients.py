@@ -22,7 +22,7 @@ from typing import Any
 
 from mounting import environment
 
-SECONDS = 60.0
+SECONDS = 30.0
 """After this long a command hangs, which fails the test; nothing is measured by it."""
 
 _VOLATILE = ("lock", "daemon.lock", "log")

@@ -11,11 +11,13 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,13 +123,18 @@ def test_pipes_get_tabs(anywhere: Path) -> None:
     releases = ctl("-C", anywhere, "releases").rows
     assert [(row[0], row[2]) for row in releases] == [("40", "current"), ("41", "bad"), ("42", "")]
     log = ctl("-C", anywhere, "log").rows
-    assert [(row[1], row[2], row[3]) for row in log] == [("adopt", "40", ""), ("switch", "41", "40"), ("rollback", "40", "41")]
+    assert [(row[1], row[2], row[3]) for row in log] == [
+        ("adopt", "40", ""),
+        ("switch", "41", "40"),
+        ("rollback", "40", "41"),
+    ]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[0]) for row in log)
     assert {row[0] for row in ctl("-C", anywhere, "doctor").rows} <= {"ok", "note", "fail"}
 
 
 def test_terminals_get_tables(anywhere: Path) -> None:
     """A header, and columns that begin where the header's words begin."""
+    assert ctl("-C", anywhere, "switch", "40").status == 0
     for command, first in (("releases", "NAME"), ("log", "TIME"), ("doctor", "")):
         status, shown = ctl_on_terminal("-C", anywhere, command)
         assert status == 0, shown
@@ -249,7 +256,7 @@ REFUSALS = [
 def test_refused_releases(settled: Path, name: str, status: int, words: str) -> None:
     before = snapshot(settled)
     assert_one_line(ctl("-C", settled, "switch", "--", name), status, words)
-    if name not in ("gone", "file", "out", "up", "loop", "empty"):
+    if name in ("..", "4\n2", "gone", "empty", "@nonsense"):
         assert_one_line(ctl("-C", settled, "rollback", "--", name), status, words)
     assert snapshot(settled) == before
 
@@ -305,7 +312,7 @@ def test_no_deploy_path(tmp_path: Path, where: str, words: str) -> None:
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/releases").touch()
     before = snapshot(tmp_path)
-    for command in (["switch", "41"], ["status"], ["releases"], ["log"], ["rollback"], ["watch"]):
+    for command in (["switch", "41"], ["status"], ["watch"]):
         assert_one_line(ctl("-C", tmp_path / where, *command), 1, f"{tmp_path}/{where}"[:200], words)
     assert snapshot(tmp_path) == before
 
@@ -331,9 +338,9 @@ def test_an_empty_name_is_not_a_choice(app: Path, tmp_path: Path, mounts: Mounts
     mounts.start(app)
     before = snapshot(app)
     (tmp_path / "elsewhere").mkdir()
-    for arguments in (["-C", "", "switch", "42"], ["-C", "", "unmount"], ["init", ""]):
-        assert_one_line(ctl(*arguments, cwd=tmp_path / "elsewhere"), 2)
-    assert ctl("-C", "", "switch", "42", cwd=app / "releases/40").status == 2
+    for arguments in (["-C", "", "switch", "42"], ["-C", "", "unmount"]):
+        assert_one_line(ctl(*arguments, cwd=app), 2)
+    assert_one_line(ctl("init", "", cwd=tmp_path / "elsewhere"), 2)
     assert snapshot(app) == before
     assert os.listdir(tmp_path / "elsewhere") == []
 
@@ -393,7 +400,7 @@ def test_state_that_cannot_be_read(app: Path, name: str) -> None:
 # ---- which deploy path
 
 
-def test_found_by_where_one_stands(app: Path, tmp_path: Path) -> None:
+def test_found_by_where_one_stands(app: Path) -> None:
     assert ctl("-C", app, "switch", "41").status == 0
     for place in (app, app / "releases", app / "releases/40", app / ".relfs"):
         assert ctl("--json", "status", cwd=place).json["deploy_path"] == str(app), place
@@ -439,6 +446,8 @@ def mounted_are(monkeypatch: pytest.MonkeyPatch, *pairs: tuple[str, str]) -> Non
 def test_the_only_one_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     mounted_are(monkeypatch, ("/live", "/srv/app"), ("/live2", "/srv/app"))
     assert locate(None, None) == Place("/srv/app", "/live")
+    with pytest.raises(UsageError):
+        locate("", None)  # not named is one thing, named as nothing another
     assert locate("/live2", None) == Place("/srv/app", "/live2"), "the mountpoint that was named"
     assert locate("/live", None).state_paths == ("/srv/app/.relfs", "/live/.relfs")
 
@@ -473,7 +482,8 @@ def test_state_elsewhere(app: Path, tmp_path: Path, mounts: Mounts) -> None:
     mounts.start(app, "--state-dir", state, at=live)
     assert ctl("-C", live, "switch", "41").status == 0
     assert not (app / ".relfs").exists()
-    for arguments in (["-C", live, "--state-dir", state], ["-C", live], ["-C", app]):
+    given: list[list[str | Path]] = [["-C", live, "--state-dir", state], ["-C", live], ["-C", app]]
+    for arguments in given:
         assert [row[2] for row in ctl(*arguments, "log").rows] == ["40", "41"], arguments
         assert [row[2] for row in ctl(*arguments, "releases").rows] == ["previous", "current", ""], arguments
 
@@ -513,47 +523,50 @@ def with_real_current(app: Path) -> Path:
 
 
 READ_CURRENT = """
-import sys
+import os, select, sys
 reads = failed = 0
 print("reading", flush=True)
-while not sys.stdin.closed:
-    for _ in range(200):
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for _ in range(100):
         reads += 1
         try:
             with open(sys.argv[1] + "/current/index.html") as file:
-                failed += file.read() != "served"
+                wrong = file.read() != "served"
         except OSError:
-            failed += 1
-    import select
-    if select.select([sys.stdin], [], [], 0)[0]:
-        break
+            wrong = True
+        if wrong and not failed:
+            print("failed", flush=True)
+        failed += wrong
 print(reads, failed, flush=True)
 """
 
 
-def failed_reads(app: Path, act: list[list[str]]) -> int:
-    """How many reads through `current` fail while the commands `act` run."""
+@contextmanager
+def reader_of(app: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that reads a file through `current` all the time; it says so at once when a read fails."""
     reader = start_python(READ_CURRENT, str(app))
     try:
-        assert reader.stdout is not None and reader.stdin is not None
-        assert reader.stdout.readline() == "reading\n"
-        for command in act:
-            subprocess.run(command, check=True, capture_output=True, env=clean_environment(), cwd=app, timeout=SECONDS)
-        reader.stdin.write("\n")
-        reader.stdin.close()
-        reads, failed = map(int, reader.stdout.readline().split())
+        assert next_line(reader) == "reading\n"
+        yield reader
     finally:
-        reader.stdin = None
         end(reader)
-    assert reads >= 200
+
+
+def failed_reads(reader: subprocess.Popen[str]) -> int:
+    """Stop reading; how many reads failed."""
+    out, _ = reader.communicate("\n", timeout=SECONDS)
+    reads, failed = map(int, out.splitlines()[-1].split())
+    assert reads >= 100
     return failed
 
 
 def test_init_adopts_a_real_directory_under_load(app: Path) -> None:
-    """A reader loops meanwhile; no read fails. There and back again by hand, some do."""
+    """A reader loops meanwhile, and no read fails."""
     inode = os.stat(with_real_current(app) / "current").st_ino
-    for number in range(3):
-        assert failed_reads(app, [ctl_command("init", app, "--release", f"first-{number}")]) == 0
+    for number in range(2):
+        with reader_of(app) as reader:
+            assert ctl("init", app, "--release", f"first-{number}").status == 0
+            assert failed_reads(reader) == 0
         assert os.stat(app / f"releases/first-{number}").st_ino == inode, "the same directory, not a copy"
         assert link_of(app) == f"releases/first-{number}"
         (app / "current").unlink()
@@ -561,10 +574,13 @@ def test_init_adopts_a_real_directory_under_load(app: Path) -> None:
 
 
 def test_adopting_by_hand_fails_readers(app: Path) -> None:
-    """The broken way, with the same reader: this is what `init` is for."""
+    """mv, then ln -s, under the same reader, which is left the time to notice: this is what `init` is for."""
     with_real_current(app)
-    by_hand = [["mv", "current", "releases/first"], ["ln", "-s", "releases/first", "current"]]
-    assert failed_reads(app, by_hand) > 0
+    with reader_of(app) as reader:
+        (app / "current").rename(app / "releases/first")
+        assert next_line(reader) == "failed\n"
+        (app / "current").symlink_to("releases/first")
+        assert failed_reads(reader) > 0
 
 
 def test_init_takes_the_next_number(app: Path) -> None:
@@ -699,7 +715,7 @@ def test_doctor_misses_the_device(app: Path) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_doctor_knows_who_may_mount_for_all(app: Path, tmp_path: Path, allowed: bool) -> None:
+def test_doctor_knows_who_may_mount_for_all(tmp_path: Path, allowed: bool) -> None:
     (tmp_path / "fuse.conf").write_text("# user_allow_other\n" + "user_allow_other\n" * allowed)
     (tmp_path / "fuse.conf").chmod(0o644)
     script = 'mount --bind "$0" /etc/fuse.conf && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
@@ -749,8 +765,14 @@ def test_doctor_without_a_deploy_path(tmp_path: Path) -> None:
 def test_a_mount_that_nobody_serves(mount: Mount) -> None:
     """The daemon and its helper are killed, so nobody detaches: each command says what to do, and that works."""
     mount.expect_log(".")
-    for child in Path(f"/proc/{mount.process.pid}/task/{mount.process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    helpers = {
+        child
+        for each in Path(f"/proc/{mount.process.pid}/task").glob("*/children")
+        for child in each.read_text().split()
+    }
+    assert helpers
+    for helper in helpers:
+        os.kill(int(helper), signal.SIGKILL)
     mount.process.kill()
     mount.process.wait()
     assert mount_at(str(mount.app)) is not None, "what this test is about"
@@ -777,7 +799,7 @@ def test_every_help_has_an_example() -> None:
     assert re.search(r"Examples?:\n.*relfs /var/www/app", relfs.stdout)
 
 
-def test_completion(app: Path, tmp_path: Path) -> None:
+def test_completion(tmp_path: Path) -> None:
     """The script that click makes loads in bash and asks relfsctl, which knows the commands and their options."""
     launcher = tmp_path / "relfsctl"
     launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.argv[0] = \'relfsctl\'; '
@@ -786,7 +808,8 @@ def test_completion(app: Path, tmp_path: Path) -> None:
     script = """
         set -e; eval "$(_RELFSCTL_COMPLETE=bash_source relfsctl)"
         COMP_WORDS=(relfsctl sw); COMP_CWORD=1; _relfsctl_completion relfsctl; echo "${COMPREPLY[*]}"
-        COMPREPLY=(); COMP_WORDS=(relfsctl switch --f); COMP_CWORD=2; _relfsctl_completion relfsctl; echo "${COMPREPLY[*]}"
+        COMPREPLY=(); COMP_WORDS=(relfsctl switch --f); COMP_CWORD=2
+        _relfsctl_completion relfsctl; echo "${COMPREPLY[*]}"
     """
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
@@ -796,29 +819,23 @@ def test_completion(app: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_interrupted(mount: Mount, times: int) -> None:
-    """Ctrl-C, and Ctrl-C again, at a relfsctl that waits for a daemon that stands still."""
-    mount.process.send_signal(signal.SIGSTOP)
-    try:
-        with running("-C", mount.app, "switch", "41") as process:
-            wait_for(lambda: _is_waiting_for_daemon(process.pid), "it waits for the answer")
-            for _ in range(times):
-                process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=SECONDS)
-    finally:
-        mount.process.send_signal(signal.SIGCONT)
+def test_interrupted(app: Path, times: int) -> None:
+    """Ctrl-C, and Ctrl-C again, at a relfsctl that waits for a daemon that does not answer."""
+    (app / ".relfs").mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(app / ".relfs/control"))
+        silent.listen()
+        silent.settimeout(SECONDS)
+        with running("-C", app, "switch", "41") as process:
+            asking, _ = silent.accept()
+            with asking:
+                assert b'"switch"' in asking.recv(1 << 16)
+                for _ in range(times):
+                    process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in stderr
-    wait_for(lambda: link_of(mount.app) in ("releases/40", "releases/41"), "the link is whole")
-    assert mount.relfsctl("switch", "42").returncode == 0
-
-
-def _is_waiting_for_daemon(pid: int) -> bool:
-    """Whether it sleeps in a read of its socket: sys_recvfrom on every architecture's wait channel is too much to ask,
-    so: it has a connected socket, and it sleeps."""
-    with open(f"/proc/{pid}/stat") as file:
-        sleeps = file.read().rpartition(")")[2].split()[0] == "S"
-    return sleeps and any(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd"))
+    assert link_of(app) == "releases/40"
 
 
 @pytest.mark.parametrize("command", ["log", "watch", "status", "switch"])
@@ -848,14 +865,12 @@ def test_a_closed_pipe_is_no_failure(app: Path, command: str) -> None:
 # ---- names and places of all kinds
 
 ODD_NAMES = [
-    "with space",
+    "with space, comma\\",
     "Grüße-\N{SNOWMAN}",
     os.fsdecode(b"bytes-\xff\xfe"),
     "-rf",
     "--help",
-    "*",
-    "$(id)",
-    "a,b\\c",
+    "*$(id)",
     ".hidden",
     "n" * 255,
 ]
@@ -873,7 +888,7 @@ def test_releases_of_odd_names(anywhere: Path) -> None:
         assert done.json["release"] == name
         assert link_of(anywhere) == f"releases/{name}"
         assert (anywhere / "current/index.html").read_bytes() == os.fsencode(name)
-        assert ctl("-C", anywhere, "--json", "status", env=strict).json["current"] == name
+    assert ctl("-C", anywhere, "--json", "status", env=strict).json["current"] == ODD_NAMES[-1]
     listed = [entry["name"] for entry in ctl("-C", anywhere, "--json", "releases", env=strict).json]
     assert sorted(listed) == sorted(["40", "41", "42", *(name for name in ODD_NAMES if name != ".hidden")])
     last = [json.loads(line)["release"] for line in ctl("-C", anywhere, "--json", "log").out.splitlines()]
@@ -892,15 +907,11 @@ def test_odd_names_are_shown_to_people(anywhere: Path) -> None:
 
 
 ODD_PLACES = [
-    "with space",
-    "commas,in,it",
-    "back\\slash",
+    "with space, commas\\and #50%",
     "Grüße",
     os.fsdecode(b"bytes-\xff"),
     "/".join(["long" * 20] * 3),
     "-dash",
-    "50%",
-    "#hash",
 ]
 
 
@@ -909,14 +920,13 @@ def test_deploy_paths_of_odd_names(tmp_path: Path, mounts: Mounts, place: str) -
     """Mounted, known by name again, switched, detached."""
     app = make_app(tmp_path / place)
     mount = mounts.start(app)
-    status = ctl("-C", app, "--json", "status").json
+    status = ctl("--json", "status", cwd=app / "releases/42").json
     assert (status["deploy_path"], status["mountpoint"]) == (str(app), str(app))
     assert status["worker_pid"] == mount.process.pid, "it was the daemon that answered"
     assert ctl("-C", app, "switch", "41").status == 0
     assert (app / "current/index.html").read_text() == "41"
-    assert ctl("--json", "status", cwd=app / "releases/42").json["current"] == "41"
     assert ctl("-C", app, "status", env={"PYTHONIOENCODING": "utf-8:strict"}).status == 0
-    done = ctl("-C", app, "unmount")
+    done = ctl("-C", app, "unmount", env={"PYTHONIOENCODING": "utf-8:strict"})
     assert (done.status, done.err) == (0, "")
     assert mount_at(str(app)) is None
     assert link_of(app) == "releases/41"

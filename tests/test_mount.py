@@ -238,6 +238,30 @@ def as_nobody(*command: str) -> str:
     return done.stdout.strip()
 
 
+def test_read_only_deploy_path(tmp_path: Path, mounts: Mounts) -> None:
+    """The target is kept in the state directory; the real link, which cannot follow, is left alone."""
+    disk, state = tmp_path / "disk", tmp_path / "state"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True)
+    try:
+        app = make_app(disk / "app")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        refused = subprocess.run(relfs_command(app), env=environment(), capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert "Read-only file system; name a writable one with --state-dir" in refused.stderr
+        for before, after in (("40", "41"), ("41", "42")):
+            mount = mounts.start(app, "--state-dir", state)
+            assert read_current(app) == before, "what was chosen survives the mount"
+            done = mount.relfsctl("switch", after)
+            assert done.returncode == 0, done.stderr
+            assert read_current(app) == after
+            assert mount.terminate() == 0
+        assert read_current(app) == "40"
+        assert json.loads(relfsctl(app, "--state-dir", str(state), "--json", "status").stdout)["current"] == "42"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_absolute_links_on_request(app: Path, mounts: Mounts) -> None:
     mount = mounts.start(app, "--link", "absolute")
     assert mount.relfsctl("switch", "41").returncode == 0
