@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass
 
 from relfs.errors import RefusedError, RelfsError, reason
-from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath, check_name, open_deploy_path
+from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2
 from relfs.lock import deploy_lock
 from relfs.mountinfo import FSTYPE, mount_at
@@ -32,7 +32,7 @@ class Made:
     adopted: str | None
 
 
-def initialise(path: str, release: str | None) -> Made:
+def initialise(path: str, release: str | None, state_dir: str | None = None) -> Made:
     """Make what is missing below `path`, and adopt a real directory `current` as `release` (default: the next number).
 
     Raises RelfsError, UsageError for a bad name, RefusedError if that release exists.
@@ -43,9 +43,9 @@ def initialise(path: str, release: str | None) -> Made:
     if found is not None and found.fstype == FSTYPE:
         raise RelfsError(f"{path}: is mounted, so it is a deploy path already")
     _make_directories(path)
-    deploy = open_deploy_path(path)
+    deploy = open_deploy_path(path, state_dir=state_dir)
     try:
-        with deploy_lock(deploy.state_fd):
+        with deploy_lock(deploy.state_fd, shown=deploy.state_path):
             adopted = _adopt(deploy, release)
         target = Pointer(deploy).target
         return Made(deploy.path, target.label if target is not None else None, adopted)
@@ -54,7 +54,7 @@ def initialise(path: str, release: str | None) -> Made:
 
 
 def _make_directories(path: str) -> None:
-    for directory in (path, *(f"{path}/{name}" for name in (RELEASES, SHARED, STATE))):
+    for directory in (path, *(f"{path}/{name}" for name in (RELEASES, SHARED))):
         try:
             os.makedirs(directory, 0o755, exist_ok=True)
         except OSError as error:
@@ -70,6 +70,7 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
         return None
     name = release if release is not None else _next_number(deploy)
     successor = f"{RELEASES}/{name}"
+    _remove_leftover(deploy, successor)
     try:
         os.symlink(successor, successor, dir_fd=deploy.fd)
     except FileExistsError:
@@ -83,6 +84,15 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
         os.unlink(successor, dir_fd=deploy.fd)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
     return name
+
+
+def _remove_leftover(deploy: DeployPath, successor: str) -> None:
+    """The link of an adoption that was cut off: it says its own name, which nobody else would make it say."""
+    try:
+        if os.readlink(successor, dir_fd=deploy.fd) == successor:
+            os.unlink(successor, dir_fd=deploy.fd)
+    except OSError:
+        pass
 
 
 def _no_exchange(deploy: DeployPath, successor: str, error: OSError) -> str:

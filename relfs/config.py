@@ -40,7 +40,7 @@ def load_config(state_fd: int, shown: str) -> Config:
         return Config()
     except OSError as error:
         raise RelfsError(f"{shown}/{CONFIG}: cannot be read: {reason(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RelfsError(f"{shown}/{CONFIG}: {error}") from error
     try:
         return _parse(document)
@@ -65,7 +65,7 @@ def _gid(group: object) -> int:
         raise ValueError("control.group must be the name of a group")  # noqa: TRY004 (a fault of the file's content)
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):
         raise ValueError(f"control.group: there is no group {group!r}") from None
 
 

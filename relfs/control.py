@@ -16,12 +16,13 @@ Standard library only, and imported by every relfsctl: nothing here may be slow 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from relfs.errors import RelfsError, error_for
@@ -33,13 +34,22 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
 FAILED_BASE = -32000
 """A RelfsError of exit status S has the code FAILED_BASE - S."""
+
+_NOBODY_THERE = frozenset(
+    {errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+)
+"""No socket, nobody listening on it, or a mount in the way whose daemon is gone."""
 
 _READ = 1 << 16
 _NUDGE_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 _RETRY_PAUSE = 0.05
+
+
+_GIBBERISH = "what listens on the control socket does not answer in JSON-RPC; is it relfs?"
 
 
 class NoDaemon(RelfsError):  # noqa: N818 (a state of the world, not a mistake)
@@ -63,10 +73,10 @@ class Connection:
             try:
                 _connect(self._socket, state_path)
                 return
-            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-                self._socket.close()
             except OSError as error:
                 self._socket.close()
+                if error.errno in _NOBODY_THERE:
+                    continue
                 raise RelfsError(f"{state_path}: the daemon of relfs cannot be reached: {error.strerror}") from error
         raise NoDaemon(f"{state_paths[0]}: no daemon of relfs answers")
 
@@ -84,10 +94,13 @@ class Connection:
         self._nudged = False
         self._wait(seconds)
         answer = self._receive()
-        if "error" in answer:
-            error = answer["error"]
-            raise error_for(FAILED_BASE - int(error["code"]), str(error["message"]))
-        return answer["result"]
+        try:
+            if "error" not in answer:
+                return answer["result"]
+            status, said = FAILED_BASE - int(answer["error"]["code"]), str(answer["error"]["message"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RelfsError(_GIBBERISH) from error
+        raise error_for(status, said)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events as they happen, until the daemon goes away. Call `watch` first."""
@@ -106,9 +119,12 @@ class Connection:
                 raise ConnectionResetError("the daemon closed the connection")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RelfsError(_GIBBERISH) from error
         if not isinstance(message, dict):
-            raise RelfsError("the daemon answered something that is no JSON-RPC message")
+            raise RelfsError(_GIBBERISH)
         return message
 
     def _wait(self, seconds: float | None) -> None:
@@ -135,14 +151,22 @@ def _nudge(state_path: str) -> None:
         os.statvfs(os.path.dirname(state_path))
 
 
-def change(state_paths: tuple[str, ...], method: str, params: dict[str, Any]) -> Any:
-    """Ask for a change, and ask again with the same id if the connection is lost before the answer.
+def change(
+    state_paths: tuple[str, ...],
+    method: str,
+    params: dict[str, Any],
+    *,
+    request_id: str | None = None,
+    mounted: Callable[[], bool] = lambda: True,
+) -> Any:
+    """Ask for a change, and ask again with the same id (made here if none is given) if the connection is lost.
 
-    Raises NoDaemon if there was no daemon in the first place, RelfsError.
+    Raises NoDaemon if there is no daemon, also if it went away and `mounted` says that there is no mount any more;
+    RelfsError.
     """
-    params = {**params, "request": os.urandom(16).hex()}
-    connection = Connection(state_paths)
+    params = {**params, "request": request_id or os.urandom(16).hex()}
     deadline = time.monotonic() + _RETRY_SECONDS
+    connection = Connection(state_paths)
     while True:
         try:
             return connection.call(method, params)
@@ -150,19 +174,20 @@ def change(state_paths: tuple[str, ...], method: str, params: dict[str, Any]) ->
             lost = error
         finally:
             connection.close()
-        connection = _reconnect(state_paths, deadline, lost)
+        connection = _reconnect(state_paths, deadline, lost, mounted)
 
 
-def _reconnect(state_paths: tuple[str, ...], deadline: float, cause: ConnectionError) -> Connection:
-    while True:
+def _reconnect(
+    state_paths: tuple[str, ...], deadline: float, cause: ConnectionError, mounted: Callable[[], bool]
+) -> Connection:
+    while time.monotonic() < deadline:
+        time.sleep(_RETRY_PAUSE)
         try:
             return Connection(state_paths)
-        except RelfsError:
-            if time.monotonic() > deadline:
-                raise RelfsError(
-                    "the daemon went away before it answered; `relfsctl status` tells what is current"
-                ) from cause
-            time.sleep(_RETRY_PAUSE)
+        except NoDaemon:
+            if not mounted():
+                raise
+    raise RelfsError("the daemon went away before it answered; `relfsctl status` tells what is current") from cause
 
 
 def _connect(endpoint: socket.socket, state_path: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from relfs import libc
+from relfs.config import load_config
 from relfs.control import Connection, NoDaemon
 from relfs.errors import RelfsError, reason
 from relfs.fuse.connection import connect
@@ -218,6 +219,11 @@ def _deploy_path(place: Place) -> Iterator[Finding]:
             )
     except (RelfsError, OSError) as error:
         yield Finding("fail", "current", str(error))
+    try:
+        if deploy.state_fd is not None:
+            load_config(deploy.state_fd, deploy.state_path)
+    except RelfsError as error:
+        yield Finding("fail", "config", str(error))
     finally:
         deploy.close()
     yield _mounted(place)

@@ -129,9 +129,13 @@ class Journal:
         except OSError as error:
             raise RelfsError(f"the journal cannot be read: {reason(error)}") from error
 
+    def probe(self) -> None:
+        """Raise OSError if the journal cannot be written, before anything is done that would have to be in it."""
+        os.close(self._open())
+
     def append(self, event: Event) -> None:
         """Write `event` durably. On OSError the journal is as it was, or ends in a torn line that nobody reads."""
-        fd = os.open(JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644, dir_fd=self._directory)
+        fd = self._open()
         try:
             end = _repair(fd)
             line = encode(event)
@@ -147,6 +151,10 @@ class Journal:
         finally:
             os.close(fd)
         self._on_append(event)
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(JOURNAL, flags, 0o644, dir_fd=self._directory)
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(path, flags, dir_fd=self._directory)

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from relfs.errors import RefusedError, RelfsError, UsageError, reason
+from relfs.names import CURRENT, RELEASES, SHARED, STATE
 
-CURRENT = "current"
-RELEASES = "releases"
-SHARED = "shared"
-STATE = ".relfs"
+__all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
+__all__ += ["UNFINISHED_MARKER", "check_name", "open_deploy_path"]
 
 UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
 """What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
@@ -231,21 +230,22 @@ def open_deploy_path(
 
     Raises RelfsError if either cannot be used.
     """
-    real = os.path.realpath(path)
+    real = _resolve(path)
     fd = _open_directory(real, path, "no such deploy path; `relfsctl init` makes one")
     try:
-        state_path = os.path.realpath(state_dir) if state_dir is not None else f"{real}/{STATE}"
+        _require_releases(fd, real)
+        state_path = _resolve(state_dir) if state_dir is not None else f"{real}/{STATE}"
         state_fd = _open_state(fd, state_path, state_dir, create=create_state)
     except BaseException:
         os.close(fd)
         raise
-    deploy = DeployPath(real, fd, state_path, state_fd, aliases)
-    try:
-        _require_releases(deploy)
-    except BaseException:
-        deploy.close()
-        raise
-    return deploy
+    return DeployPath(real, fd, state_path, state_fd, aliases)
+
+
+def _resolve(path: str) -> str:
+    if not path or "\0" in path:
+        raise UsageError(f"{path!r}: not a path")
+    return os.path.realpath(path)
 
 
 def check_name(name: str) -> None:
@@ -257,8 +257,12 @@ def check_name(name: str) -> None:
         raise UsageError(f"{shown}: not a release name: it has a slash; give the name of a directory in {RELEASES}/")
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         raise UsageError(f"{shown}: not a release name: it has a control character")
-    if len(os.fsencode(name)) > _NAME_MAX:
-        raise UsageError(f"{shown}: not a release name: {len(os.fsencode(name))} bytes, {_NAME_MAX} at most")
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{shown}: not a release name: it cannot be written in bytes") from error
+    if length > _NAME_MAX:
+        raise UsageError(f"{shown}: not a release name: {length} bytes, {_NAME_MAX} at most")
 
 
 def _release_of(entry: os.DirEntry[str]) -> Release | None:
@@ -285,8 +289,9 @@ def _open_directory(real: str, given: str, missing: str) -> int:
 def _open_state(fd: int, state_path: str, given: str | None, *, create: bool) -> int | None:
     """The state directory: below the deploy path's own descriptor unless the user put it elsewhere."""
     name, dir_fd = (STATE, fd) if given is None else (state_path, None)
+    flags = _DIRECTORY | os.O_NOFOLLOW
     try:
-        return os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        return os.open(name, flags, dir_fd=dir_fd)
     except FileNotFoundError:
         if not create:
             return None
@@ -294,18 +299,18 @@ def _open_state(fd: int, state_path: str, given: str | None, *, create: bool) ->
         raise RelfsError(f"{state_path}: cannot be opened: {reason(error)}") from error
     try:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
-        return os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        return os.open(name, flags, dir_fd=dir_fd)
     except OSError as error:
         hint = "; name a writable one with --state-dir" if error.errno == errno.EROFS else ""
         raise RelfsError(f"{state_path}: cannot be made: {reason(error)}{hint}") from error
 
 
-def _require_releases(deploy: DeployPath) -> None:
+def _require_releases(fd: int, path: str) -> None:
     try:
-        mode = os.stat(RELEASES, dir_fd=deploy.fd).st_mode
+        mode = os.stat(RELEASES, dir_fd=fd).st_mode
     except FileNotFoundError as error:
-        raise RelfsError(f"{deploy.path}: has no {RELEASES}/; `relfsctl init {deploy.path}` makes it") from error
+        raise RelfsError(f"{path}: has no {RELEASES}/; `relfsctl init {path}` makes it") from error
     except OSError as error:
-        raise RelfsError(f"{deploy.path}/{RELEASES}: {reason(error)}") from error
+        raise RelfsError(f"{path}/{RELEASES}: {reason(error)}") from error
     if not stat.S_ISDIR(mode):
-        raise RelfsError(f"{deploy.path}/{RELEASES}: not a directory; releases are directories in it")
+        raise RelfsError(f"{path}/{RELEASES}: not a directory; releases are directories in it")

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from relfs.errors import UsageError
-from relfs.layout import CURRENT, RELEASES, STATE
+from relfs.names import CURRENT, RELEASES, STATE
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,34 @@ class Place:
 def locate(given: str | None, state_dir: str | None) -> Place:
     """The deploy path that `given` names (it, or its mountpoint), else $RELFS_PATH, else the one around the working
     directory, else the only one mounted. Raises UsageError that lists the candidates."""
-    path = given or os.environ.get("RELFS_PATH") or _around(os.getcwd()) or _only_mounted()
+    for name, value in (("-C", given), ("--state-dir", state_dir)):
+        if value is not None and (not value or "\0" in value):
+            raise UsageError(f"{name} {value!r}: not a path")
+    path = given or os.environ.get("RELFS_PATH") or _around_here() or _only_mounted()
     state = state_dir or os.environ.get("RELFS_STATE_DIR")
     return _place(os.path.realpath(path), os.path.realpath(state) if state else None)
 
 
 def _place(real: str, state_dir: str | None) -> Place:
-    for mount in _mounts():
+    for mount in mounted_paths():
         if real in (mount[0], mount[1]):
             return Place(mount[1], mount[0], state_dir)
     return Place(real, None, state_dir)
 
 
-def _mounts() -> list[tuple[str, str]]:
+def mounted_paths() -> list[tuple[str, str]]:
     """Mountpoint and deploy path of every relfs mount; none where there is no mountinfo."""
     from relfs.mountinfo import relfs_mounts
 
     return [(mount.target, mount.source) for mount in relfs_mounts()]
 
 
-def _around(directory: str) -> str | None:
+def _around_here() -> str | None:
+    """The deploy path that the working directory is in."""
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:  # it was removed under our feet
+        return None
     while True:
         if os.path.isdir(f"{directory}/{RELEASES}") and (
             os.path.isdir(f"{directory}/{STATE}") or os.path.lexists(f"{directory}/{CURRENT}")
@@ -61,7 +69,7 @@ def _around(directory: str) -> str | None:
 
 
 def _only_mounted() -> str:
-    sources = sorted({source for _, source in _mounts()})
+    sources = sorted({source for _, source in mounted_paths()})
     if len(sources) == 1:
         return sources[0]
     candidates = f"mounted are {', '.join(sources)}" if sources else "none is mounted"

@@ -20,15 +20,15 @@ _RETRY_SECONDS = 0.005
 
 
 @contextlib.contextmanager
-def deploy_lock(directory: int | None, *, wait: float = 30.0) -> Iterator[None]:
-    """Hold the deploy lock of the state directory. Not reentrant.
+def deploy_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 30.0) -> Iterator[None]:
+    """Hold the deploy lock of the state directory, which messages call `shown`. Not reentrant.
 
     Raises LockedError if somebody holds it for more than `wait` seconds, RelfsError if it cannot be had at all.
     """
     try:
         fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
     except OSError as error:
-        raise RelfsError(f"the deploy lock cannot be opened: {reason(error)}") from error
+        raise RelfsError(f"{shown}/{LOCK}: the deploy lock cannot be had: {reason(error)}") from error
     try:
         _acquire(fd, wait)
         yield

@@ -167,7 +167,7 @@ class Pointer:
 
     @contextmanager
     def _locked(self) -> Iterator[Store]:
-        with self._lock, deploy_lock(self.deploy.state_fd):
+        with self._lock, deploy_lock(self.deploy.state_fd, shown=self.deploy.state_path):
             try:
                 yield open_store(self.deploy)
             except OSError as error:
@@ -196,6 +196,7 @@ class Pointer:
         origin = self.target.label if self.target is not None else None
         event = new_event(action, target.label, origin, actor, request_id)
         try:
+            self._journal.probe()
             self._write_pending(event, text)
             self._flush_target(text)
             store.write(text, owner)
@@ -231,7 +232,7 @@ class Pointer:
     # ---- pending and the journal
 
     def _write_pending(self, event: Event, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(PENDING, flags, 0o644, dir_fd=self.deploy.state_fd)
         try:
             data = journal_module.encode(event) + os.fsencode(text)
@@ -266,7 +267,7 @@ class Pointer:
         try:
             self._write_line(event)
         except RelfsError as error:
-            _log.warning("that switching to %s failed is not in the journal: %s", event.release, error)
+            _log.info("%s of %s, %s, is not in the journal: %s", event.action, event.release, event.outcome, error)
 
     def _journal_identity(self) -> tuple[int, int] | None:
         try:

@@ -101,7 +101,8 @@ class FileStore:
             return None
 
     def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        _remove(TEMPORARY, self._directory)  # a crash may have left it
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(TEMPORARY, flags, 0o644, dir_fd=self._directory)
         try:
             data = os.fsencode(text) + b"\n"

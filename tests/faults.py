@@ -125,6 +125,14 @@ class Fails(Fault):
 
 
 @dataclass(frozen=True)
+class ShortWrite(Fault):
+    """Half of the data is written; other calls do as they should."""
+
+    def strike(self, call: Call) -> Any:
+        return call.make_part(len(call.data) // 2) if call.data else call.make()
+
+
+@dataclass(frozen=True)
 class DiskFull(Fault):
     """From that call on nothing finds space, though a write still gets half of its data out."""
 

@@ -14,7 +14,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from faults import Calls, Crash, CrashAfter, CrashBefore, CrashLastByte, CrashTorn, DiskFull, Fails, Fault, watched
+from faults import (
+    Calls,
+    Crash,
+    CrashAfter,
+    CrashBefore,
+    CrashLastByte,
+    CrashTorn,
+    DiskFull,
+    Fails,
+    Fault,
+    ShortWrite,
+    watched,
+)
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sandbox import ACTOR, RELEASES, activations_of, journal_of, make_app
@@ -27,7 +39,7 @@ from relfs.store import peek
 
 EMPTY = "empty"
 MISSING = "99"
-FAULTS: tuple[type[Fault], ...] = (CrashBefore, CrashAfter, CrashTorn, CrashLastByte, Fails, DiskFull)
+FAULTS: tuple[type[Fault], ...] = (CrashBefore, CrashAfter, CrashTorn, CrashLastByte, Fails, ShortWrite, DiskFull)
 CALLS = 40
 """More system calls than any one method makes; test_pointer_model.py checks that."""
 

@@ -437,8 +437,8 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
 
 def mounted_are(monkeypatch: pytest.MonkeyPatch, *pairs: tuple[str, str]) -> None:
     """Pretend that these are the mounts (mountpoint, deploy path), and that we stand nowhere."""
-    monkeypatch.setattr(locate_module, "_mounts", lambda: list(pairs))
-    monkeypatch.setattr(locate_module, "_around", lambda _directory: None)
+    monkeypatch.setattr(locate_module, "mounted_paths", lambda: list(pairs))
+    monkeypatch.setattr(locate_module, "_around_here", lambda: None)
     monkeypatch.delenv("RELFS_PATH", raising=False)
     monkeypatch.delenv("RELFS_STATE_DIR", raising=False)
 

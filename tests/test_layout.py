@@ -266,10 +266,10 @@ def test_releases_that_cannot_be_read(app: Path, deploy: DeployPath) -> None:
         ("bare", "bare: has no releases/"),
         ("odd", "odd/releases: not a directory"),
         ("loop", "loop: .*symbolic links"),
-        ("nul\0", "null"),
+        ("shut", r"shut/\.relfs: cannot be opened"),
         ("x" * 300, "name too long"),
     ],
-    ids=["missing", "file", "no releases", "releases is a file", "loop", "NUL", "too long"],
+    ids=["missing", "file", "no releases", "releases is a file", "loop", "state is a file", "too long"],
 )
 def test_what_is_no_deploy_path(tmp_path: Path, path: str, says: str) -> None:
     (tmp_path / "file").write_text("")
@@ -277,11 +277,19 @@ def test_what_is_no_deploy_path(tmp_path: Path, path: str, says: str) -> None:
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "releases").write_text("")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "shut" / "releases").mkdir(parents=True)
+    (tmp_path / "shut" / ".relfs").write_text("")
     descriptors = os.listdir("/proc/self/fd")
     with pytest.raises(RelfsError, match=f"(?i){says}") as caught:
         open_deploy_path(f"{tmp_path}/{path}")
     assert caught.value.status == EXIT_FAILED
     assert os.listdir("/proc/self/fd") == descriptors, "a descriptor was left open"
+
+
+@pytest.mark.parametrize("path", ["", "/srv/\0", "\ud800"], ids=ascii)
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(UsageError):
+        open_deploy_path(path)
 
 
 def test_the_state_directory_is_made_or_not(app: Path, tmp_path: Path) -> None:
@@ -294,6 +302,14 @@ def test_the_state_directory_is_made_or_not(app: Path, tmp_path: Path) -> None:
     with closing(open_deploy_path(str(app))) as deploy:
         assert deploy.state_path == str(app / ".relfs")
     assert (app / ".relfs").stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_link_is_no_state_directory(app: Path, tmp_path: Path) -> None:
+    """Whoever owns the deploy path must not be able to make root's relfs write elsewhere."""
+    (tmp_path / "theirs").mkdir()
+    (app / ".relfs").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RelfsError, match=r"\.relfs: cannot be opened"):
+        open_deploy_path(str(app))
 
 
 def test_two_may_make_the_state_directory_at_once(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:

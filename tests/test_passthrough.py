@@ -4,6 +4,10 @@ What serves here is relfs itself, not a native directory: everything below a `--
 ordinary one. Where FUSE or pyfuse3 cannot be like the plain directory, KNOWN_DIFFERENCES says so and why.
 """
 
+# What a Trace is given to call, it calls at once, and notes None like any other result.
+# ruff: noqa: B023
+# mypy: disable-error-code="func-returns-value"
+
 from __future__ import annotations
 
 import contextlib
@@ -14,6 +18,7 @@ import mmap
 import os
 import pickle
 import random
+import resource
 import shutil
 import socket
 import stat
@@ -26,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
-from mounting import Mount, Mounts, wait_for
+from mounting import Mount, Mounts, relfsctl, wait_for
 from sandbox import end, make_app, start_python
 
 from relfs.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
@@ -61,7 +66,7 @@ class Trace:
 
     steps: list[tuple[str, Any]] = field(default_factory=list)
 
-    def __call__(self, label: str, call: Callable[[], _T]) -> _T | None:
+    def __call__(self, label: str, call: Callable[..., _T]) -> _T | None:
         """Note what `call` returns or raises; returns it, or None."""
         try:
             result = call()
@@ -94,6 +99,8 @@ def _shown(result: object) -> object:
         return (oct(result.st_mode), result.st_nlink, result.st_uid, result.st_gid, result.st_rdev) + (
             () if stat.S_ISDIR(result.st_mode) else (result.st_size,)
         )
+    if type(result) is tuple:
+        return tuple(_shown(each) for each in result)
     return result
 
 
@@ -169,12 +176,25 @@ class Pair:
     mount: Mount
     served: Path
     plain: Path
+    place: Path
 
-    def same(self, script: Script, who: Who = ROOT, umask: int = 0o022) -> dict[str, Any]:
-        """Run `script` in both and demand the same; what it saw, by label."""
+    def fill(self, name: str, count: int) -> None:
+        """In both, a directory with that many empty files called 0, 1, 2 …; made natively, which is faster."""
+        for script in (f"mkdir {name} && cd {name} && seq 0 {count - 1} | xargs touch",):
+            subprocess.run(["sh", "-ec", script], cwd=self.plain, check=True)
+            behind(self.place, self.mount.app, f"cd {self.served.relative_to(self.mount.app)} && {script}")
+
+    def remove(self, name: str) -> None:
+        """The same as `rm -r` in both."""
+        shutil.rmtree(self.plain / name)
+        behind(self.place, self.mount.app, f"cd {self.served.relative_to(self.mount.app)} && rm -r {name}")
+        wait_for(lambda: not (self.served / name).exists(), "the mount notices")
+
+    def same(self, script: Script, who: Who = ROOT, umask: int = 0o022, *, trees: bool = True) -> dict[str, Any]:
+        """Run `script` in both and demand the same; what it saw, by label. Large trees are left to the script."""
         here, natively = run(script, self.served, who, umask), run(script, self.plain, who, umask)
         assert here.steps == natively.steps
-        assert tree(self.served, SPECIAL) == tree(self.plain)
+        assert not trees or tree(self.served, SPECIAL) == tree(self.plain)
         return here.outcome
 
 
@@ -213,14 +233,14 @@ def pair(request: pytest.FixtureRequest, served: Served) -> Iterator[Pair]:
     for directory in (plain, base):
         directory.chmod(0o755)
     assert os.stat(base).st_dev != os.stat(plain).st_dev
-    yield Pair(mount, base, plain)
+    yield Pair(mount, base, plain, served.place)
     for directory in (plain, base):
         for name in set(os.listdir(directory)) - SPECIAL:
             remove(directory / name)
 
 
 def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if stat.S_ISDIR(os.lstat(path).st_mode):
         shutil.rmtree(path)
     else:
         path.unlink()
@@ -273,6 +293,7 @@ def _seek(whence: int) -> Script:
             file.truncate(1 << 20)
             file.seek(1 << 19)
             file.write(b"data")
+        assert os.path.getsize("sparse") == 1 << 20
         fd = os.open("sparse", os.O_RDONLY)
         t("result", lambda: os.lseek(fd, 0, whence))
 
@@ -309,6 +330,14 @@ def _set_user_program(t: Trace) -> None:
     t("result", lambda: subprocess.run(command, user=NOBODY.uid, capture_output=True, check=True).stdout)
 
 
+def _set_group_id_of_a_file_nobody_runs(t: Trace) -> None:
+    put("file", b"data", 0o2767, ADA)
+    fd = os.open("file", os.O_WRONLY)
+    with acting(NOBODY):
+        os.write(fd, b"!")
+    t("result", lambda: oct(stat.S_IMODE(os.stat("file").st_mode)))
+
+
 def _dot_dot(t: Trace) -> None:
     make("d")
     listed = _directory_inodes("d")
@@ -340,7 +369,7 @@ def _granted_by_access_list(t: Trace) -> None:
 KNOWN_DIFFERENCES: dict[str, Known] = {
     "O_TMPFILE": Known(
         "pyfuse3 and libfuse 3.14 have no FUSE_TMPFILE; programs fall back upon EOPNOTSUPP",
-        _temporary_file, "opened", "EOPNOTSUPP",
+        _temporary_file, "opened", "ENOTSUP",
     ),
     "SEEK_DATA": Known(
         "pyfuse3 has no FUSE_LSEEK; the kernel then says, as lseek(2) allows, that all is data",
@@ -348,11 +377,11 @@ KNOWN_DIFFERENCES: dict[str, Known] = {
     ),
     "SEEK_HOLE": Known(
         "as SEEK_DATA: the only hole is the one at the end",
-        _seek(os.SEEK_HOLE), 0, (1 << 19) + 4,
+        _seek(os.SEEK_HOLE), 0, 1 << 20,
     ),
     "fallocate": Known(
         "pyfuse3 has no FUSE_FALLOCATE; posix_fallocate(3) writes instead",
-        _fallocate, 0, "EOPNOTSUPP",
+        _fallocate, 0, "ENOTSUP",
     ),
     "file flags (lsattr, chattr)": Known(
         "pyfuse3 answers FUSE_IOCTL only through an ioctl handler, and the flags are ext4's own",
@@ -365,6 +394,10 @@ KNOWN_DIFFERENCES: dict[str, Known] = {
     "set-user-ID programs": Known(
         "FUSE mounts are nosuid: they run as whoever starts them",
         _set_user_program, b"0\n", b"65534\n",
+    ),
+    "the set-group-ID bit without the group's execute bit": Known(
+        "the kernel clears it for FUSE only together with that bit (fuse_setattr() in fs/fuse/dir.c); nosuid anyway",
+        _set_group_id_of_a_file_nobody_runs, "0o767", "0o2767",
     ),
     "the inode number of ..": Known(
         "readdirplus lets only real lookups name an inode, so `..` is listed with the number of `.`",
@@ -487,7 +520,9 @@ def test_chmod_and_chown_are_the_owners(pair: Pair) -> None:
         with acting(ADA):
             t("setgid in a strange group", lambda: os.chmod("mine", 0o2755))
             t("mine again", lambda: os.stat("mine"))
-            os.symlink("mine", "link")
+        os.symlink("mine", "link")
+        os.lchown("link", ADA.uid, ADA.gid)
+        with acting(ADA):
             t("lchown", lambda: os.lchown("link", -1, 2000))
             t("lchown away", lambda: os.lchown("link", BOB.uid, -1))
         t("root gives", lambda: os.chown("mine", 5, 6))
@@ -505,7 +540,7 @@ def test_set_id_bits_are_lost(pair: Pair, who: Who, how: str) -> None:
     """To a write by anybody but root, to a truncation, to a change of owner; never a permission error."""
 
     def script(t: Trace) -> None:
-        for mode in (0o6777, 0o4777, 0o2777, 0o2767):
+        for mode in (0o6777, 0o4777, 0o2777, 0o4767):
             name = f"f{mode:o}"
             put(name, b"some data", mode, ADA)
             with acting(who):
@@ -789,8 +824,11 @@ def test_truncation(pair: Pair) -> None:
         put("ro", b"abc", 0o444, ADA)
         with acting(ADA):
             t("without permission", lambda: os.truncate("ro", 1))
-            owned = os.open("mine", os.O_CREAT | os.O_RDWR, 0o600) if os.access(".", os.W_OK) else -1
-        t("owned", lambda: owned == -1)
+        put("sealed", b"abc", 0o644, ADA)
+        sealed = os.open("sealed", os.O_RDWR)
+        os.chmod("sealed", 0o000)
+        with acting(ADA):
+            t("of what was opened before", lambda: os.ftruncate(sealed, 1))
 
     pair.same(script)
 
@@ -943,8 +981,9 @@ def test_a_thousand_open_files(pair: Pair) -> None:
         for number in range(0, 1000, 2):
             os.unlink(f"f{number}")
         t("all of them", lambda: [os.pread(fd, 10, 0) for fd in opened])
+        t("their names", lambda: sorted(set(os.listdir(".")) - SPECIAL))
 
-    assert pair.same(script)["all of them"] == [b"%d" % number for number in range(1000)]
+    assert pair.same(script, trees=False)["all of them"] == [b"%d" % number for number in range(1000)]
 
 
 def test_sync_and_statvfs(pair: Pair) -> None:
@@ -1015,16 +1054,16 @@ def test_locks_between_processes(pair: Pair, kind: str) -> None:
 
 def test_names_of_any_bytes(pair: Pair) -> None:
     names = [bytes([byte]) for byte in range(1, 256) if byte not in b"./"]
-    names += [b"...", b" ", b"a\nb", b"-rf", "Größe 文".encode(), b"\xff\xfe\x80", b"\xed\xa0\x80", b".hidden", b"x~"]
+    names += [b"...", b"a\nb", b"-rf", "Größe 文".encode(), b"\xff\xfe\x80", b"\xed\xa0\x80", b".hidden", b"x~"]
 
     def script(t: Trace) -> None:
         make("d")
         for name in names:
             put(b"d/" + name, name)
-            os.symlink(name, b"d/l" + name)
+            os.symlink(name, b"d/link to " + name)
             os.setxattr(b"d/" + name, b"user." + name, name)
-        t("listed", lambda: sorted(os.listdir(b"d")) == sorted([*names, *(b"l" + name for name in names)]))
-        t("content", lambda: [get(b"d/l" + name) for name in names] == names)
+        t("listed", lambda: sorted(os.listdir(b"d")) == sorted([*names, *(b"link to " + name for name in names)]))
+        t("content", lambda: [get(b"d/link to " + name) for name in names] == names)
         t("xattrs", lambda: [os.listxattr(b"d/" + name) for name in names])
         os.rename("d", b"\xff")
         t("renamed", lambda: get(b"\xff/\xff"))
@@ -1288,9 +1327,6 @@ def test_listing_while_entries_come_and_go(pair: Pair) -> None:
     """5,000 entries: none twice, none lost that stays, whatever is made, removed and renamed meanwhile."""
 
     def script(t: Trace) -> None:
-        make("d")
-        for number in range(5000):
-            os.mknod(f"d/{number}")
         directory = Directory("d")
         seen: list[bytes] = []
         removed: set[bytes] = set()
@@ -1312,9 +1348,10 @@ def test_listing_while_entries_come_and_go(pair: Pair) -> None:
         t("none lost", lambda: staying - set(seen))
         t("dots", lambda: {b".", b".."} <= set(seen))
         t("afterwards", lambda: sorted(os.listdir("d")))
-        shutil.rmtree("d")
 
-    seen = pair.same(script)
+    pair.fill("d", 5000)
+    seen = pair.same(script, trees=False)
+    pair.remove("d")
     assert (seen["none twice"], seen["none lost"], seen["dots"]) == (True, set(), True)
 
 
@@ -1322,9 +1359,6 @@ def test_positions_in_a_directory(pair: Pair) -> None:
     """telldir(3), seekdir(3) and rewinddir(3); a position stays good while entries come and go."""
 
     def script(t: Trace) -> None:
-        make("d")
-        for number in range(1000):
-            os.mknod(f"d/{number}")
         directory = Directory("d")
         positions = []
         order = []
@@ -1350,7 +1384,9 @@ def test_positions_in_a_directory(pair: Pair) -> None:
         t("rewind looks anew", lambda: b"new" in again and not (set(order[100:200]) - {b".", b".."}) & again)
         directory.close()
 
-    seen = pair.same(script)
+    pair.fill("d", 1000)
+    seen = pair.same(script, trees=False)
+    pair.remove("d")
     assert seen["positions differ"] == 1002
     assert seen["rewind looks anew"] is True
 
@@ -1496,27 +1532,46 @@ def test_the_daemon_forgets_what_the_kernel_forgets(served: Served) -> None:
     after_first = 0
     for turn in range(2):
         base.mkdir()
-        for number in range(5000):
-            path = base / f"{number}"
+        for number in range(500):
+            path = base / f"new{number}"
             os.mknod(path)
             os.stat(path)
             if number % 2:
                 path.unlink()
-        assert descriptors(mount) > before + 2000, "each inode that the kernel knows is a descriptor"
+        behind(served.place, mount.app, "cd releases/41/growth && seq 1 4750 | xargs touch")
+        assert sum(os.stat(base / name).st_size for name in os.listdir(base)) == 0
+        assert descriptors(mount) > before + 4000, "each inode that the kernel knows is a descriptor"
         wait_for(lambda: drop_caches() and descriptors(mount) <= before + 8, "the descriptors are given back")
-        shutil.rmtree(base)
+        behind(served.place, mount.app, "rm -r releases/41/growth")
+        wait_for(lambda: not base.exists(), "the mount notices")
         wait_for(lambda: drop_caches() and descriptors(mount) <= before + 8, "the descriptors are given back")
         if turn == 0:
             after_first = resident(mount)
     assert resident(mount) < after_first + 2048, "5,000 forgotten inodes have left something in memory"
 
 
-def behind(served: Served, app: Path, script: str) -> None:
+def behind(place: Path, app: Path, script: str) -> None:
     """Run a shell script in the covered directory, where the mount is not."""
-    other = served.place / "behind"
+    other = place / "behind"
     other.mkdir(exist_ok=True)
-    command = f"mount --bind {served.place} {other} && cd {other}/{app.name} && {script}"
+    command = f"mount --bind {place} {other} && cd {other}/{app.name} && {script}"
     subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-ec", command], check=True)
+
+
+def test_more_files_than_descriptors(served: Served) -> None:
+    """The daemon's limit of descriptors must not be a limit of the tree: many hosts have 4,096 or 20,000, and a
+    release can have more files. (The kernel keeps what it has seen; nobody forgets for us in time.)"""
+    mount = served.bare
+    behind(served.place, mount.app, "mkdir releases/41/many && cd releases/41/many && seq 1 1000 | xargs touch")
+    limit = resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE)
+    try:
+        resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE, (descriptors(mount) + 300, limit[1]))
+        names = os.listdir(mount.app / "releases/41/many")
+        assert len(names) == 1000
+        assert sum(os.stat(mount.app / "releases/41/many" / name).st_size for name in names) == 0
+    finally:
+        resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE, limit)
+        behind(served.place, mount.app, "rm -r releases/41/many")
 
 
 def test_changed_behind_the_mount_without_stale_handles(served: Served) -> None:
@@ -1538,8 +1593,8 @@ def test_changed_behind_the_mount_without_stale_handles(served: Served) -> None:
                 "rm -r d && mkdir -p other/e && ln -s other d && echo -n {} > other/e/file",
             )
         ):
-            behind(served, app, f"cd releases/40/changing && {change.format(number)}")
-            errors = set()
+            behind(served.place, app, f"cd releases/40/changing && {change.format(number)}")
+            errors: set[int | None] = set()
 
             def shows(wanted: str = str(number), errors: set[int | None] = errors) -> bool:
                 try:
@@ -1554,8 +1609,7 @@ def test_changed_behind_the_mount_without_stale_handles(served: Served) -> None:
             assert errors <= {errno.ENOENT, errno.ENOTDIR}, "as a plain directory might, had it been slower"
         assert os.pread(held, 10, 0) == b"first"
         assert os.fstat(held).st_nlink in (0, 1)
-        with pytest.raises(FileNotFoundError):
-            os.stat("file", dir_fd=directory)
+        assert os.stat("file", dir_fd=directory).st_size == len("first"), "it was moved away with its directory"
     finally:
         os.close(held)
         os.close(directory)
@@ -1568,7 +1622,7 @@ def test_content_changed_behind_the_mount(served: Served) -> None:
     path.write_text("one")
     assert path.read_text() == "one"
     for text in ("two", "six", "longer", "x"):
-        behind(served, served.bare.app, f"echo -n {text} > releases/40/content")
+        behind(served.place, served.bare.app, f"echo -n {text} > releases/40/content")
         wait_for(lambda wanted=text: path.read_text() == wanted, f"the mount shows {text}")
     path.unlink()
 
@@ -1585,12 +1639,15 @@ def top(request: pytest.FixtureRequest, served: Served) -> Iterator[Path]:
     (app / "d").mkdir()
     (app / "next").symlink_to("releases/41")
     yield app
+    os.chdir("/")
     for name in set(os.listdir(app)) - SPECIAL:
         remove(app / name)
-    assert os.readlink(app / "current") == "releases/40"
+    left = os.readlink(app / "current")
+    assert relfsctl(app, "switch", "40").returncode == 0  # for the tests that come after a failed one
+    assert left == "releases/40"
 
 
-def refusal(call: Callable[[], object]) -> str:
+def refusal(call: Callable[..., object]) -> str:
     """The errno that `call` ends with; "" if it succeeds."""
     try:
         call()
@@ -1721,10 +1778,18 @@ def test_exchange_with_current(top: Path) -> None:
         assert os.readlink("current") == ("releases/41" if other == "releases/40" else "releases/40")
         assert refusal(lambda: os.lchown("next", 3, 4)) == ""
         assert (os.lstat("next").st_uid, os.lstat("next").st_gid) == (3, 4)
-        assert refusal(lambda: os.link("next", "again", follow_symlinks=False)) == ""
-        assert (os.lstat("again").st_ino, os.lstat("again").st_nlink) == (os.lstat("next").st_ino, 2)
         assert _directory_inodes(".")[b"next"] == os.lstat("next").st_ino
-        os.unlink("again")
+
+
+def test_what_was_current_can_be_linked_at_once(top: Path) -> None:
+    """After an exchange, the kernel's name `next` must not lead to the virtual link."""
+    os.chdir(top)
+    swap("next", "current", RENAME_EXCHANGE)
+    try:
+        wait_for(lambda: refusal(lambda: os.link("next", "again", follow_symlinks=False)) == "", "it is linked", 5)
+        assert (os.lstat("again").st_ino, os.lstat("again").st_nlink) == (os.lstat("next").st_ino, 2)
+    finally:
+        swap("current", "next", RENAME_EXCHANGE)
 
 
 def test_current_moved_elsewhere(top: Path) -> None:
@@ -1779,7 +1844,7 @@ def test_owner_and_times_of_current(served: Served, top: Path) -> None:
         os.utime("current", ns=(1_000_000_007, 2_000_000_009), follow_symlinks=False)
         now = os.lstat("current")
         assert (now.st_uid, now.st_gid, now.st_mtime_ns) == (ADA.uid, 2000, 2_000_000_009)
-        behind(served, top, '[ "$(stat -c %u:%g:%Y current)" = 1000:2000:2 ]')
+        behind(served.place, top, '[ "$(stat -c %u:%g:%Y current)" = 1000:2000:2 ]')
 
         def script(t: Trace) -> None:
             t("chown", lambda: os.lchown("current", BOB.uid, -1))
@@ -1787,9 +1852,15 @@ def test_owner_and_times_of_current(served: Served, top: Path) -> None:
             t("times", lambda: os.utime("current", ns=(5, 6), follow_symlinks=False))
             t("now", lambda: os.utime("current", follow_symlinks=False))
 
-        stranger, owner = run(script, top, BOB).outcome, run(script, top, ADA).outcome
-        assert set(stranger.values()) <= {"EPERM", "EACCES"}
-        assert owner == {"chown": "EPERM", "own group": None, "times": None, "now": None}
+        plain = served.place / "plain link"
+        plain.mkdir()
+        (plain / "current").symlink_to("releases/40")
+        os.lchown(plain / "current", ADA.uid, 2000)
+        for who, refused in ((BOB, "EPERM"), (ADA, None)):
+            here = run(script, top, who).steps
+            assert here == run(script, plain, who).steps
+            assert ("times", refused) in here
+        shutil.rmtree(plain)
         assert stat.S_IMODE(os.lstat("current").st_mode) == 0o777
         assert os.lstat("current").st_size == len("releases/40")
     finally:
@@ -1809,7 +1880,7 @@ def test_strangers_cannot_replace_current(top: Path) -> None:
 
 def test_temporary_names_are_hidden(served: Served, top: Path) -> None:
     os.chdir(top)
-    behind(served, top, "ln -s releases/42 .current.relfs; touch .current.relfs.123")
+    behind(served.place, top, "ln -s releases/42 .current.relfs; touch .current.relfs.123")
     for name in (".current.relfs", ".current.relfs.123", ".current.relfs.new"):
         assert refusal(lambda at=name: os.lstat(at)) == "ENOENT"
         assert refusal(lambda at=name: os.unlink(at)) == "ENOENT"
@@ -1823,7 +1894,7 @@ def test_temporary_names_are_hidden(served: Served, top: Path) -> None:
         assert name not in os.listdir(".")
     os.mkdir("d/.current.relfs")
     assert os.listdir("d") == [".current.relfs"], "below the top it is a name like any other"
-    behind(served, top, "rm .current.relfs .current.relfs.123")
+    behind(served.place, top, "rm -f .current.relfs .current.relfs.123")
 
 
 # ---- anything, in any order ---------------------------------------------------------------------------------------
@@ -1944,9 +2015,9 @@ class Chaos:
                 view.flush()
                 return bytes(view)
 
-        if slot in self._open and stat.S_ISREG(os.fstat(self._open[slot]).st_mode):
-            if os.fstat(self._open[slot]).st_size >= 4096:
-                self._t(f"map {at}", scribble)
+        status = os.fstat(self._open[slot]) if slot in self._open else None
+        if status is not None and stat.S_ISREG(status.st_mode) and status.st_size >= 4096:
+            self._t(f"map {at}", scribble)
 
     def mode(self) -> None:
         path, mode = self.path(), self._random.choice((0o777, 0o644, 0o600, 0o4755, 0o2755, 0o6777, 0o444))
@@ -2000,11 +2071,15 @@ def test_anything_in_any_order(pair: Pair, seed: int) -> None:
 
 
 def test_the_comparison_can_fail(tmp_path: Path) -> None:
-    """Two plain directories on different file systems, or with different content, are told apart."""
+    """Two plain directories with different content are told apart, by their trees and by what a script sees."""
     one, other = tmp_path / "one", tmp_path / "other"
     for path in (one, other):
         path.mkdir()
     (other / "file").write_text("x")
     assert tree(one) != tree(other)
-    assert run(lambda t: t.open("open", "file", os.O_RDONLY) and None, one).steps == [("open", "ENOENT")]
-    assert run(lambda t: t.open("open", "file", os.O_RDONLY) and None, other).steps == [("open", "opened")]
+
+    def script(t: Trace) -> None:
+        t.open("open", "file", os.O_RDONLY)
+
+    assert run(script, one).steps == [("open", "ENOENT")]
+    assert run(script, other).steps == [("open", "opened")]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Call, Calls, Crash, CrashBefore, Fails, Fault, watched
+from faults import Call, Calls, Crash, CrashBefore, Fails, Fault, ShortWrite, watched
 from sandbox import activations_of, end, journal_of, link_of, start_python
 
 from relfs.errors import RefusedError, RelfsError, UsageError
@@ -285,21 +285,33 @@ def test_a_journal_that_fails_after_the_flip(app: Path, pointer: Pointer, actor:
     pointer.check_invariants()
 
 
+def test_a_note_of_what_is_pending_that_was_cut_short(app: Path, pointer: Pointer, actor: Actor) -> None:
+    fault = ShortWrite(_failing(pointer, actor, "write").at)
+    with pytest.raises(RelfsError, match=r"No space left on device; current is still 40"), watched(Calls(fault)):
+        pointer.switch("41", actor, "request")
+    assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
+
+
 class JournalFails(Calls):
-    """Nothing can be added to the journal: it cannot be opened, or what was written may not last."""
+    """Nothing can be added to the journal: a call `name` on it fails."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self._journal = -1
 
     def carry_out(self, call: Call) -> Any:
-        appends = call.name == "open" and call.arguments[0] == JOURNAL and call.arguments[1] & os.O_APPEND
-        if call.name == self._name and (appends or call.name == "fdatasync"):
+        if call.name == self._name and call.arguments[0] == self._journal:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return super().carry_out(call)
+        result = super().carry_out(call)
+        if call.name == "open" and result == self._journal:
+            self._journal = -1  # it was closed, and this is another file
+        if call.name == "open" and call.arguments[0] == JOURNAL:
+            self._journal = result
+        return result
 
 
-@pytest.mark.parametrize("name", ["open", "fdatasync"])
+@pytest.mark.parametrize("name", ["write", "fdatasync"])
 def test_a_journal_that_fails_again_and_again(app: Path, pointer: Pointer, actor: Actor, name: str) -> None:
     """Every change that was acknowledged gets its line, and only one."""
     acknowledged = []
@@ -318,7 +330,7 @@ def test_a_journal_that_fails_again_and_again(app: Path, pointer: Pointer, actor
 
 def test_a_stranger_whom_the_journal_could_not_take(app: Path, pointer: Pointer) -> None:
     replace_link(app, "releases/42")
-    with watched(JournalFails("open")):
+    with watched(JournalFails("write")):
         pointer.refresh()
     assert release_of(pointer) == "42"
     pointer.refresh()

@@ -6,6 +6,7 @@ symbolic links is simulated, by a symlink(2) that answers as vfat's does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -81,6 +82,7 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_target(
         except OSError:
             struck += 1
             assert store.read() == OLD, f"{fault} at {name}"
+            assert not os.path.lexists(app / TEMPORARY), f"{fault} at {name}"
         except Crash:
             struck += 1
             renamed = "rename" in names[:at]
@@ -133,7 +135,7 @@ def test_the_order_of_a_write_to_the_link(deploy: DeployPath) -> None:
 
 def test_the_order_of_a_write_to_the_file(deploy: DeployPath) -> None:
     names = [name for name in calls_of_a_write(file_store(deploy)) if name != "open"]
-    assert names == ["write", "fsync", "rename", "fsync"]
+    assert names == ["unlink", "write", "fsync", "rename", "fsync"]
 
 
 def test_what_a_crash_left_is_in_nobodys_way(app: Path, deploy: DeployPath) -> None:
@@ -195,13 +197,23 @@ def test_reading_touches_nothing(app: Path, deploy: DeployPath) -> None:
 
 @pytest.mark.parametrize("name", ["current", TEMPORARY])
 def test_the_file_is_never_reached_through_a_link(app: Path, deploy: DeployPath, name: str) -> None:
-    """Whoever owns the deploy path must not be able to make root's relfs write, or believe, something elsewhere."""
+    """Whoever owns the deploy path must not be able to make root's relfs write elsewhere."""
     (app / "theirs").write_text("theirs")
     (app / ".relfs" / name).symlink_to(app / "theirs")
     assert deploy.state_fd is not None
-    with pytest.raises(OSError):
-        FileStore(deploy.state_fd).write(NEW)
+    store = FileStore(deploy.state_fd)
+    with contextlib.suppress(OSError):
+        store.write(NEW)
+        assert store.read() == NEW
     assert (app / "theirs").read_text() == "theirs"
+
+
+def test_the_file_is_never_read_through_a_link(app: Path, deploy: DeployPath) -> None:
+    """Or its owner would be shown the first line of any file."""
+    (app / "theirs").write_text("secret")
+    (app / ".relfs" / "current").symlink_to(app / "theirs")
+    with pytest.raises(OSError):
+        peek(deploy)
 
 
 # ---- one store after the other ------------------------------------------------------------------------------------
@@ -307,6 +319,16 @@ def test_a_read_only_file_system(small: Path, tmp_path: Path, actor: Actor) -> N
         pointer.switch("42", actor, "another")
         assert peek(deploy) == link_of(small) == "releases/42"
         pointer.check_invariants()
+
+
+@needs_root
+def test_state_on_a_file_system_of_its_own_is_synced_too(small: Path, tmp_path: Path, actor: Actor) -> None:
+    with closing(open_deploy_path(str(small), state_dir=str(tmp_path / "state"))) as deploy:
+        pointer = Pointer(deploy)
+        with watched(Calls()) as calls:
+            pointer.switch("41", actor, "request")
+    assert calls.names.index("write") < calls.names.index("syncfs") < calls.names.index("rename")
+    assert calls.names.count("syncfs") == 2
 
 
 @needs_root

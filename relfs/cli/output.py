@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,31 +12,36 @@ from typing import Any
 import click
 
 
+def say(text: str) -> None:
+    """A line for people. A reader who has seen enough and closed the pipe is no failure of what was done."""
+    _echo(plain(text))
+
+
 def show_json(document: Any) -> None:
     """One document on one line."""
-    click.echo(json.dumps(document))
+    _echo(json.dumps(document))
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned, under a header, on a terminal; one line a row, separated by tabs, in a pipe."""
     if not sys.stdout.isatty():
         for row in rows:
-            click.echo("\t".join(_plain(cell) for cell in row))
+            _echo("\t".join(plain(cell) for cell in row))
         return
-    table = [[_plain(cell) for cell in row] for row in (header, *rows)]
+    table = [[plain(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     for number, row in enumerate(table):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 else line)
+        _echo(click.style(line, bold=True) if number == 0 else line)
 
 
 def show_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Names and values, a line each."""
     for name, value in fields:
         if sys.stdout.isatty():
-            click.echo(f"{click.style(name.ljust(12), bold=True)}  {_plain(value)}")
+            _echo(f"{click.style(name.ljust(12), bold=True)}  {plain(value)}")
         else:
-            click.echo(f"{name}\t{_plain(value)}")
+            _echo(f"{name}\t{plain(value)}")
 
 
 def moment(seconds: float | None) -> str:
@@ -53,6 +59,21 @@ def size(count: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def _plain(cell: str) -> str:
-    """Names may hold bytes that are no text, and control characters that a terminal would obey."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in cell)
+def plain(text: str) -> str:
+    """Names may hold bytes that are no text, and controls that a terminal would obey: these are spelled out."""
+    return "".join(character if character.isprintable() else _spelled(character) for character in text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no text (os.fsdecode)
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _echo(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(0)

@@ -9,6 +9,7 @@ import click
 
 from relfs import __version__
 from relfs.cli.options import parse_mount_options
+from relfs.cli.output import plain
 from relfs.daemon.background import Ready, log_to_state, log_to_stderr, run_in_background
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, UsageError
@@ -78,8 +79,8 @@ def _run(plan: Plan, ready: Ready, *, foreground: bool) -> int:
 
 
 def _resolve(path: str) -> str:
-    if "\0" in path or "\n" in path:
-        raise UsageError(f"{path!r}: a path has no NUL or newline in it")
+    if not path or "\0" in path or "\n" in path:  # fusermount3 and mountinfo speak in lines
+        raise UsageError(f"{path!r}: not a path that can be mounted")
     return os.path.realpath(path)
 
 
@@ -88,10 +89,10 @@ def main() -> None:
     try:
         status = cli(standalone_mode=False)
     except RelfsError as error:
-        click.echo(f"relfs: {error}", err=True)
+        click.echo(plain(f"relfs: {error}"), err=True)
         status = error.status
     except click.ClickException as error:
-        click.echo(f"relfs: {error.format_message()}; `relfs --help` shows how", err=True)
+        click.echo(plain(f"relfs: {error.format_message().rstrip('.')}; `relfs --help` shows how"), err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = 130

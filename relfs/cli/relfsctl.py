@@ -8,6 +8,7 @@ import sys
 import click
 
 from relfs import __version__
+from relfs.cli.output import plain
 from relfs.cli.session import Session
 from relfs.errors import RelfsError
 
@@ -73,16 +74,16 @@ def main() -> None:
     try:
         status = cli(standalone_mode=False)
     except RelfsError as error:
-        click.echo(f"relfsctl: {error}", err=True)
+        click.echo(plain(f"relfsctl: {error}"), err=True)
         status = error.status
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        status = error.exit_code
     except click.ClickException as error:
-        click.echo(f"relfsctl: {error.format_message()}; `relfsctl --help` shows how", err=True)
+        click.echo(plain(f"relfsctl: {error.format_message().rstrip('.')}; `relfsctl --help` shows how"), err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = 130
-    except BrokenPipeError:  # the reader of a stream has enough
-        sys.stderr.close()
-        status = 0
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -14,7 +14,7 @@ import click
 
 from relfs.control import Connection, NoDaemon, change
 from relfs.errors import RelfsError
-from relfs.locate import Place, locate
+from relfs.locate import Place, locate, mounted_paths
 
 if TYPE_CHECKING:
     from relfs.journal import Event
@@ -56,44 +56,69 @@ def ask(place: Place, method: str) -> Any:
 
 
 def change_current(place: Place, method: str, release: str | None, *, force: bool = False) -> dict[str, Any]:
-    """Switch or roll back, through the daemon or here; the journal event, as JSON. Raises RelfsError."""
+    """Switch or roll back, through the daemon or here; the journal event, as JSON. Raises RelfsError.
+
+    If the mount ends while we ask, it is done here under the same id, so that it is done once.
+    """
+    request_id = os.urandom(16).hex()
     params: dict[str, Any] = {"release": release}
     if method == "switch":
         params["force"] = force
     try:
-        result: dict[str, Any] = change(place.state_paths, method, params)
+        result: dict[str, Any] = change(
+            place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
+        )
         return result
     except NoDaemon:
         refuse_behind_mount(place)
-    return _change_here(place, method, release, force=force).as_json()
+    return _change_here(place, method, release, request_id, force=force).as_json()
+
+
+def is_mounted(place: Place) -> bool:
+    """Whether the deploy path is mounted somewhere at this moment."""
+    return any(source == place.deploy_path for _, source in mounted_paths())
 
 
 def refuse_behind_mount(place: Place) -> None:
     """Raises RelfsError if there is a mount, of which the caller knows that its daemon does not answer."""
-    if place.mountpoint is not None:
+    if is_mounted(place):
         raise RelfsError(
-            f"{place.mountpoint}: is mounted but its daemon does not answer; `relfsctl unmount` uncovers the real link"
+            f"{place.mountpoint or place.deploy_path}: is mounted but its daemon does not answer; "
+            "`relfsctl unmount` uncovers the real link"
         )
 
 
 def open_here(place: Place, *, create_state: bool) -> DeployPath:
-    """The deploy path, for working on it directly. Raises RelfsError."""
+    """The deploy path, for working on it directly. Raises RelfsError.
+
+    Its state may be elsewhere, and then a mount shows where.
+    """
     from relfs.layout import open_deploy_path
+    from relfs.names import STATE
 
-    return open_deploy_path(place.deploy_path, state_dir=place.state_dir, create_state=create_state)
+    state_dir = place.state_dir
+    own = f"{place.deploy_path}/{STATE}"
+    if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
+        state_dir = f"{place.mountpoint}/{STATE}"
+    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
 
 
-def _change_here(place: Place, method: str, release: str | None, *, force: bool) -> Event:
+def _change_here(place: Place, method: str, release: str | None, request_id: str, *, force: bool) -> Event:
+    import logging
+
     from relfs.journal import this_actor
+    from relfs.layout import check_name
     from relfs.pointer import Pointer
 
+    if release is not None and not release.startswith("@"):
+        check_name(release)  # before anything is made
+    logging.basicConfig(level=logging.WARNING, format="relfsctl: %(message)s")
     deploy = open_here(place, create_state=True)
     try:
         pointer: Pointer = Pointer(deploy)
-        request = os.urandom(16).hex()
         if method == "rollback":
-            return pointer.rollback(release, this_actor(), request)
+            return pointer.rollback(release, this_actor(), request_id)
         assert release is not None
-        return pointer.switch(release, this_actor(), request, force=force)
+        return pointer.switch(release, this_actor(), request_id, force=force)
     finally:
         deploy.close()

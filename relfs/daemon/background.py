@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from io import TextIOWrapper
 
-from relfs.errors import EXIT_FAILED, RelfsError
+from relfs.errors import EXIT_FAILED, RelfsError, error_for
 
 LOG = "log"
 
@@ -24,9 +24,9 @@ Ready = Callable[[], None]
 
 
 def run_in_background(body: Callable[[Ready], int]) -> int:
-    """Run `body` in a process of its own session. Returns 0 once it calls its argument, its status if it ends before.
+    """Run `body` in a process of its own session. Returns 0 once it calls its argument.
 
-    A RelfsError in `body` is told here, as if it had happened here.
+    Raises the RelfsError that `body` raised there, or one that says that it ended before.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -72,10 +72,9 @@ def _wait_for(pid: int, reading: int) -> int:
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
-        return 128 + signal.SIGINT
-    message = os.fsdecode(said.removeprefix(b"ready")) or "ended without a word"
-    sys.stderr.write(f"relfs: {message}\n")
-    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else EXIT_FAILED
+        raise
+    exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else EXIT_FAILED
+    raise error_for(exit_status, os.fsdecode(said.removeprefix(b"ready")) or "ended without a word")
 
 
 def log_to_stderr() -> None:
@@ -95,6 +94,6 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         def opener(path: str, flags: int) -> int:
-            return os.open(path, flags, 0o640)
+            return os.open(path, flags | os.O_NOFOLLOW, 0o640)
 
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=opener)

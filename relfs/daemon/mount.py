@@ -347,7 +347,7 @@ def _is_directory(directory: int, name: str) -> bool:
 def _daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
     """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
     try:
-        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
+        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
     except OSError as error:
         raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
     try:
@@ -381,7 +381,7 @@ def _run_directory(state_fd: int) -> str:
     status = os.fstat(state_fd)
     path = f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"
     with suppress(FileExistsError):
-        os.mkdir(path)
+        os.mkdir(path, 0o755)
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise RelfsError(f"{path}: belongs to somebody else; remove it")

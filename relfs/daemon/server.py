@@ -15,7 +15,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import trio
 
 from relfs.control import (
     FAILED_BASE,
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
     MESSAGE_MAX,
@@ -40,9 +42,14 @@ _MESSAGE_SECONDS = 10.0
 """How long a client may take to end a message that it has begun, or to read an answer."""
 
 _BACKLOG = 512
+_REQUEST_ID_MAX = 128
+_CLIENTS_MAX = 1000
+"""Connections of one user at a time: descriptors are what the file system runs on, too."""
+
 _EVENTS_MAX = 1000
 _SO_PEERGROUPS = 59
-_GROUPS_MAX = 1024
+_GROUPS_MAX = 256
+"""As many as fit into the 1024 bytes that Python's getsockopt() takes; a peer with more has none here."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,15 @@ class EventHub:
                 self._watchers.discard(watcher)
                 watcher.close()
 
-    def subscribe(self) -> trio.MemoryReceiveChannel[Event]:
+    @contextlib.contextmanager
+    def subscription(self) -> Iterator[trio.MemoryReceiveChannel[Event]]:
         sender, receiver = trio.open_memory_channel[Event](_EVENTS_MAX)
         self._watchers.add(sender)
-        return receiver
+        try:
+            yield receiver
+        finally:
+            self._watchers.discard(sender)
+            sender.close()
 
 
 class ControlServer:
@@ -111,6 +123,7 @@ class ControlServer:
         self._hub = hub
         self._owner = owner
         self._group = group
+        self._clients: Counter[int] = Counter()
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Serve until cancelled."""
@@ -119,9 +132,15 @@ class ControlServer:
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         try:
             peer = _peer(stream.socket)
-            async for line in _lines(stream):
-                if not await self._converse(stream, peer, line):
-                    return
+            if self._clients[peer.uid] >= _CLIENTS_MAX:
+                raise _ProtocolError(INVALID_REQUEST, f"user {user_name(peer.uid)} has too many connections")
+            self._clients[peer.uid] += 1
+            try:
+                async for line in _lines(stream):
+                    if not await self._converse(stream, peer, line):
+                        return
+            finally:
+                self._clients[peer.uid] -= 1
         except _ProtocolError as error:
             await _send_quietly(stream, _error(None, error.code, str(error)))
         except (trio.BrokenResourceError, trio.TooSlowError, OSError):
@@ -144,6 +163,11 @@ class ControlServer:
             return not error.fatal
         except RelfsError as error:
             await _send(stream, _error(request_id, FAILED_BASE - error.status, str(error)))
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            raise
+        except Exception as error:
+            _log.exception("a request on the control socket failed")
+            await _send(stream, _error(request_id, INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
         return True
 
     async def _call(self, peer: Peer, name: str, params: dict[str, Any]) -> Any:
@@ -156,8 +180,10 @@ class ControlServer:
             if not isinstance(value, method.params[key]):
                 raise _ProtocolError(INVALID_PARAMS, f"{name}: {key}: wrong type")
         if method.changes:
-            if not params.get("request"):
-                raise _ProtocolError(INVALID_PARAMS, f"{name}: a change needs a `request` id")
+            if not 0 < len(params.get("request", "")) <= _REQUEST_ID_MAX:
+                raise _ProtocolError(
+                    INVALID_PARAMS, f"{name}: a change needs a `request` id of at most {_REQUEST_ID_MAX} characters"
+                )
             self._authorize(peer)
         return await method.run(peer, params)
 
@@ -172,13 +198,16 @@ class ControlServer:
         )
 
     async def _watch(self, stream: trio.SocketStream, request_id: object) -> None:
-        events = self._hub.subscribe()
-        await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": {"watching": True}})
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_with_client, stream, nursery.cancel_scope)
-            async for event in events:
-                await _send(stream, {"jsonrpc": "2.0", "method": "event", "params": event.as_json()})
-            nursery.cancel_scope.cancel()
+        with self._hub.subscription() as events:
+            await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": {"watching": True}})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_with_client, stream, nursery.cancel_scope)
+                try:
+                    async for event in events:
+                        await _send(stream, {"jsonrpc": "2.0", "method": "event", "params": event.as_json()})
+                except (trio.BrokenResourceError, trio.TooSlowError):
+                    pass  # it went away, or was cut off
+                nursery.cancel_scope.cancel()
 
 
 def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
@@ -196,7 +225,6 @@ def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
                 os.unlink(where)
             os.symlink(where, SOCKET, dir_fd=directory)
         _bind_now(endpoint, where)
-        os.chmod(where, 0o666)  # anybody may ask; what he may ask for is decided by who he is
         endpoint.listen(_BACKLOG)
     except OSError as error:
         endpoint.close()
@@ -205,10 +233,17 @@ def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
 
 
 def _bind_now(endpoint: trio.socket.SocketType, where: str) -> None:
-    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution."""
-    duplicate = socket.socket(fileno=os.dup(endpoint.fileno()))
-    with duplicate:
-        duplicate.bind(where)
+    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution.
+
+    Anybody may connect: what he may ask for is decided by who he is. The mode comes from the umask, since a chmod(2)
+    by path might meet something else by then.
+    """
+    before = os.umask(0)
+    try:
+        with socket.socket(fileno=os.dup(endpoint.fileno())) as duplicate:
+            duplicate.bind(where)
+    finally:
+        os.umask(before)
 
 
 def _remove_stale(name: str, directory: int) -> None:
@@ -231,26 +266,28 @@ def _peer(endpoint: trio.socket.SocketType) -> Peer:
     return Peer(pid, uid, gid, frozenset(struct.unpack(f"{len(groups) // 4}I", groups)))
 
 
-async def _lines(stream: trio.SocketStream) -> Any:
-    """Whole messages. Raises _ProtocolError for one that is too long or not ended in time."""
+async def _lines(stream: trio.SocketStream) -> AsyncIterator[bytes]:
+    """Whole messages. Raises _ProtocolError for one that is too long, or not ended in time after its first byte."""
     buffer = bytearray()
+    deadline = float("inf")
     while True:
-        limit = _MESSAGE_SECONDS if buffer else float("inf")
-        with trio.move_on_after(limit) as waiting:
+        with trio.move_on_at(deadline) as waiting:
             data = await stream.receive_some(MESSAGE_MAX)
         if waiting.cancelled_caught:
             raise _ProtocolError(INVALID_REQUEST, f"the message was not ended within {_MESSAGE_SECONDS:g} s")
         if not data:
             return
         buffer += data
-        while (end := buffer.find(b"\n")) >= 0:
-            if end > MESSAGE_MAX:
-                break
-            line = bytes(buffer[:end])
-            del buffer[: end + 1]
-            yield line
-        if len(buffer) > MESSAGE_MAX:
+        *lines, rest = buffer.split(b"\n")
+        if any(len(line) > MESSAGE_MAX for line in (*lines, rest)):
             raise _ProtocolError(INVALID_REQUEST, f"a message has at most {MESSAGE_MAX} bytes")
+        for line in lines:
+            yield bytes(line)
+        if not rest:
+            deadline = float("inf")
+        elif lines or deadline == float("inf"):
+            deadline = trio.current_time() + _MESSAGE_SECONDS
+        buffer = rest
 
 
 def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
@@ -264,7 +301,7 @@ def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
     if not isinstance(params, dict):
         raise _ProtocolError(INVALID_PARAMS, "params must be an object")
     request_id = message.get("id")
-    return request_id if isinstance(request_id, str | int | float) else None, message["method"], params
+    return request_id if isinstance(request_id, str | int) else None, message["method"], params
 
 
 def _error(request_id: object, code: int, message: str) -> dict[str, Any]:

@@ -15,4 +15,4 @@ def notify(*assignments: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as endpoint:
-        endpoint.sendto("\n".join(assignments).encode(), address)
+        endpoint.sendto(os.fsencode("\n".join(assignments)), address)

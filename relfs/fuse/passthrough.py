@@ -67,7 +67,8 @@ class Passthrough:
         """What the kernel is told of `node`, and for how long it may believe it."""
         entry = fill(EntryAttributes(), status if status is not None else os.fstat(node.fd))
         entry.st_ino = node.id
-        timeout = 0.0 if node.volatile else self._timeout
+        # What is pinned is on everybody's way: each resolution asks for its permissions, wherever the mount is.
+        timeout = 0.0 if node.volatile else MOMENT if node.pinned else self._timeout
         entry.attr_timeout = timeout
         entry.entry_timeout = FOR_EVER if node.pinned else timeout
         return entry

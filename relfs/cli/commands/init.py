@@ -6,8 +6,9 @@ import os
 
 import click
 
-from relfs.cli.output import show_json
+from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, pass_session
+from relfs.errors import UsageError
 
 
 @click.command("init", epilog="\b\nExample:\n  relfsctl init /var/www/app")
@@ -23,13 +24,16 @@ def command(session: Session, path: str | None, release: str | None) -> None:
     """
     from relfs.adopt import initialise
 
-    made = initialise(os.path.realpath(path or session.path or os.environ.get("RELFS_PATH") or "."), release)
+    given = path if path is not None else session.path
+    if given is not None and (not given or "\0" in given or "\n" in given):
+        raise UsageError(f"{given!r}: not a path")
+    made = initialise(os.path.realpath(given or os.environ.get("RELFS_PATH") or "."), release, session.state_dir)
     if session.json:
         show_json({"deploy_path": made.deploy_path, "current": made.current, "adopted": made.adopted})
         return
-    click.echo(
+    say(
         f"{made.deploy_path} is a deploy path; "
         + (f"{made.current} is current" if made.current else "nothing is current yet")
     )
     if made.adopted:
-        click.echo(f"the directory `current` is now releases/{made.adopted}")
+        say(f"the directory `current` is now releases/{made.adopted}")

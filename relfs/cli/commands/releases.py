@@ -67,7 +67,10 @@ def _disk_usage(top: str) -> int:
     total = 0
     for directory, _, names in os.walk(top):
         for name in (".", *names):
-            status = os.lstat(os.path.join(directory, name))
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:  # removed while we were reading
+                continue
             if (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
                 total += status.st_blocks * 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from relfs.cli.output import show_json
+from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, change_current, pass_session
 
 
@@ -20,4 +20,4 @@ def command(session: Session, release: str | None) -> None:
     if session.json:
         show_json(event)
     else:
-        click.echo(f"{event['release']} is current again; {event['from']} is marked bad")
+        say(f"{event['release']} is current again" + (f"; {event['from']} is marked bad" if event["from"] else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from relfs.cli.output import show_json
+from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, change_current, pass_session
 
 
@@ -21,4 +21,4 @@ def command(session: Session, release: str, force: bool) -> None:
     if session.json:
         show_json(event)
     else:
-        click.echo(f"{event['release']} is current" + (f" (was {event['from']})" if event["from"] else ""))
+        say(f"{event['release']} is current" + (f" (was {event['from']})" if event["from"] else ""))

@@ -6,8 +6,8 @@ import time
 
 import click
 
-from relfs.cli.output import show_json
-from relfs.cli.session import Session, pass_session
+from relfs.cli.output import say, show_json
+from relfs.cli.session import Session, is_mounted, pass_session
 from relfs.control import Connection, NoDaemon, change
 from relfs.errors import RelfsError
 from relfs.locate import Place
@@ -23,17 +23,20 @@ def command(session: Session) -> None:
     place = session.place()
     if place.mountpoint is None:
         raise RelfsError(f"{place.deploy_path}: is not mounted; `relfs {place.deploy_path}` mounts it")
+    daemon_answers = True
     try:
-        change(place.state_paths, "unmount", {})
-        _wait_for_end(place)
+        change(place.state_paths, "unmount", {}, mounted=lambda: is_mounted(place))
     except NoDaemon:
+        daemon_answers = False
+    if not daemon_answers and is_mounted(place):
         from relfs.mounts import detach
 
         detach(place.mountpoint)
+    _wait_for_end(place)
     if session.json:
         show_json({"unmounted": place.mountpoint})
     else:
-        click.echo(f"{place.mountpoint} is unmounted")
+        say(f"{place.mountpoint} is unmounted")
 
 
 def _wait_for_end(place: Place) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from relfs.cli.output import moment, show_json
+from relfs.cli.output import moment, say, show_json
 from relfs.cli.session import Session, open_here, pass_session
 from relfs.control import Connection, NoDaemon
 from relfs.errors import RelfsError
@@ -26,7 +26,7 @@ def command(session: Session) -> None:
         if session.json:
             show_json(event)
         else:
-            click.echo(
+            say(
                 f"{moment(event['time'])}  {event['action']}  {event['release']} (was {event['from']})  "
                 f"by {event['user']}  {event['outcome']}"
             )
@@ -49,18 +49,22 @@ def _follow_journal(place: Place) -> Iterator[dict[str, Any]]:
 
     deploy = open_here(place, create_state=False)
     path = os.path.join(deploy.state_path, JOURNAL)
-    position = os.path.getsize(path) if os.path.exists(path) else 0
-    rest = b""
+    position = len(_whole_lines(path, 0))
     while True:
-        try:
-            with open(path, "rb") as file:
-                file.seek(position)
-                rest += file.read()
-                position = file.tell()
-        except FileNotFoundError:
-            pass
-        *lines, rest = rest.split(b"\n")
-        for event in map(decode, lines):
+        new = _whole_lines(path, position)
+        position += len(new)
+        for event in map(decode, new.splitlines()):
             if event is not None:
                 yield event.as_json()
         time.sleep(_LOOK_SECONDS)
+
+
+def _whole_lines(path: str, position: int) -> bytes:
+    """What follows `position`, up to the last newline: a torn line is removed by the next writer."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(position)
+            whole, newline, _ = file.read().rpartition(b"\n")
+            return whole + newline
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,136 @@
+# shellcheck shell=bash
+# What contrib/test, contrib/quickstart and contrib/bench/resolve need before they can start: root, /dev/fuse,
+# Debian's packages, and a virtual environment with relfs in it. Sourced. Each step does nothing where its work is
+# already done, so a second run is quick and needs no network. What is done with relfs afterwards is not here.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+PYTHON=${PYTHON:-/usr/bin/python3}
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # su(1) without a login leaves these out
+
+PACKAGES=(
+    fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev # to build pyfuse3, and to mount
+    nginx wrk busybox curl                                                      # to serve, to load, to compare with
+    mount util-linux procps                                                     # umount, findmnt, runuser, ps
+)
+
+say() { printf '%s: %s\n' "${0##*/}" "$*"; }
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+need_root() {
+    [[ $EUID -eq 0 ]] || fail "must be run as root: sudo $0"
+}
+
+need_fuse() {
+    [[ -e /dev/fuse ]] || modprobe fuse 2>/dev/null || true
+    [[ -c /dev/fuse ]] || fail "/dev/fuse is missing: this kernel has no FUSE, or this container was not given it"
+    (: <>/dev/fuse) 2>/dev/null || fail "/dev/fuse cannot be opened: this container may not use it"
+}
+
+# ---- packages ----------------------------------------------------------------------------------------------------
+
+missing_packages() {
+    local package
+    for package in "${PACKAGES[@]}"; do
+        case $(dpkg-query -W -f '${db:Status-Status} ' "$package" 2>/dev/null) in
+            installed*) ;;
+            *) echo "$package" ;;
+        esac
+    done
+}
+
+install_packages() {
+    local missing nginx_is_new=
+    command -v dpkg-query >/dev/null || fail "this is not Debian: install by hand what is like ${PACKAGES[*]}"
+    mapfile -t missing < <(missing_packages)
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    say "installing ${missing[*]}"
+    [[ -e /usr/sbin/nginx ]] || nginx_is_new=yes
+    apt_get update || say "apt-get update failed: going on with the package lists this machine has"
+    (hold_nginx && apt_get install -y --no-install-recommends "${missing[@]}") ||
+        fail "apt-get could not install ${missing[*]}"
+    [[ -z $nginx_is_new ]] || keep_nginx_off
+}
+
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" >/dev/null
+}
+
+# Debian starts a service as it installs it, and nobody asked for a web server on port 80. For as long as the calling
+# subshell lives, nginx may not be started; a machine with a policy of its own keeps that one.
+hold_nginx() {
+    local policy=/usr/sbin/policy-rc.d
+    [[ ! -e $policy ]] || return 0
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '%s\n' '#!/bin/sh' '# Of relfs: holds nginx while it is being installed. Safe to remove.' \
+        'case " $* " in *" nginx "*) exit 101 ;; esac' >$policy
+    chmod 755 $policy
+}
+
+# Nor at the next boot. Called only where nginx was not installed before.
+keep_nginx_off() {
+    [[ ! -d /run/systemd/system ]] || systemctl --quiet disable --now nginx 2>/dev/null || true
+}
+
+# ---- the virtual environment -------------------------------------------------------------------------------------
+
+need_python() {
+    command -v "$PYTHON" >/dev/null || fail "$PYTHON is missing: name a Python of at least 3.11 in \$PYTHON"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "$PYTHON is not a Python of at least 3.11: name one in \$PYTHON"
+}
+
+# install_relfs VENV editable|copy
+# Sets relfs_is_new where it had to do something.
+install_relfs() {
+    local venv=$1 how=$2 stamp
+    relfs_is_new=
+    need_python
+    stamp=$(stamp_of "$how")
+    [[ $(cat "$venv/relfs-stamp" 2>/dev/null) != "$stamp" ]] || return 0
+    say "installing relfs into $venv"
+    make_venv "$venv"
+    rm -f "$venv/relfs-stamp"
+    "install_$how" "$venv" || fail "pip could not install relfs into $venv"
+    echo "$stamp" >"$venv/relfs-stamp"
+    # shellcheck disable=SC2034 # for those who source this file
+    relfs_is_new=yes
+}
+
+# What an installation was made from: when this changes it is made again.
+stamp_of() {
+    {
+        echo "$1 $ROOT"
+        "$PYTHON" -VV
+        cat "$ROOT/pyproject.toml"
+        [[ $1 = editable ]] || (cd "$ROOT" && find relfs -name '*.py' -print0 | sort -z | xargs -0 sha256sum)
+    } | sha256sum
+}
+
+make_venv() {
+    local venv=$1 version='import sys, pip; print(sys.version)'
+    if [[ -e $venv && ! -e $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
+        fail "$venv is something else than a virtual environment: move it away"
+    fi
+    [[ $("$venv/bin/python" -c "$version" 2>/dev/null) != $("$PYTHON" -c 'import sys; print(sys.version)') ]] ||
+        return 0
+    "$PYTHON" -m venv --clear "$venv" || fail "$PYTHON could not make a virtual environment in $venv"
+}
+
+install_editable() { pip_install "$1" --editable "${ROOT}[test]"; }
+
+# From a copy, because setuptools leaves build/ in the directory it builds, and takes from there what was deleted since.
+install_copy() (
+    copy=$(mktemp -d) || return
+    trap 'rm -rf "$copy"' EXIT
+    cp -R "$ROOT/relfs" "$ROOT/pyproject.toml" "$ROOT/README.md" "$copy" && pip_install "$1" "$copy"
+)
+
+# With PYTHONDONTWRITEBYTECODE in the environment every start of a command would compile relfs anew.
+pip_install() {
+    env -u PYTHONDONTWRITEBYTECODE -u PYTHONPATH -u PYTHONHOME \
+        "$1/bin/python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore "${@:2}"
+}
