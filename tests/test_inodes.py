@@ -230,7 +230,7 @@ class InodeModel(RuleBasedStateMachine):
             assert node.id == constant
             return
         mine = next((nodeid for nodeid, known in self.known.items() if known == key), None)
-        assert mine == node.id if mine is not None else node.id not in self.used
+        assert mine == node.id if mine is not None else node.id not in self.known
         self.known[node.id] = key
         self.used.add(node.id)
         self.counts[node.id] += 1

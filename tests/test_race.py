@@ -158,9 +158,7 @@ def test_a_host_without_mounts_gets_the_plain_rows_and_the_reason(parent: Path, 
     _assert_nothing_left(parent, mark)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "readers"), [(0, 1), (-1, 1), (float("nan"), 1), (float("inf"), 1), (1, 0)]
-)
+@pytest.mark.parametrize(("seconds", "readers"), [(0, 1), (-1, 1), (float("nan"), 1), (float("inf"), 1), (1, 0)])
 def test_numbers_that_make_no_sense_are_refused(seconds: float, readers: int, parent: Path) -> None:
     with pytest.raises(UsageError):
         run_race(seconds, readers, str(parent), False, _ignore)
@@ -205,9 +203,7 @@ def test_a_reader_counts_failed_reads_by_errno(app: Path, held: HeldSignals) -> 
     ],
     ids=["complains", "fails", "lies"],
 )
-def test_a_swap_that_did_not_happen_is_a_failure(
-    app: Path, held: HeldSignals, command: list[str], error: str
-) -> None:
+def test_a_swap_that_did_not_happen_is_a_failure(app: Path, held: HeldSignals, command: list[str], error: str) -> None:
     with start_swapper(str(app), command, held, _stderr()) as swapper:
         swapper.wait_ready()
         swapper.stop()
@@ -423,7 +419,7 @@ def _assert_nothing_left(parent: Path, mark: str) -> None:
 
 
 def _mounted_in(path: Path) -> list[str]:
-    return [mount.target for mount in mounts.mounts() if mount.target.startswith(f"{path}/")]
+    return [mount.target for mount in mountinfo.mounts() if mount.target.startswith(f"{path}/")]
 
 
 def _detach_all(path: Path) -> None:

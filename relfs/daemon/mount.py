@@ -72,9 +72,7 @@ def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], No
     begin_logging(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
     os.umask(0)  # the kernel has applied the caller's; ours must not be added
-    with suppress(ValueError, OSError):  # each inode that the kernel knows is a descriptor here
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _raise_descriptor_limit()
     with _daemon_lock(plan, deploy.state_fd):
         return trio.run(_Mount(plan, deploy, config, ready).run)
 
@@ -276,6 +274,19 @@ class _Mount:
             await trio.to_thread.run_sync(detach, self._plan.mountpoint)
         except RelfsError as error:
             _log.error("%s", error)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each inode that the kernel knows through passthrough is a descriptor here: as many as we can get."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with open("/proc/sys/fs/nr_open", "rb") as file:
+        most = max(hard, int(file.read()))
+    for limit in (most, hard):  # the first takes CAP_SYS_RESOURCE
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
+        except (ValueError, OSError):
+            pass
 
 
 def _mount_options(plan: Plan) -> list[str]:

@@ -1,8 +1,9 @@
 """Acting as the caller: what a user makes through the mount is his, and what he may not do fails as it would natively.
 
 The kernel has checked modes already (default_permissions); this makes the covered file system check again, with its
-access control lists and quotas, and gives new files their owner. Only root can do it; a user's own daemon acts as
-that user for everybody, and says so in the documentation.
+access control lists, and gives new files their owner. Capabilities that are not about file access stay root's
+(capabilities(7), "Effect of user ID changes"), so a disk's reserve and hard quotas do not bind. Only root can do it; a
+user's own daemon acts as that user for everybody, and says so in the documentation.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ class CurrentLink:
         assert entry is not None, "a replacement has left no target"
         return entry
 
-    async def take(self, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
-        """rename(2) of the link `name` in `directory` (a descriptor) onto `current`."""
+    async def take(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
+        """rename(2) of the link `name` in `directory` (a descriptor; `parent` is its nodeid) onto `current`."""
         text = _text_of(directory, name, visible=not self.hidden_from(context))
         exchanged = self._exchanged_text(flags, context)
         await self._replace(text, context)
@@ -141,6 +141,8 @@ class CurrentLink:
             else:
                 _put_link(directory, name, exchanged)
         self._nursery.start_soon(self._changes.drop_current)
+        if exchanged is not None:
+            self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def _exchanged_text(self, flags: int, context: RequestContext) -> bytes | None:
         hidden = self.hidden_from(context)
@@ -157,24 +159,24 @@ class CurrentLink:
     async def give(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
         """rename(2) of `current` to `name` in `directory`: that gets a link, and `current` is being replaced."""
         if flags & libc.RENAME_EXCHANGE:
-            await self.take(directory, name, flags, context)
-        else:
-            if self.hidden_from(context) or self._pointer.target is None:
-                raise FUSEError(errno.ENOENT)
-            with acting_as(context):
-                text = os.fsencode(self._pointer.target.text)
-                if flags & libc.RENAME_NOREPLACE:
-                    os.symlink(text, name, dir_fd=directory)
-                else:
-                    _put_link(directory, name, text)
-            await self.unlink(context)
+            await self.take(parent, directory, name, flags, context)
+            return
+        if self.hidden_from(context) or self._pointer.target is None:
+            raise FUSEError(errno.ENOENT)
+        with acting_as(context):
+            text = os.fsencode(self._pointer.target.text)
+            if flags & libc.RENAME_NOREPLACE:
+                os.symlink(text, name, dir_fd=directory)
+            else:
+                _put_link(directory, name, text)
+        await self.unlink(context)
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
         """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past."""
         target = self._pointer.target
-        if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)):
-            raise FUSEError(errno.ESTALE)
+        if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)) or self.hidden_from(context):
+            raise FUSEError(errno.ESTALE)  # the VFS looks the name up again, which may have moved elsewhere
         if fields.update_uid or fields.update_gid:
             uid = wanted.st_uid if fields.update_uid else -1
             gid = wanted.st_gid if fields.update_gid else -1

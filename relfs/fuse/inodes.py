@@ -10,8 +10,11 @@ fixed by kernel commit b4c173dfbb6c).
 The choice. A link's inode is a function of its text and never changes, so its text may be cached for ever. A switch
 changes which inode the *name* `current` leads to, and then drops that one dentry.
 
-Nodeids are never used twice, so generations are all 0. Those of the names that native directories are mounted on are
-constants: a lookup that answered with another would unmount them (d_invalidate() in the kernel).
+The number of an inode of the covered file system is its nodeid where that is free, so that it is the same tomorrow, as
+git, rsync and tar expect. The virtual links' numbers, never used twice, begin far above. A nodeid is only given to
+another inode after the kernel has forgotten the first, so generations are all 0. Those of the names that native
+directories are mounted on are constants: a lookup that answered with another would unmount them (d_invalidate() in the
+kernel).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ RELEASES_NODE = InodeT(2)
 SHARED_NODE = InodeT(3)
 STATE_NODE = InodeT(4)
 _FIRST_FREE = 16
+_FIRST_OWN = 1 << 48
 
 
 @dataclass
@@ -59,7 +63,7 @@ class InodeTable:
     """
 
     def __init__(self) -> None:
-        self._ids = itertools.count(_FIRST_FREE)
+        self._ids = itertools.count(_FIRST_OWN)
         self._nodes: dict[InodeT, Node] = {}
         self._by_key: dict[tuple[int, int], Node] = {}
         self._links: dict[InodeT, bytes] = {}
@@ -72,7 +76,7 @@ class InodeTable:
         """The inode of the link that says `text`."""
         nodeid = self._by_text.get(text)
         if nodeid is None:
-            nodeid = InodeT(next(self._ids))
+            nodeid = self._own_number()
             self._by_text[text] = nodeid
             self._links[nodeid] = text
             self._link_lookups[nodeid] = 0
@@ -85,11 +89,14 @@ class InodeTable:
     # ---- inodes of the covered file system
 
     def pin(self, nodeid: InodeT, fd: int) -> Node:
-        """Give `fd`'s inode a constant nodeid, for the life of the mount. The table takes the descriptor over."""
+        """Give `fd`'s inode a constant nodeid, for the life of the mount. The table takes the descriptor over.
+
+        A nodeid that it had before becomes stale: the VFS looks the path up again.
+        """
         node = Node(nodeid, fd, _key(os.fstat(fd)), pinned=True)
-        old = self._nodes.get(nodeid)
-        if old is not None:
-            self._drop(old)
+        for old in (self._nodes.get(nodeid), self._by_key.get(node.key)):
+            if old is not None and old.id in self._nodes:
+                self._drop(old)
         self._nodes[nodeid] = node
         self._by_key[node.key] = node
         return node
@@ -105,10 +112,23 @@ class InodeTable:
         if node is not None:
             os.close(fd)
             return node
-        node = Node(InodeT(next(self._ids)), fd, key)
+        node = Node(self._number(key), fd, key)
         self._nodes[node.id] = node
         self._by_key[key] = node
         return node
+
+    def _number(self, key: tuple[int, int]) -> InodeT:
+        device, inode = key
+        root = self._nodes.get(ROOT)
+        if root is not None and root.key[0] == device and inode >= _FIRST_FREE and not self._is_taken(InodeT(inode)):
+            return InodeT(inode)
+        return self._own_number()
+
+    def _own_number(self) -> InodeT:
+        return next(number for number in map(InodeT, self._ids) if not self._is_taken(number))
+
+    def _is_taken(self, nodeid: InodeT) -> bool:
+        return nodeid in self._nodes or nodeid in self._links
 
     def node(self, nodeid: InodeT) -> Node:
         """Raises FUSEError(ESTALE), upon which the VFS looks the path up again by itself."""

@@ -11,7 +11,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -49,8 +48,6 @@ NATIVE = {
     STATE.encode(): STATE_NODE,
 }
 """Top-level directories that native ones are mounted on, and their constant nodeids."""
-
-_OURS = frozenset({_CURRENT, *NATIVE})
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -114,10 +111,7 @@ class Operations(pyfuse3.Operations):
         native = self._native_entry(name) if name in NATIVE else None
         if native is not None:
             return native
-        entry = self._files.lookup(ROOT, name)
-        if stat.S_ISLNK(entry.st_mode):
-            entry.entry_timeout = 0.0  # a rename onto `current` moves this dentry there, with its timeouts
-        return entry
+        return self._files.lookup(ROOT, name)
 
     def _pin_native(self, name: bytes) -> None:
         """A native directory that was not there at the start gets its constant nodeid before anybody learns another."""
@@ -143,10 +137,7 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT and name == _CURRENT:
             return await self._current.symlink(target, ctx)
         self._forbid(parent_inode, name, ctx)
-        entry = self._files.symlink(parent_inode, name, target, ctx)
-        if parent_inode == ROOT:
-            entry.entry_timeout = 0.0
-        return entry
+        return self._files.symlink(parent_inode, name, target, ctx)
 
     @_handler
     async def rename(
@@ -156,16 +147,27 @@ class Operations(pyfuse3.Operations):
         old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
         if old == new == (ROOT, _CURRENT):
             return
-        for parent, name in (old, new):
-            if parent == ROOT and (name in NATIVE or name.startswith(_HIDDEN)):
-                raise FUSEError(errno.EBUSY)
+        self._forbid_rename(old, new)
         if new == (ROOT, _CURRENT):
-            await self._current.take(self._table.node(parent_inode_old).fd, name_old, flags, ctx)
+            directory = self._table.node(parent_inode_old).fd
+            await self._current.take(parent_inode_old, directory, name_old, flags, ctx)
         elif old == (ROOT, _CURRENT):
             directory = self._table.node(parent_inode_new).fd
             await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
         else:
             self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    def _forbid_rename(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes]) -> None:
+        """Native directories stay where they are, and no directory becomes one under a nodeid that it had before."""
+        for parent, name in (old, new):
+            if parent == ROOT and (name.startswith(_HIDDEN) or (name in NATIVE and self._is_native(name))):
+                raise FUSEError(errno.EBUSY)
+        if new[0] == ROOT and new[1] in NATIVE and self._files.is_directory(*old):
+            raise FUSEError(errno.EBUSY)
+
+    def _is_native(self, name: bytes) -> bool:
+        self._pin_native(name)
+        return self._table.is_pinned(NATIVE[name])
 
     @_handler
     async def link(
@@ -186,7 +188,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
-        if parent_inode == ROOT and name in NATIVE:
+        if parent_inode == ROOT and name in NATIVE and self._is_native(name):
             raise FUSEError(errno.EBUSY)
         if parent_inode == ROOT and name == _CURRENT:
             raise FUSEError(errno.ENOTDIR)
@@ -304,17 +306,20 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         if inode != ROOT:
             return self._files.opendir(inode, ctx)
-        visible = [] if self._current.hidden_from(ctx) else [_CURRENT]
-        visible += [name for name, nodeid in NATIVE.items() if self._table.is_pinned(nodeid)]
+        native = [name for name in NATIVE if self._is_native(name)]
+        ours = {_CURRENT, *native}
         return self._files.opendir(
-            inode, ctx, hide=lambda name: name in _OURS or name.startswith(_HIDDEN), show=visible
+            inode,
+            ctx,
+            hide=lambda name: name in ours or name.startswith(_HIDDEN),
+            show=native if self._current.hidden_from(ctx) else [_CURRENT, *native],
         )
 
     @_handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         at_root = self._files.listed(fh).id == ROOT
         for position, name in self._files.listing(fh, start_id):
-            if at_root and name in _OURS:
+            if at_root and (name == _CURRENT or (name in NATIVE and self._is_native(name))):
                 sent = self._reply_ours(name, position, token)
             else:
                 sent = self._files.reply_entry(fh, name, position, token)
@@ -330,8 +335,7 @@ class Operations(pyfuse3.Operations):
 
     def _native_entry(self, name: bytes) -> EntryAttributes | None:
         """A native directory under its constant nodeid, which must be all that the kernel ever hears of it."""
-        self._pin_native(name)
-        return self._files.pinned(NATIVE[name]) if self._table.is_pinned(NATIVE[name]) else None
+        return self._files.pinned(NATIVE[name]) if self._is_native(name) else None
 
     @_handler
     async def releasedir(self, fh: FileHandleT) -> None:

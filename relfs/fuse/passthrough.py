@@ -26,7 +26,7 @@ from pyfuse3 import (
 
 from relfs import libc
 from relfs.fuse.caller import acting_as
-from relfs.fuse.inodes import InodeTable, Node
+from relfs.fuse.inodes import ROOT, InodeTable, Node
 
 FOR_EVER = 1e9
 """Seconds; more than thirty years, for what never changes."""
@@ -35,7 +35,10 @@ MOMENT = 1.0
 """Seconds for which the kernel may keep what only changes through the mount: how late it notices other writers."""
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FLAGS = ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_DIRECT)
+_NOT_OURS = os.O_DIRECT  # what it asks of buffers, Python's do not have; the kernel's own caching obeys it
+_NAMING = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_EXECUTE = 0x20
+"""__FMODE_EXEC (linux/fs.h): the kernel opens a program to run it, having checked that the caller may."""
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 
 
@@ -122,7 +125,10 @@ class Passthrough:
             raise
         node = self.table.adopt(fd, status)
         node.volatile = node.volatile or directory.volatile
-        return self._reply(node, status)
+        entry = self._reply(node, status)
+        if parent == ROOT and stat.S_ISLNK(status.st_mode):
+            entry.entry_timeout = 0.0  # a rename onto `current` moves this dentry there, with its timeouts
+        return entry
 
     def _reply(self, node: Node, status: os.stat_result) -> EntryAttributes:
         self.table.count(node.id)
@@ -156,6 +162,9 @@ class Passthrough:
             os.link(self.table.node(nodeid).path, name, dst_dir_fd=self.table.node(parent).fd, follow_symlinks=True)
         return self.lookup(parent, name)
 
+    def is_directory(self, parent: InodeT, name: bytes) -> bool:
+        return stat.S_ISDIR(os.lstat(name, dir_fd=self.table.node(parent).fd).st_mode)
+
     def unlink(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
         with acting_as(context):
             os.unlink(name, dir_fd=self.table.node(parent).fd)
@@ -178,15 +187,29 @@ class Passthrough:
 
     def open(self, nodeid: InodeT, flags: int, context: RequestContext) -> FileInfo:
         node = self.table.node(nodeid)
-        with acting_as(context):
-            fd = os.open(node.path, (flags & _OPEN_FLAGS) | os.O_CLOEXEC)
+        opening = self._flags(flags) & ~_NAMING
+        if flags & _EXECUTE:
+            fd = os.open(node.path, opening)
+        else:
+            with acting_as(context):
+                fd = os.open(node.path, opening)
         return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
+
+    def _flags(self, flags: int) -> int:
+        """The caller's flags, as far as they are for us to obey.
+
+        Not O_APPEND where the file changes only through the mount: the kernel sends the offset of the end then, and
+        offsets of its own for what was mapped, which pwrite(2) on an appending descriptor would not honour.
+        """
+        ours = flags & ~(_NOT_OURS | _EXECUTE | (os.O_APPEND if self._exclusive else 0))
+        return ours | os.O_CLOEXEC
 
     def create(
         self, parent: InodeT, name: bytes, mode: int, flags: int, context: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         with acting_as(context):
-            opening = flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # O_NONBLOCK: should a fifo have come there behind our back, nobody is waited for.
+            opening = self._flags(flags) | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, opening, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
         try:
             return FileInfo(fh=FileHandleT(fd)), self.lookup(parent, name)
@@ -272,7 +295,8 @@ class Passthrough:
 
     def listxattr(self, nodeid: InodeT, context: RequestContext) -> list[bytes]:
         with acting_as(context):
-            return [os.fsencode(name) for name in os.listxattr(self.table.node(nodeid).path)]
+            names = [os.fsencode(name) for name in os.listxattr(self.table.node(nodeid).path)]
+        return [name for name in names if context.uid == 0 or not name.startswith(b"trusted.")]
 
     def removexattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> None:
         with acting_as(context):
