@@ -37,7 +37,11 @@ for _ in range(times):
         os.pwrite(counter, b"%09d" % (number + 1), 0)
 """
 
-WITHOUT_LOCK = "import contextlib, relfs.lock; relfs.lock.deploy_lock = lambda _: contextlib.nullcontext()\n"
+WITHOUT_LOCK = """
+import contextlib
+import relfs.lock
+relfs.lock.deploy_lock = lambda *_, **__: contextlib.nullcontext()
+"""
 
 Starter = Callable[..., Popen[str]]
 

@@ -533,7 +533,11 @@ for number in range(times):
     pointer.switch(releases[number % len(releases)], actor, f"{label}-{number}")
 """
 
-WITHOUT_LOCK = "import contextlib, relfs.pointer; relfs.pointer.deploy_lock = lambda _: contextlib.nullcontext()\n"
+WITHOUT_LOCK = """
+import contextlib
+import relfs.pointer
+relfs.pointer.deploy_lock = lambda *_, **__: contextlib.nullcontext()
+"""
 
 
 def switch_in_two_processes(app: Path, program: str, times: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from sandbox import end, start_python
 
-from relfs import libc, mountinfo
+from relfs import libc, mountinfo, mounts
 from relfs.errors import RelfsError, UsageError
 from relfs.race import Commands, RaceResult, Row, children, run_race
 from relfs.race.children import ChildError, reader_count, start_reader, start_swapper, swapper_count
