@@ -59,8 +59,12 @@ class History:
         if event.action == "rollback":
             if event.origin is not None and event.origin != release:
                 self.bad.add(event.origin)
-            while self.path and self.path[-1] != release:
+            if release in self.path:
+                del self.path[len(self.path) - self.path[::-1].index(release) :]
+            elif self.path:  # it was never current: only the one that is left is taken back
                 self.path.pop()
+            if len(self.bad) > _KEEP_ACTIVATIONS:
+                self.bad &= {*self.path, event.origin}
         self.bad.discard(release)
         if not self.path or self.path[-1] != release:
             self.path.append(release)
@@ -117,7 +121,7 @@ def resolve(reference: str, history: History, current: str | None, releases: Ite
     }
     meaning = meanings.get(reference)
     release = meaning() if meaning is not None else history.at(_moment(reference))
-    if release is None:
+    if release is None or "/" in release:  # a link text that led elsewhere is no release
         raise RefusedError(f"{reference}: stands for no release here; `relfsctl log` shows the history")
     return release
 

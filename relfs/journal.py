@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pwd
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from relfs.errors import RelfsError, reason
 
@@ -87,7 +89,7 @@ def decode(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
         return Event(
-            time=float(fields["time"]),
+            time=_finite(fields["time"]),
             action=str(fields["action"]),
             release=_optional(fields.get("release")),
             origin=_optional(fields.get("from")),
@@ -100,19 +102,21 @@ def decode(line: bytes) -> Event | None:
         return None
 
 
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError("not a time")
+    return number
+
+
 def _optional(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 class Journal:
-    """The journal in a state directory (`directory`: its descriptor; None: there is none, and it is empty).
+    """The journal in a state directory (`directory`: its descriptor; None: there is none, and it is empty)."""
 
-    `on_append` is called with each event once it is written, in the writer's thread.
-    """
-
-    def __init__(self, directory: int | None, on_append: Callable[[Event], None] = lambda _event: None) -> None:
+    def __init__(self, directory: int | None) -> None:
         self._directory = directory
-        self._on_append = on_append
 
     def events(self) -> Iterator[Event]:
         """Every event, oldest first; lines that are none are passed over. Raises RelfsError if it cannot be read."""
@@ -121,7 +125,7 @@ class Journal:
         try:
             with open(JOURNAL, "rb", opener=self._opener) as file:
                 for line in file:
-                    event = decode(line) if line.endswith(b"\n") else None
+                    event = decode(line)  # whole or None, even where the last newline is missing: see _repair
                     if event is not None:
                         yield event
         except FileNotFoundError:
@@ -142,22 +146,21 @@ class Journal:
             try:
                 if os.write(fd, line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
+                os.fdatasync(fd)
+                if end == 0 and self._directory is not None:
+                    os.fsync(self._directory)  # the journal's own name is new
             except OSError:
                 os.ftruncate(fd, end)
                 raise
-            os.fdatasync(fd)
-            if end == 0 and self._directory is not None:
-                os.fsync(self._directory)  # the journal's own name is new
         finally:
             os.close(fd)
-        self._on_append(event)
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(JOURNAL, flags, 0o644, dir_fd=self._directory)
 
     def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags, dir_fd=self._directory)
+        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self._directory)
 
 
 def _repair(fd: int) -> int:
@@ -167,7 +170,7 @@ def _repair(fd: int) -> int:
     if not tail or tail.endswith(b"\n"):
         return size
     torn = tail[tail.rfind(b"\n") + 1 :]
-    if decode(torn) is not None:  # all there but its newline
+    if decode(torn) is not None or len(torn) == _TAIL:  # all there but its newline, or nothing that was written here
         os.write(fd, b"\n")
         return size + 1
     os.ftruncate(fd, size - len(torn))

@@ -12,7 +12,9 @@ resolves the path a second time. It knows nothing of FUSE, trio or the command l
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import posixpath
 import stat
@@ -178,9 +180,9 @@ class DeployPath:
         """
         check_name(name)
         shown = f"{self.path}/{RELEASES}/{name}"
-        self._follow_inside(name, shown)
+        found = self._follow_inside(name, shown)
         try:
-            directory = self._open(f"{RELEASES}/{name}")
+            directory = self._open(f"{RELEASES}/{found}", os.O_NOFOLLOW)
         except OSError as error:
             raise RefusedError(f"{shown}: cannot be opened: {reason(error)}") from error
         try:
@@ -193,8 +195,8 @@ class DeployPath:
         if empty and not allow_empty:
             raise RefusedError(f"{shown}: is an empty directory; fill it, or use --force to switch to it all the same")
 
-    def _follow_inside(self, name: str, shown: str) -> None:
-        """Follow links by their text, so that none is ever walked out of releases/."""
+    def _follow_inside(self, name: str, shown: str) -> str:
+        """The directory that `name` is a link to, found by the links' texts: none is ever walked out of releases/."""
         for _ in range(_LINK_HOPS):
             try:
                 mode = os.lstat(f"{RELEASES}/{name}", dir_fd=self.fd).st_mode
@@ -203,7 +205,7 @@ class DeployPath:
                     raise RefusedError(f"{shown}: no such release; `relfsctl releases` lists them") from error
                 raise RefusedError(f"{shown}: {reason(error)}") from error
             if stat.S_ISDIR(mode):
-                return
+                return name
             if not stat.S_ISLNK(mode):
                 raise RefusedError(f"{shown}: is not a directory; a release is a directory in {RELEASES}/")
             inner = self._inside_releases(os.readlink(f"{RELEASES}/{name}", dir_fd=self.fd))
@@ -213,14 +215,17 @@ class DeployPath:
         raise RefusedError(f"{shown}: too many levels of symbolic links")
 
     def _inside_releases(self, text: str) -> str | None:
+        steps = [step for step in text.split("/") if step not in ("", ".")]
+        if ".." in itertools.dropwhile(lambda step: step == ".." and not text.startswith("/"), steps):
+            return None  # what `..` means after a name that may itself be a link, the text does not tell
         inner = self.inside(text if text.startswith("/") else f"{RELEASES}/{text}")
         if inner is None or not inner.startswith(f"{RELEASES}/"):
             return None
         name = inner[len(RELEASES) + 1 :]
         return None if "/" in name else name
 
-    def _open(self, relative: str) -> int:
-        return os.open(relative, _DIRECTORY, dir_fd=self.fd)
+    def _open(self, relative: str, flags: int = 0) -> int:
+        return os.open(relative, _DIRECTORY | flags, dir_fd=self.fd)
 
 
 def open_deploy_path(
@@ -239,11 +244,16 @@ def open_deploy_path(
     except BaseException:
         os.close(fd)
         raise
-    return DeployPath(real, fd, state_path, state_fd, aliases)
+    given = os.path.abspath(path)  # through a link, perhaps, and deploy tools write that into theirs
+    return DeployPath(real, fd, state_path, state_fd, aliases if given == real else (*aliases, given))
 
 
 def _resolve(path: str) -> str:
-    if not path or "\0" in path:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path!r}: not a path: it cannot be written in bytes") from error
+    if not encoded or b"\0" in encoded:
         raise UsageError(f"{path!r}: not a path")
     return os.path.realpath(path)
 
@@ -298,7 +308,8 @@ def _open_state(fd: int, state_path: str, given: str | None, *, create: bool) ->
     except OSError as error:
         raise RelfsError(f"{state_path}: cannot be opened: {reason(error)}") from error
     try:
-        os.mkdir(name, 0o755, dir_fd=dir_fd)
+        with contextlib.suppress(FileExistsError):  # another process came first
+            os.mkdir(name, 0o755, dir_fd=dir_fd)
         return os.open(name, flags, dir_fd=dir_fd)
     except OSError as error:
         hint = "; name a writable one with --state-dir" if error.errno == errno.EROFS else ""

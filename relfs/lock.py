@@ -25,30 +25,44 @@ def deploy_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 3
 
     Raises LockedError if somebody holds it for more than `wait` seconds, RelfsError if it cannot be had at all.
     """
+    if directory is None:
+        raise RelfsError("there is no state directory, and without one nothing can be changed")
+    fd = _open(directory, shown)
     try:
-        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
-    except OSError as error:
-        raise RelfsError(f"{shown}/{LOCK}: the deploy lock cannot be had: {reason(error)}") from error
-    try:
-        _acquire(fd, wait)
+        deadline = time.monotonic() + wait
+        while not _acquire(fd, deadline):
+            os.close(fd)
+            fd = _open(directory, shown)
         yield
     finally:
         os.close(fd)
 
 
-def _acquire(fd: int, wait: float) -> None:
-    deadline = time.monotonic() + wait
+def _open(directory: int, shown: str) -> int:
+    try:
+        return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
+    except OSError as error:
+        raise RelfsError(f"{shown}/{LOCK}: the deploy lock cannot be had: {reason(error)}") from error
+
+
+def _acquire(fd: int, deadline: float) -> bool:
+    """False if the file that was locked is not the lock any more: somebody removed it meanwhile."""
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except BlockingIOError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # flock(2) on a file system that cannot
+                raise RelfsError(f"the deploy lock cannot be had: {reason(error)}") from error
             if time.monotonic() >= deadline:
                 raise LockedError(f"the deploy path is being changed by {_holder(fd)}; try again") from None
             time.sleep(_RETRY_SECONDS)
+    if os.fstat(fd).st_nlink == 0:
+        return False
     with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk does not stop a change
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return True
 
 
 def _holder(fd: int) -> str:

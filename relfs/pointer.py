@@ -18,16 +18,18 @@ The choice.
 Whatever happens before 3 leaves the old release, whole. A crash between 3 and 5 leaves the new release and a journal
 that does not know it: whoever opens the pointer next finds `pending` telling what the link says, and writes the line.
 If `pending` names something the link does not say, the switch never happened, and that is written.
-An error in 1 to 3 changes nothing in memory; an error in 5 does not undo what everybody already sees.
+An error in 1 to 3 changes nothing in memory. An error in 5 does not undo what everybody already sees: the line is
+written as after a crash, by whoever looks next, and until it is, `pending` is not overwritten and nothing else changes.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from relfs import journal as journal_module
@@ -37,7 +39,7 @@ from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
 from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import deploy_lock
-from relfs.store import Owner, Store, open_store, peek
+from relfs.store import Owner, open_store, peek
 
 PENDING = "pending"
 
@@ -63,6 +65,7 @@ class Pointer:
     ) -> None:
         """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
 
+        `on_event` is called with each event once it is in the journal, by whichever thread wrote it.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the deploy lock.
         """
         self.deploy = deploy
@@ -71,11 +74,13 @@ class Pointer:
         self.history = History()
         self._style = style
         self._lock = threading.Lock()
-        self._journal = Journal(deploy.state_fd, on_event) if on_event else Journal(deploy.state_fd)
-        self._seen: tuple[int, int] | None = None
+        self._journal = Journal(deploy.state_fd)
+        self._on_event = on_event
+        self._seen: tuple[int, int, int] | None = None
         self._unwritten: Event | None = None
-        with self._locked() as store:
-            self._take_stock(store, first=True)
+        self._behind: OSError | None = None
+        with self._locked():
+            self._take_stock(first=True)
 
     # ---- changes ----------------------------------------------------------------------------------------------
 
@@ -89,19 +94,19 @@ class Pointer:
         """
         if not reference.startswith("@"):
             check_name(reference)
-        with self._locked() as store:
-            self._take_stock(store)
+        with self._locked():
+            self._take_stock()
             known = self._known(request_id)
             if known is not None:
                 return known
             name = resolve(reference, self.history, self._current_release(), self.deploy.releases())
             self.deploy.check_release(name, allow_empty=force)
-            return self._change(store, "switch", self._text_for(name), actor, request_id, owner)
+            return self._change("switch", self._text_for(name), actor, request_id, owner)
 
     def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
-        with self._locked() as store:
-            self._take_stock(store)
+        with self._locked():
+            self._take_stock()
             known = self._known(request_id)
             if known is not None:
                 return known
@@ -115,16 +120,16 @@ class Pointer:
             if name == current:
                 raise RefusedError(f"{name}: is current already; there is nothing to roll back")
             self.deploy.check_release(name, allow_empty=False)
-            return self._change(store, "rollback", self._text_for(name), actor, request_id, owner)
+            return self._change("rollback", self._text_for(name), actor, request_id, owner)
 
     def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Make a link text current that somebody's deploy tool wrote; the caller has checked that it can be served.
 
         Raises LockedError, RelfsError.
         """
-        with self._locked() as store:
-            self._take_stock(store)
-            return self._change(store, "switch", self.deploy.persistent_text(text), actor, request_id, owner)
+        with self._locked():
+            self._take_stock()
+            return self._change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
 
     def record(self, action: str, actor: Actor, request_id: str, outcome: str = journal_module.DONE) -> Event:
         """Write an event that changes nothing (a replacement begun, or given up). Raises LockedError, RelfsError."""
@@ -132,7 +137,10 @@ class Pointer:
             self._reload_history()
             label = self.target.label if self.target is not None else None
             event = replace(new_event(action, label, label, actor, request_id), outcome=outcome)
-            self._write_line(event)
+            try:
+                self._write_line(event)
+            except OSError as error:
+                raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
             return event
 
     def refresh(self) -> Target | None:
@@ -142,12 +150,13 @@ class Pointer:
         """
         before = self.target
         try:
-            if self.diverged is None and peek(self.deploy) == (before.text if before is not None else None):
+            settled = self.diverged is None and self._behind is None
+            if settled and peek(self.deploy) == (before.text if before is not None else None):
                 return before
         except (OSError, RelfsError):
             pass  # said below, if it still is so once nobody is changing it
-        with self._locked() as store:
-            self._take_stock(store)
+        with self._locked():
+            self._take_stock()
             return self.target
 
     def flush(self) -> None:
@@ -158,18 +167,17 @@ class Pointer:
         """For tests: raise AssertionError where an INVARIANT does not hold. No other method may be running."""
         self.history.check_invariants()
         if self.diverged is None:
-            text = open_store(self.deploy).read()
-            assert (self.target.text if self.target is not None else None) == text
-            if self.target is not None and self._unwritten is None:
+            assert (self.target.text if self.target is not None else None) == peek(self.deploy)
+            if self.target is not None:
                 assert self.history.path[-1:] == [self.target.label]
 
     # ---- inside: all of it runs under both locks ------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self) -> Iterator[Store]:
+    def _locked(self) -> Iterator[None]:
         with self._lock, deploy_lock(self.deploy.state_fd, shown=self.deploy.state_path):
             try:
-                yield open_store(self.deploy)
+                yield
             except OSError as error:
                 raise RelfsError(f"{self.deploy.path}: {CURRENT} cannot be changed: {reason(error)}") from error
 
@@ -189,9 +197,11 @@ class Pointer:
             style = "absolute" if absolute else "relative"
         return self.deploy.link_text(name, style)
 
-    def _change(
-        self, store: Store, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None
-    ) -> Event:
+    def _change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
+        if self._behind is not None:
+            raise RelfsError(
+                f"the journal cannot be written: {reason(self._behind)}; nothing was changed"
+            ) from self._behind
         target = self.deploy.target(text)
         origin = self.target.label if self.target is not None else None
         event = new_event(action, target.label, origin, actor, request_id)
@@ -199,19 +209,17 @@ class Pointer:
             self._journal.probe()
             self._write_pending(event, text)
             self._flush_target(text)
-            store.write(text, owner)
+            open_store(self.deploy).write(text, owner)
         except OSError as error:
-            self._record_failure(replace(event, outcome=f"failed: {reason(error)}"))
+            self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
             raise RelfsError(f"{target.label}: not switched to: {reason(error)}; {kept}") from error
         self.target = target
         self.diverged = None
-        try:
-            self._write_line(event)
-        except RelfsError as error:
-            self._unwritten = event
-            self.history.add(event)
-            _log.warning("%s is current, but that is not in the journal yet: %s", target.label, error)
+        self._write_or_owe(event)
+        self._forget_pending()
+        if self._behind is not None:
+            _log.warning("%s is current, but that is not in the journal yet: %s", target.label, reason(self._behind))
         return event
 
     def _flush_target(self, text: str) -> None:
@@ -227,7 +235,8 @@ class Pointer:
 
     def _open_target(self, text: str) -> int:
         inner = self.deploy.inside(text)
-        return os.open(inner if inner is not None else text, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.deploy.fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(inner if inner is not None else text, flags, dir_fd=self.deploy.fd)
 
     # ---- pending and the journal
 
@@ -237,69 +246,71 @@ class Pointer:
         try:
             data = journal_module.encode(event) + os.fsencode(text)
             if os.write(fd, data) != len(data):
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)
 
     def _read_pending(self) -> tuple[Event, str] | None:
         try:
-            with open(
-                PENDING, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self.deploy.state_fd)
-            ) as file:
+            with open(PENDING, "rb", opener=self._opener) as file:
                 line, _, text = file.read().partition(b"\n")
         except FileNotFoundError:
             return None
         event = journal_module.decode(line)
         return (event, os.fsdecode(text)) if event is not None else None
 
+    def _forget_pending(self) -> None:
+        """Once the journal has the line, nothing is pending. If this fails, the line's id tells the same."""
+        if self._behind is None:
+            with suppress(OSError):
+                os.unlink(PENDING, dir_fd=self.deploy.state_fd)
+
+    def _opener(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self.deploy.state_fd)
+
     def _write_line(self, event: Event) -> None:
-        try:
-            if self._unwritten is not None and self._unwritten is not event:
-                self._journal.append(self._unwritten)
-            self._unwritten = None
-            self._journal.append(event)
-        except OSError as error:
-            raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
+        self._journal.append(event)
         self.history.add(event)
         self._seen = self._journal_identity()
+        if self._on_event is not None:
+            self._on_event(event)
 
-    def _record_failure(self, event: Event) -> None:
+    def _write_or_owe(self, event: Event) -> None:
+        """Write the line; if that fails, whoever takes stock next finds that it is missing, and tries again."""
         try:
             self._write_line(event)
-        except RelfsError as error:
+        except OSError as error:
+            self.history.add(event)
+            self._unwritten, self._behind, self._seen = event, error, None
             _log.info("%s of %s, %s, is not in the journal: %s", event.action, event.release, event.outcome, error)
 
-    def _journal_identity(self) -> tuple[int, int] | None:
+    def _journal_identity(self) -> tuple[int, int, int] | None:
         try:
             status = os.stat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
         except FileNotFoundError:
             return None
-        return status.st_ino, status.st_size
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _reload_history(self) -> None:
         """Take in what another holder of the deploy lock wrote."""
         identity = self._journal_identity()
-        if identity != self._seen:
+        if identity is None or identity != self._seen:
             self.history = History(self._journal.events())
-            if self._unwritten is not None:
-                self.history.add(self._unwritten)
             self._seen = identity
 
     # ---- what is on disk
 
-    def _take_stock(self, store: Store, *, first: bool = False) -> None:
+    def _take_stock(self, *, first: bool = False) -> None:
         """Bring memory and journal in line with the disk, which others may have changed, or a crash."""
-        text = store.read()
+        self._behind = None
+        text = peek(self.deploy)
         self._reload_history()
         self._finish_pending(text)
         found = self.deploy.target(text) if text is not None else None
-        if found == self.target and not first:
-            self.diverged = None
-            return
-        if not first and not self._servable(found):
-            self.diverged = f"the real {CURRENT} {'is gone' if found is None else 'leads nowhere: ' + found.text}"
-            return
         self.diverged = None
+        if not first and found != self.target and not self._servable(found):
+            self.diverged = f"the real {CURRENT} {'is gone' if found is None else 'leads nowhere: ' + found.text}"
+            found = self.target
         if found is not None and self.history.path[-1:] != [found.label]:
             self._note_change(found)
         self.target = found
@@ -315,17 +326,20 @@ class Pointer:
 
     def _finish_pending(self, text: str | None) -> None:
         pending = self._read_pending()
-        if pending is None or self.history.find(pending[0].id) is not None:
+        if pending is None:
             return
         event, wanted = pending
-        outcome = RECOVERED if wanted == text else "failed: interrupted before it took effect"
-        self._record_failure(replace(event, outcome=outcome))
+        if self.history.find(event.id) is None:
+            outcome = RECOVERED if wanted == text else "failed: interrupted before it took effect"
+            ours = self._unwritten if self._unwritten is not None and self._unwritten.id == event.id else None
+            self._write_or_owe(ours or replace(event, outcome=outcome))
+        self._forget_pending()
 
     def _note_change(self, found: Target) -> None:
         """The link says what the journal does not: the first record of it, or somebody went behind our back."""
         action = "follow" if self.history.path else "adopt"
         origin = self.history.path[-1] if self.history.path else None
-        self._record_failure(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+        self._write_or_owe(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
 
     def _owner_of_link(self) -> Actor:
         """All that the disk can tell about who changed the link."""

@@ -95,12 +95,21 @@ class FileStore:
 
     def read(self) -> str | None:
         try:
-            with open(CURRENT, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self._directory)) as file:
-                return os.fsdecode(file.read().rstrip(b"\n")) or None
+            with open(CURRENT, "rb", opener=self._opener) as file:
+                return os.fsdecode(file.read().removesuffix(b"\n")) or None
         except FileNotFoundError:
             return None
 
     def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
+        before = self.read()
+        self._put(text)
+        try:
+            os.fsync(self._directory)
+        except OSError:
+            self._take_back(before)
+            raise
+
+    def _put(self, text: str) -> None:
         _remove(TEMPORARY, self._directory)  # a crash may have left it
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(TEMPORARY, flags, 0o644, dir_fd=self._directory)
@@ -112,7 +121,16 @@ class FileStore:
         finally:
             os.close(fd)
         os.rename(TEMPORARY, CURRENT, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        os.fsync(self._directory)
+
+    def _take_back(self, before: str | None) -> None:
+        with contextlib.suppress(OSError):
+            if before is None:
+                os.unlink(CURRENT, dir_fd=self._directory)
+            else:
+                self._put(before)
+
+    def _opener(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self._directory)
 
 
 def open_store(deploy: DeployPath) -> Store:
@@ -129,6 +147,7 @@ def open_store(deploy: DeployPath) -> Store:
         if kept is not None:
             link.write(kept)
             _remove(CURRENT, deploy.state_fd)
+            os.fsync(deploy.state_fd)  # or a power cut brings an old target back
         return link
     text = link.read()
     if kept is None and text is not None:
@@ -146,6 +165,11 @@ def _can_link(deploy: DeployPath) -> bool:
     """Whether a link can be made beside `current`. Raises OSError if the answer is neither yes nor no (disk full)."""
     try:
         _remove(TEMPORARY, deploy.fd)  # a crash may have left it
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return False
+        raise
+    try:
         os.symlink(CURRENT, TEMPORARY, dir_fd=deploy.fd)
         _remove(TEMPORARY, deploy.fd)
     except OSError as error:

@@ -60,11 +60,7 @@ class Changes:
 
     async def refresh(self) -> Target | None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
-        before = self._pointer.target
-        after = await self._run(self._pointer.refresh)
-        if after != before:
-            await self.drop_current()
-        return after
+        return await self._then_tell(self._pointer.refresh)
 
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
@@ -77,10 +73,13 @@ class Changes:
         """
         await trio.to_thread.run_sync(_drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
 
-    async def _then_tell(self, call: Callable[[], Event]) -> Event:
-        event = await self._run(call)
-        await self.drop_current()
-        return event
+    async def _then_tell(self, call: Callable[[], _T]) -> _T:
+        before = self._pointer.target
+        try:
+            return await self._run(call)
+        finally:  # also if it was refused: a target that somebody else had put there may have been followed first
+            if self._pointer.target != before:
+                await self.drop_current()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(call, limiter=self._changing)

@@ -196,6 +196,7 @@ class CurrentLink:
         except (OSError, FUSEError):
             if mine is not None:
                 mine.refused(thread_group(context.pid))
+            self._nursery.start_soon(self._changes.drop_current)  # the pointer may have followed somebody else first
             raise
         if mine in self.replacements:
             self.replacements.remove(mine)
