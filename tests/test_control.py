@@ -32,7 +32,8 @@ from relfs import control
 from relfs.cli.options import MountOptions, parse_mount_options
 from relfs.config import Config, load_config
 from relfs.control import MESSAGE_MAX, change
-from relfs.daemon.server import ControlServer, EventHub, Method, Peer, listen
+from relfs.daemon.endpoint import listen
+from relfs.daemon.server import ControlServer, EventHub, Method, Peer
 from relfs.daemon.service import notify
 from relfs.errors import RelfsError, UsageError
 from relfs.journal import Actor, Event

@@ -105,9 +105,11 @@ def test_no_journal_is_an_empty_one(state: int) -> None:
 
 
 def test_events_are_read_in_the_order_they_were_written(state: int, path: Path) -> None:
-    journal = Journal(state)
-    for event in (FIRST, SECOND, THIRD):
-        journal.append(event)
+    written = [FIRST, SECOND, THIRD]
+    for event in written:
+        Journal(state).append(event)
+    assert list(Journal(state).events()) == written
+    assert path.read_bytes() == b"".join(map(encode, written))
     assert path.stat().st_mode & 0o777 == 0o644
 
 

@@ -12,25 +12,28 @@ under way, or have a file open through us, are served until the kernel says that
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
-import resource
 import signal
-import stat
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 
 import pyfuse3
 import trio
 
 from relfs.config import Config, load_config
-from relfs.control import SOCKET
+from relfs.daemon.endpoint import listen, run_directory
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.plan import Plan
-from relfs.daemon.server import ControlServer, EventHub, listen
+from relfs.daemon.preflight import (
+    check_mountpoint,
+    clear_broken,
+    daemon_lock,
+    is_directory,
+    raise_descriptor_limit,
+    require_servable,
+)
+from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.service import notify
 from relfs.daemon.watcher import follow_link, until_unmounted
 from relfs.errors import RelfsError, reason
@@ -43,19 +46,14 @@ from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
-from relfs.mountinfo import FSTYPE, is_broken, mount_at, relfs_mounts
+from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import attach, detach
 from relfs.pointer import Pointer
 
 _log = logging.getLogger(__name__)
 
-DAEMON_LOCK = "daemon.lock"
-
-_HELPER_SECONDS = 3.0
-_PREDECESSOR_SECONDS = 10.0
 _LINGER_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
-_PAUSE = 0.02
 
 
 def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], None]) -> int:
@@ -63,8 +61,8 @@ def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], No
 
     `begin_logging` is told the state directory's descriptor.
     """
-    _clear_broken(plan)
-    _check_mountpoint(plan)
+    clear_broken(plan)
+    check_mountpoint(plan)
     deploy = open_deploy_path(
         plan.deploy_path, state_dir=plan.state_dir, aliases=() if plan.over else (plan.mountpoint,)
     )
@@ -72,8 +70,8 @@ def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], No
     begin_logging(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
     os.umask(0)  # the kernel has applied the caller's; ours must not be added
-    _raise_descriptor_limit()
-    with _daemon_lock(plan, deploy.state_fd):
+    raise_descriptor_limit()
+    with daemon_lock(plan, deploy.state_fd):
         return trio.run(_Mount(plan, deploy, config, ready).run)
 
 
@@ -101,7 +99,7 @@ class _Mount:
             token.run_sync_soon(self._hub.publish, event)
 
         pointer = await trio.to_thread.run_sync(lambda: Pointer(self._deploy, style=self._plan.link, on_event=publish))
-        _require_servable(pointer)
+        require_servable(pointer)
         connection = await trio.to_thread.run_sync(connect, self._plan.mountpoint, _mount_options(self._plan))
         failure: RelfsError | None = None
         try:
@@ -194,7 +192,7 @@ class _Mount:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._tried or not _is_directory(source, path):
+        if not (self._plan.bind or name == STATE) or name in self._tried or not is_directory(source, path):
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
@@ -211,7 +209,7 @@ class _Mount:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
         assert self._deploy.state_fd is not None
         native = STATE in self._attached or not self._plan.over
-        return listen(self._deploy.state_fd, place=None if native else _run_directory(self._deploy.state_fd))
+        return listen(self._deploy.state_fd, place=None if native else run_directory(self._deploy.state_fd))
 
     # ---- life and end
 
@@ -276,135 +274,9 @@ class _Mount:
             _log.error("%s", error)
 
 
-def _raise_descriptor_limit() -> None:
-    """Each inode that the kernel knows through passthrough is a descriptor here: as many as we can get."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with open("/proc/sys/fs/nr_open", "rb") as file:
-        most = max(hard, int(file.read()))
-    for limit in (most, hard):  # the first takes CAP_SYS_RESOURCE
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-            return
-        except (ValueError, OSError):
-            pass
-
-
 def _mount_options(plan: Plan) -> list[str]:
     options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
     options += ["nosuid", "nodev"]  # unless the plan says otherwise
     if plan.allow_other is not False:
         options.append("allow_other")
     return [*options, *plan.mount_options]
-
-
-def _clear_broken(plan: Plan) -> None:
-    """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
-    and would unmount what we mount there."""
-    deadline = time.monotonic() + _HELPER_SECONDS
-    while is_broken(plan.mountpoint):
-        found = mount_at(plan.mountpoint)
-        if found is None or found.fstype != FSTYPE:
-            return
-        if time.monotonic() > deadline:
-            detach(plan.mountpoint)
-        time.sleep(_PAUSE)
-
-
-def _check_mountpoint(plan: Plan) -> None:
-    if not os.path.isdir(plan.mountpoint):
-        if plan.over:
-            return  # said by open_deploy_path(), in the deploy path's terms
-        raise RelfsError(f"{plan.mountpoint}: no such directory to mount on; make it first")
-    found = mount_at(plan.mountpoint)
-    if found is not None and found.fstype == FSTYPE:
-        raise RelfsError(f"{plan.mountpoint}: already mounted (it shows {found.source}); `relfsctl unmount` ends that")
-    if plan.over:
-        return
-    if plan.deploy_path.startswith(plan.mountpoint.rstrip("/") + "/"):
-        raise RelfsError(f"{plan.mountpoint}: busy: the deploy path is below it and would be hidden")
-    if not plan.nonempty and os.listdir(plan.mountpoint):
-        raise RelfsError(f"{plan.mountpoint}: busy: it is not empty, and what it holds would be hidden (-o nonempty)")
-
-
-def _require_servable(pointer: Pointer) -> None:
-    """A first `current` may come later, a broken one is said before anything is covered."""
-    target = pointer.target
-    if target is None:
-        return
-    deploy = pointer.deploy
-    if target.release is not None and deploy.has_release(target.release):
-        return
-    if target.release is None and _leads_to_directory(deploy, target):
-        return
-    raise RelfsError(
-        f"{deploy.path}/{CURRENT}: leads to {target.text}, which is no directory; "
-        f"`relfsctl -C {deploy.path} switch RELEASE` makes it lead to a release"
-    )
-
-
-def _leads_to_directory(deploy: DeployPath, target: Target) -> bool:
-    return _is_directory(deploy.fd, deploy.inside(target.text) or target.text)
-
-
-def _is_directory(directory: int, name: str) -> bool:
-    try:
-        os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
-    """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
-    try:
-        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
-    except OSError as error:
-        raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
-    try:
-        deadline = time.monotonic() + _PREDECESSOR_SECONDS
-        while not _try_lock(fd):
-            where = [mount.target for mount in relfs_mounts() if mount.source == plan.deploy_path]
-            if where or time.monotonic() > deadline:
-                shown = f"at {where[0]}" if where else "in another mount name space"
-                raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
-            time.sleep(_PAUSE)
-        yield
-        _remove_socket(state_fd)
-    finally:
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _run_directory(state_fd: int) -> str:
-    """A directory of our own for a socket that cannot be in the state directory; the same one each time.
-
-    Raises RelfsError if somebody else has taken its name.
-    """
-    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
-    status = os.fstat(state_fd)
-    path = f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o755)
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise RelfsError(f"{path}: belongs to somebody else; remove it")
-    os.chmod(path, 0o755)
-    return path
-
-
-def _remove_socket(state_fd: int) -> None:
-    """The control socket, and its run directory if it has one."""
-    with suppress(OSError):
-        real = os.readlink(SOCKET, dir_fd=state_fd)
-        os.unlink(real)
-        os.rmdir(os.path.dirname(real))
-    with suppress(FileNotFoundError):
-        os.unlink(SOCKET, dir_fd=state_fd)

@@ -8,12 +8,9 @@ too much, does not finish its message or does not read its answers is cut off, a
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
-import os
 import socket
-import stat
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,9 +27,8 @@ from relfs.control import (
     MESSAGE_MAX,
     METHOD_NOT_FOUND,
     PARSE_ERROR,
-    SOCKET,
 )
-from relfs.errors import RefusedError, RelfsError, reason
+from relfs.errors import RefusedError, RelfsError
 from relfs.journal import Actor, Event, command_line, user_name
 from relfs.store import Owner
 
@@ -41,7 +37,6 @@ _log = logging.getLogger(__name__)
 _MESSAGE_SECONDS = 10.0
 """How long a client may take to end a message that it has begun, or to read an answer."""
 
-_BACKLOG = 512
 _REQUEST_ID_MAX = 128
 _CLIENTS_MAX = 1000
 """Connections of one user at a time: descriptors are what the file system runs on, too."""
@@ -208,52 +203,6 @@ class ControlServer:
                 except (trio.BrokenResourceError, trio.TooSlowError):
                     pass  # it went away, or was cut off
                 nursery.cancel_scope.cancel()
-
-
-def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
-    """Listen on `control` in the state directory; what a dead daemon left there is replaced.
-
-    With `place`, the socket is made in that directory and `control` is a link to it: sockets cannot be reached through
-    FUSE (unix(7) knows them by inode). The caller holds the daemon lock. Raises RelfsError.
-    """
-    where = f"/proc/self/fd/{directory}/{SOCKET}" if place is None else f"{place}/{SOCKET}"
-    endpoint = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(SOCKET, directory)
-        if place is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(where)
-            os.symlink(where, SOCKET, dir_fd=directory)
-        _bind_now(endpoint, where)
-        endpoint.listen(_BACKLOG)
-    except OSError as error:
-        endpoint.close()
-        raise RelfsError(f"{SOCKET}: the control socket cannot be made: {reason(error)}") from error
-    return trio.SocketListener(endpoint)
-
-
-def _bind_now(endpoint: trio.socket.SocketType, where: str) -> None:
-    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution.
-
-    Anybody may connect: what he may ask for is decided by who he is. The mode comes from the umask, since a chmod(2)
-    by path might meet something else by then.
-    """
-    before = os.umask(0)
-    try:
-        with socket.socket(fileno=os.dup(endpoint.fileno())) as duplicate:
-            duplicate.bind(where)
-    finally:
-        os.umask(before)
-
-
-def _remove_stale(name: str, directory: int) -> None:
-    try:
-        mode = os.lstat(name, dir_fd=directory).st_mode
-    except FileNotFoundError:
-        return
-    if not (stat.S_ISSOCK(mode) or stat.S_ISLNK(mode)):
-        raise OSError(errno.EEXIST, "something that is no socket is in its place")
-    os.unlink(name, dir_fd=directory)
 
 
 def _peer(endpoint: trio.socket.SocketType) -> Peer:

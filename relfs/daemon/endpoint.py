@@ -1,0 +1,90 @@
+"""Where the control socket is, how it comes to be there, and how it goes away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+
+import trio
+
+from relfs.control import SOCKET
+from relfs.errors import RelfsError, reason
+
+_BACKLOG = 512
+
+
+def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
+    """Listen on `control` in the state directory; what a dead daemon left there is replaced.
+
+    With `place`, the socket is made in that directory and `control` is a link to it: sockets cannot be reached through
+    FUSE (unix(7) knows them by inode). The caller holds the daemon lock. Raises RelfsError.
+    """
+    where = f"/proc/self/fd/{directory}/{SOCKET}" if place is None else f"{place}/{SOCKET}"
+    endpoint = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(SOCKET, directory)
+        if place is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(where)
+            os.symlink(where, SOCKET, dir_fd=directory)
+        _bind_now(endpoint, where)
+        endpoint.listen(_BACKLOG)
+    except OSError as error:
+        endpoint.close()
+        raise RelfsError(f"{SOCKET}: the control socket cannot be made: {reason(error)}") from error
+    return trio.SocketListener(endpoint)
+
+
+def _bind_now(endpoint: trio.socket.SocketType, where: str) -> None:
+    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution.
+
+    Anybody may connect: what he may ask for is decided by who he is. The mode comes from the umask, since a chmod(2)
+    by path might meet something else by then.
+    """
+    before = os.umask(0)
+    try:
+        with socket.socket(fileno=os.dup(endpoint.fileno())) as duplicate:
+            duplicate.bind(where)
+    finally:
+        os.umask(before)
+
+
+def _remove_stale(name: str, directory: int) -> None:
+    try:
+        mode = os.lstat(name, dir_fd=directory).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISSOCK(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.EEXIST, "something that is no socket is in its place")
+    os.unlink(name, dir_fd=directory)
+
+
+def run_directory(state_fd: int) -> str:
+    """A directory of our own for a socket that cannot be in the state directory; the same one each time.
+
+    Raises RelfsError if somebody else has taken its name.
+    """
+    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    status = os.fstat(state_fd)
+    path = f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o755)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise RelfsError(f"{path}: belongs to somebody else; remove it")
+    os.chmod(path, 0o755)
+    return path
+
+
+def remove_socket(state_fd: int) -> None:
+    """The control socket, and its run directory if it has one."""
+    with suppress(OSError):
+        real = os.readlink(SOCKET, dir_fd=state_fd)
+        os.unlink(real)
+        os.rmdir(os.path.dirname(real))
+    with suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=state_fd)

@@ -1,0 +1,126 @@
+"""What must hold before anything is mounted, and the lock that keeps it so.
+
+Each check raises a RelfsError that says what to do; none changes anything but what a killed daemon left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from relfs.daemon.endpoint import remove_socket
+from relfs.daemon.plan import Plan
+from relfs.errors import RelfsError, reason
+from relfs.layout import CURRENT, DeployPath, Target
+from relfs.mountinfo import FSTYPE, is_broken, mount_at, relfs_mounts
+from relfs.mounts import detach
+from relfs.pointer import Pointer
+
+DAEMON_LOCK = "daemon.lock"
+
+_HELPER_SECONDS = 3.0
+_PREDECESSOR_SECONDS = 10.0
+_PAUSE = 0.02
+
+
+def clear_broken(plan: Plan) -> None:
+    """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
+    and would unmount what we mount there."""
+    deadline = time.monotonic() + _HELPER_SECONDS
+    while is_broken(plan.mountpoint):
+        found = mount_at(plan.mountpoint)
+        if found is None or found.fstype != FSTYPE:
+            return
+        if time.monotonic() > deadline:
+            detach(plan.mountpoint)
+        time.sleep(_PAUSE)
+
+
+def check_mountpoint(plan: Plan) -> None:
+    if not os.path.isdir(plan.mountpoint):
+        if plan.over:
+            return  # said by open_deploy_path(), in the deploy path's terms
+        raise RelfsError(f"{plan.mountpoint}: no such directory to mount on; make it first")
+    found = mount_at(plan.mountpoint)
+    if found is not None and found.fstype == FSTYPE:
+        raise RelfsError(f"{plan.mountpoint}: already mounted (it shows {found.source}); `relfsctl unmount` ends that")
+    if plan.over:
+        return
+    if plan.deploy_path.startswith(plan.mountpoint.rstrip("/") + "/"):
+        raise RelfsError(f"{plan.mountpoint}: busy: the deploy path is below it and would be hidden")
+    if not plan.nonempty and os.listdir(plan.mountpoint):
+        raise RelfsError(f"{plan.mountpoint}: busy: it is not empty, and what it holds would be hidden (-o nonempty)")
+
+
+def require_servable(pointer: Pointer) -> None:
+    """A first `current` may come later, a broken one is said before anything is covered."""
+    target = pointer.target
+    if target is None:
+        return
+    deploy = pointer.deploy
+    if target.release is not None and deploy.has_release(target.release):
+        return
+    if target.release is None and _leads_to_directory(deploy, target):
+        return
+    raise RelfsError(
+        f"{deploy.path}/{CURRENT}: leads to {target.text}, which is no directory; "
+        f"`relfsctl -C {deploy.path} switch RELEASE` makes it lead to a release"
+    )
+
+
+def _leads_to_directory(deploy: DeployPath, target: Target) -> bool:
+    return is_directory(deploy.fd, deploy.inside(target.text) or target.text)
+
+
+def is_directory(directory: int, name: str) -> bool:
+    try:
+        os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
+    """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
+    try:
+        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
+    except OSError as error:
+        raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
+    try:
+        deadline = time.monotonic() + _PREDECESSOR_SECONDS
+        while not _try_lock(fd):
+            where = [mount.target for mount in relfs_mounts() if mount.source == plan.deploy_path]
+            if where or time.monotonic() > deadline:
+                shown = f"at {where[0]}" if where else "in another mount name space"
+                raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
+            time.sleep(_PAUSE)
+        yield
+        remove_socket(state_fd)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def raise_descriptor_limit() -> None:
+    """Each inode that the kernel knows through passthrough is a descriptor here: as many as we can get."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with open("/proc/sys/fs/nr_open", "rb") as file:
+        most = max(hard, int(file.read()))
+    for limit in (most, hard):  # the first takes CAP_SYS_RESOURCE
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
+        except (ValueError, OSError):
+            pass
