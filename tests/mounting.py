@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,14 @@ class Mounts:
         self._directory = directory
         self._mounts: list[Mount] = []
 
-    def start(self, app: Path, *arguments: str | Path, at: Path | None = None, user: int | None = None) -> Mount:
+    def start(
+        self,
+        app: Path,
+        *arguments: str | Path,
+        at: Path | None = None,
+        user: int | None = None,
+        command: Callable[..., list[str]] = relfs_command,
+    ) -> Mount:
         """Mount `app` (over itself, or `at` a directory) and wait until it says that it is ready."""
         number = len(self._mounts)
         log = self._directory / f"relfs-{number}.log"
@@ -116,7 +124,7 @@ class Mounts:
             address = f"@relfs-test-{os.urandom(8).hex()}"  # abstract, so that any user can reach it
             ready.bind(address.replace("@", "\0", 1))
             process = subprocess.Popen(
-                relfs_command("-f", *arguments, app, *([at] if at is not None else [])),
+                command("-f", *arguments, app, *([at] if at is not None else [])),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
                 env=environment(NOTIFY_SOCKET=address),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -338,6 +339,25 @@ def test_kernel_answers_by_itself(mount: Mount) -> None:
     assert mount.relfsctl("switch", "41").returncode == 0
     assert read_current(mount.app) == "41"
     assert mount.requests()["readlink"] == after["readlink"] + 1, "the counter does count"
+
+
+def test_a_kernel_that_does_not_cache_links(app: Path, mounts: Mounts) -> None:
+    """Without FUSE_CACHE_SYMLINKS every resolution asks the daemon: slower, and no less right. (That also shows that
+    the test above can fail.)"""
+    program = "import relfs.fuse.handshake as h; h.CACHE_SYMLINKS = 0; from relfs.cli.relfs import main; main()"
+
+    def command(*arguments: str | Path) -> list[str]:
+        return [sys.executable, "-c", program, *map(str, arguments)]
+
+    mount = mounts.start(app, command=command)
+    assert mount.status()["host"]["caches_links"] is False
+    before = mount.requests()["readlink"]
+    for _ in range(100):
+        assert read_current(app) == "40"
+    assert mount.requests()["readlink"] >= before + 100
+    for release in ("41", "42") * 10:
+        assert mount.relfsctl("switch", release).returncode == 0
+        assert read_current(app) == release
 
 
 def test_idle_when_nobody_asks(mount: Mount) -> None:
