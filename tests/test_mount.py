@@ -79,6 +79,19 @@ def test_shared_is_native_even_if_it_comes_later(mount: Mount, tmp_path: Path) -
     assert os.stat(mount.app / "shared").st_dev == os.stat(tmp_path).st_dev
 
 
+def test_releases_elsewhere_through_a_link(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """A link `releases` to another disk is shown as the link that it is, and nothing is mounted where it leads."""
+    (app / "releases").rename(tmp_path / "disk")
+    (app / "releases").symlink_to(tmp_path / "disk")
+    mount = mounts.start(app)
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(app) == "41"
+    assert os.readlink(app / "releases") == str(tmp_path / "disk")
+    assert mount.terminate() == 0
+    assert mount_at(str(tmp_path / "disk")) is None
+    assert read_current(app) == "41"
+
+
 def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> None:
     """A network disk below shared/ is seen through the mount, and is still there after relfs is gone, also where mounts
     propagate, as on every host with systemd."""

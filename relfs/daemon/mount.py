@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
@@ -29,7 +30,6 @@ from relfs.daemon.preflight import (
     check_mountpoint,
     clear_broken,
     daemon_lock,
-    is_directory,
     raise_descriptor_limit,
     require_servable,
 )
@@ -192,7 +192,7 @@ class _Mount:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._tried or not is_directory(source, path):
+        if not (self._plan.bind or name == STATE) or name in self._tried or not _is_real_directory(source, path):
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
@@ -280,3 +280,11 @@ def _mount_options(plan: Plan) -> list[str]:
     if plan.allow_other is not False:
         options.append("allow_other")
     return [*options, *plan.mount_options]
+
+
+def _is_real_directory(directory: int, name: str) -> bool:
+    """Not a link to one: what would be mounted on that, would be mounted outside of our mount."""
+    try:
+        return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
+    except OSError:
+        return False

@@ -73,10 +73,10 @@ def require_servable(pointer: Pointer) -> None:
 
 
 def _leads_to_directory(deploy: DeployPath, target: Target) -> bool:
-    return is_directory(deploy.fd, deploy.inside(target.text) or target.text)
+    return _is_directory(deploy.fd, deploy.inside(target.text) or target.text)
 
 
-def is_directory(directory: int, name: str) -> bool:
+def _is_directory(directory: int, name: str) -> bool:
     try:
         os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
     except OSError:
