@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mounting import Mount, Mounts
 from sandbox import ACTOR, make_app
+from served import Pair, Served, below_a_release, serving, top_level
 
 from relfs.journal import Actor
 from relfs.layout import DeployPath, open_deploy_path
@@ -48,3 +49,18 @@ def mounts(tmp_path: Path) -> Iterator[Mounts]:
 def mount(app: Path, mounts: Mounts) -> Mount:
     """`app`, mounted over itself."""
     return mounts.start(app)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """The mounts of a file of pass-through tests."""
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture(params=["no-bind", "top level"])
+def pair(request: pytest.FixtureRequest, served: Served) -> Iterator[Pair]:
+    """Below a release of a mount without native directories; the very top of an ordinary mount."""
+    make = {"no-bind": below_a_release, "top level": top_level}[request.param]
+    with make(served) as made:
+        yield made

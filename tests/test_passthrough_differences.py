@@ -1,0 +1,199 @@
+"""Where FUSE or pyfuse3 cannot be like the plain directory, KNOWN_DIFFERENCES says so and why, and is held to it.
+
+Also: that the comparison behind all the pass-through tests can fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dirstream import inodes_of
+from served import Pair
+from sidebyside import ADA, NOBODY, Script, Trace, Who, acting, make, put, run, tree
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A documented difference: what a plain directory answers, what relfs honestly answers, and why."""
+
+    reason: str
+    script: Script
+    natively: Any
+    here: Any
+
+
+def _temporary_file(t: Trace) -> None:
+    t.open("result", ".", os.O_TMPFILE | os.O_RDWR)
+
+
+def _seek(whence: int) -> Script:
+    def script(t: Trace) -> None:
+        with open("sparse", "wb") as file:
+            file.truncate(1 << 20)
+            file.seek(1 << 19)
+            file.write(b"data")
+        assert os.path.getsize("sparse") == 1 << 20
+        fd = os.open("sparse", os.O_RDONLY)
+        t("result", os.lseek, fd, 0, whence)
+
+    return script
+
+
+def _fallocate(t: Trace) -> None:
+    put("file")
+    fd = os.open("file", os.O_RDWR)
+
+    def allocate() -> int:
+        if _libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(4096)) != 0:  # 1: keep the size, so no emulation
+            raise OSError(ctypes.get_errno(), "fallocate")
+        return 0
+
+    t("result", allocate)
+
+
+def _flags_of_file(t: Trace) -> None:
+    put("file")
+    fd = os.open("file", os.O_RDONLY)
+    t("result", lambda: len(fcntl.ioctl(fd, 0x80086601, b"\0" * 8)))  # FS_IOC_GETFLAGS: what lsattr(1) asks
+
+
+def _open_device(t: Trace) -> None:
+    os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    t.open("result", "null", os.O_RDWR)
+
+
+def _set_user_program(t: Trace) -> None:
+    shutil.copy("/usr/bin/id", "id")
+    os.chmod("id", 0o4755)
+    command = ["./id", "-u"]
+    t("result", lambda: subprocess.run(command, user=NOBODY.uid, capture_output=True, check=True).stdout)
+
+
+def _set_group_id_of_a_file_nobody_runs(t: Trace) -> None:
+    put("file", b"data", 0o2767, ADA)
+    fd = os.open("file", os.O_WRONLY)
+    with acting(NOBODY):
+        os.write(fd, b"!")
+    t("result", lambda: oct(stat.S_IMODE(os.stat("file").st_mode)))
+
+
+def _dot_dot(t: Trace) -> None:
+    make("d")
+    listed = inodes_of("d")
+    t("result", lambda: listed[b".."] == os.stat(".").st_ino)
+
+
+def _capability_without_root(t: Trace) -> None:
+    put("secret", b"x", 0o600)
+    keep = [f"--reuid={NOBODY.uid}", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    t("result", lambda: subprocess.run(["setpriv", *keep, "cat", "secret"], capture_output=True, check=False).stdout)
+
+
+def _access_list(entry_permissions: int) -> bytes:
+    """user::rw- user:65534:… group::--- mask::rwx other::--- (acl(5), version 2)."""
+    entries = [(1, 6, 0xFFFFFFFF), (2, entry_permissions, NOBODY.uid), (4, 0, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF)]
+    entries.append((32, 0, 0xFFFFFFFF))
+    words = [tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + who.to_bytes(4, "little")
+             for tag, perm, who in entries]  # fmt: skip
+    return (2).to_bytes(4, "little") + b"".join(words)
+
+
+def _granted_by_access_list(t: Trace) -> None:
+    put("file", b"x", 0o600)
+    os.setxattr("file", "system.posix_acl_access", _access_list(6))
+    with acting(NOBODY):
+        t.open("result", "file", os.O_RDONLY)
+
+
+KNOWN_DIFFERENCES: dict[str, Known] = {
+    "O_TMPFILE": Known(
+        "pyfuse3 and libfuse 3.14 have no FUSE_TMPFILE; programs fall back upon EOPNOTSUPP",
+        _temporary_file, "opened", "ENOTSUP",
+    ),
+    "SEEK_DATA": Known(
+        "pyfuse3 has no FUSE_LSEEK; the kernel then says, as lseek(2) allows, that all is data",
+        _seek(os.SEEK_DATA), 1 << 19, 0,
+    ),
+    "SEEK_HOLE": Known(
+        "as SEEK_DATA: the only hole is the one at the end",
+        _seek(os.SEEK_HOLE), 0, 1 << 20,
+    ),
+    "fallocate": Known(
+        "pyfuse3 has no FUSE_FALLOCATE; posix_fallocate(3) writes instead",
+        _fallocate, 0, "ENOTSUP",
+    ),
+    "file flags (lsattr, chattr)": Known(
+        "pyfuse3 answers FUSE_IOCTL only through an ioctl handler, and the flags are ext4's own",
+        _flags_of_file, 8, "ENOTTY",
+    ),
+    "devices": Known(
+        "FUSE mounts are nodev: a device can be made and seen, not opened",
+        _open_device, "opened", "EACCES",
+    ),
+    "set-user-ID programs": Known(
+        "FUSE mounts are nosuid: they run as whoever starts them",
+        _set_user_program, b"0\n", b"65534\n",
+    ),
+    "the set-group-ID bit without the group's execute bit": Known(
+        "the kernel clears it for FUSE only together with that bit (fuse_setattr() in fs/fuse/dir.c); nosuid anyway",
+        _set_group_id_of_a_file_nobody_runs, "0o767", "0o2767",
+    ),
+    "the inode number of ..": Known(
+        "readdirplus lets only real lookups name an inode, so `..` is listed with the number of `.`",
+        _dot_dot, True, False,
+    ),
+    "capabilities without root": Known(
+        "FUSE tells the daemon user and groups, not capabilities(7): CAP_DAC_OVERRIDE alone is not enough",
+        _capability_without_root, b"x", b"",
+    ),
+    "access granted by an access control list alone": Known(
+        "pyfuse3 cannot ask for FUSE_POSIX_ACL: the kernel looks at the mode bits, so an entry grants nothing more",
+        _granted_by_access_list, "opened", "EACCES",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN_DIFFERENCES)
+def test_known_differences_are_honest(pair: Pair, name: str) -> None:
+    known = KNOWN_DIFFERENCES[name]
+    assert run(known.script, pair.plain).outcome["result"] == known.natively
+    assert run(known.script, pair.served).outcome["result"] == known.here, known.reason
+
+
+def test_access_lists_never_grant_more_than_natively(pair: Pair) -> None:
+    """The kernel sees the mask where it looks for the group's bits; the covered file system has the last word."""
+
+    def script(t: Trace) -> None:
+        put("file", b"x", 0o600, Who(0, NOBODY.gid))
+        os.setxattr("file", "system.posix_acl_access", _access_list(0))
+        with acting(NOBODY):
+            t.open("read", "file", os.O_RDONLY)
+            t.open("write", "file", os.O_WRONLY)
+
+    assert pair.same(script) == {"read": "EACCES", "write": "EACCES"}
+
+
+def test_the_comparison_can_fail(tmp_path: Path) -> None:
+    """Two plain directories with different content are told apart, by their trees and by what a script sees."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.mkdir()
+    (other / "file").write_text("x")
+    assert tree(one) != tree(other)
+
+    def script(t: Trace) -> None:
+        t.open("open", "file", os.O_RDONLY)
+
+    assert run(script, one).steps == [("open", "ENOENT")]
+    assert run(script, other).steps == [("open", "opened")]
