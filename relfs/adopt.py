@@ -19,7 +19,7 @@ from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2
 from relfs.lock import deploy_lock
-from relfs.mountinfo import FSTYPE, mount_at
+from relfs.mountinfo import relfs_mounts
 from relfs.pointer import Pointer
 
 
@@ -39,8 +39,7 @@ def initialise(path: str, release: str | None, state_dir: str | None = None) -> 
     """
     if release is not None:
         check_name(release)
-    found = mount_at(path)
-    if found is not None and found.fstype == FSTYPE:
+    if any(mount.target == path for mount in relfs_mounts()):
         raise RelfsError(f"{path}: is mounted, so it is a deploy path already")
     _make_directories(path)
     deploy = open_deploy_path(path, state_dir=state_dir)
@@ -77,12 +76,18 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
         raise RefusedError(f"{deploy.path}/{successor}: exists; choose another name with --release") from None
     except OSError as error:
         raise RelfsError(f"{deploy.path}/{successor}: cannot be made: {reason(error)}") from error
+    names = (deploy.fd, os.fsencode(successor), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
     try:
-        renameat2(deploy.fd, successor.encode(), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
-        os.fsync(deploy.fd)
+        renameat2(*names)
     except OSError as error:
         os.unlink(successor, dir_fd=deploy.fd)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
+    try:
+        os.fsync(deploy.fd)
+    except OSError as error:
+        renameat2(*names)
+        os.unlink(successor, dir_fd=deploy.fd)
+        raise RelfsError(f"{deploy.path}/{CURRENT}: cannot be adopted: {reason(error)}") from error
     return name
 
 

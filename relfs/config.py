@@ -33,7 +33,7 @@ class Config:
 def load_config(state_fd: int, shown: str) -> Config:
     """Read the configuration in a state directory; `shown` is its path, for messages. Raises RelfsError."""
     try:
-        fd = os.open(CONFIG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=state_fd)
+        fd = os.open(CONFIG, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
         with open(fd, "rb") as file:
             document = tomllib.load(file)
     except FileNotFoundError:

@@ -23,9 +23,12 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relfs.errors import RelfsError, error_for
+
+if TYPE_CHECKING:
+    import threading
 
 SOCKET = "control"
 MESSAGE_MAX = 1 << 16
@@ -57,7 +60,7 @@ class NoDaemon(RelfsError):  # noqa: N818 (a state of the world, not a mistake)
 
 
 class Connection:
-    """One connection to a daemon. Raises RelfsError for everything that goes wrong on it."""
+    """One connection to a daemon. Its methods raise RelfsError, and ConnectionError when the daemon goes away."""
 
     def __init__(self, state_paths: tuple[str, ...]) -> None:
         """Connect to the daemon whose state directory is the first of `state_paths` in which one answers.
@@ -66,7 +69,7 @@ class Connection:
         """
         self._buffer = b""
         self._id = 0
-        self._nudged = False
+        self._nudge: threading.Thread | None = None
         self._state_paths = state_paths
         for state_path in state_paths:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -91,7 +94,6 @@ class Connection:
         self._id += 1
         message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
-        self._nudged = False
         self._wait(seconds)
         answer = self._receive()
         try:
@@ -133,22 +135,23 @@ class Connection:
         while not select.select([self._socket], [], [], _NUDGE_SECONDS)[0]:
             if time.monotonic() > deadline:
                 raise RelfsError(f"{self._state_paths[0]}: the daemon does not answer; it may be stopped, or hang")
-            if not self._nudged:
-                self._nudged = True
-                _nudge_all(self._state_paths)
+            if self._nudge is None or not self._nudge.is_alive():
+                self._nudge = _start_nudge(self._state_paths)
 
 
-def _nudge_all(state_paths: tuple[str, ...]) -> None:
+def _start_nudge(state_paths: tuple[str, ...]) -> threading.Thread:
     import threading  # slow to import, and rarely needed
 
-    for state_path in state_paths:
-        threading.Thread(target=_nudge, args=(state_path,), daemon=True).start()
+    thread = threading.Thread(target=_nudge, args=(state_paths,), daemon=True)
+    thread.start()
+    return thread
 
 
-def _nudge(state_path: str) -> None:
+def _nudge(state_paths: tuple[str, ...]) -> None:
     """Ask the file system above the state directory something: that is the mount, where it covers the deploy path."""
-    with contextlib.suppress(OSError):
-        os.statvfs(os.path.dirname(state_path))
+    for state_path in state_paths:
+        with contextlib.suppress(OSError):
+            os.statvfs(os.path.dirname(state_path))
 
 
 def change(
@@ -196,7 +199,7 @@ def _connect(endpoint: socket.socket, state_path: str) -> None:
     if len(os.fsencode(path)) < 108:
         endpoint.connect(path)
         return
-    directory = os.open(state_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(state_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         endpoint.connect(f"/proc/self/fd/{directory}/{SOCKET}")
     finally:

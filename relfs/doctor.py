@@ -1,7 +1,7 @@
 """What this host, and a deploy path, can do: found out by trying, never by version numbers.
 
 Trying leaves nothing behind: the FUSE handshake is begun on a directory of its own and dropped, a detached copy of a
-mount is made and closed, a link is made and removed under relfs's own temporary name.
+mount is made and closed. The deploy path is only looked at.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _helper() -> Iterator[Finding]:
 def _library() -> Iterator[Finding]:
     missing = [name for name in ("pyfuse3", "trio") if importlib.util.find_spec(name) is None]
     if missing:
-        yield Finding("fail", "python", f"{', '.join(missing)} not installed (pip install relfs)")
+        yield Finding("fail", "python", f"{', '.join(missing)} not installed in this Python; install relfs again")
     elif ctypes.util.find_library("fuse3") is None:
         yield Finding("fail", "libfuse3", "not found; install libfuse3-3 (apt install libfuse3-3)")
     else:
@@ -205,7 +205,7 @@ def _deploy_path(place: Place) -> Iterator[Finding]:
         text = peek(deploy)
         if text is None:
             yield Finding("note", "current", f"{deploy.path}: nothing is current yet")
-        elif os.path.isdir(f"{deploy.path}/{deploy.inside(text) or text}"):
+        elif deploy.leads_somewhere(text):
             yield Finding("ok", "current", f"{deploy.path}: {deploy.target(text).label}")
         else:
             yield Finding(

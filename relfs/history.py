@@ -26,7 +26,6 @@ class Activation:
     time: float
     release: str
     by: str
-    action: str
 
 
 class History:
@@ -41,14 +40,12 @@ class History:
         self.activations: list[Activation] = []
         self.path: list[str] = []
         self.bad: set[str] = set()
-        self.last: Event | None = None
         self._by_id: OrderedDict[str, Event] = OrderedDict()
         for event in events:
             self.add(event)
 
     def add(self, event: Event) -> None:
         """Take in the next event."""
-        self.last = event
         self._by_id[event.id] = event
         if len(self._by_id) > _KEEP_IDS:
             self._by_id.popitem(last=False)
@@ -69,7 +66,7 @@ class History:
         if not self.path or self.path[-1] != release:
             self.path.append(release)
         if not self.activations or self.activations[-1].release != release:
-            self.activations.append(Activation(event.time, release, event.actor.user, event.action))
+            self.activations.append(Activation(event.time, release, event.actor.user))
         del self.activations[:-_KEEP_ACTIVATIONS], self.path[:-_KEEP_ACTIVATIONS]
 
     def find(self, request_id: str) -> Event | None:
@@ -131,5 +128,5 @@ def _moment(reference: str) -> float:
         return datetime.fromisoformat(reference[1:]).timestamp()
     except ValueError:
         raise UsageError(
-            f"{reference}: not a release; know are @current, @previous, @latest, @last-good, @2026-09-01T12:00"
+            f"{reference}: not a release; known are @current, @previous, @latest, @last-good, @2026-09-01T12:00"
         ) from None

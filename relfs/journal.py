@@ -1,10 +1,10 @@
 """The history of `current`: one JSON object a line, only ever appended to.
 
-    time     seconds since the epoch        action   switch, rollback, adopt, follow, withdraw, ...
+    time     seconds since the epoch        action   switch, rollback, adopt, follow, replace
     release  the release (or link text)     from     the release before it, or null
     uid user pid command                    who asked
     host     this host's name               id       the request id, made by whoever asked
-    outcome  done, failed: WHY, recovered
+    outcome  done, recovered, failed: WHY, lapsed: WHY
 
 A line is written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
 the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
@@ -160,7 +160,7 @@ class Journal:
         return os.open(JOURNAL, flags, 0o644, dir_fd=self._directory)
 
     def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self._directory)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._directory)
 
 
 def _repair(fd: int) -> int:

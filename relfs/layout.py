@@ -118,6 +118,22 @@ class DeployPath:
             return text
         return f"{self.path}/{self.inside(text)}"
 
+    def open_target(self, text: str) -> int:
+        """A descriptor of the directory that a link saying `text` leads to; raises OSError if there is none.
+
+        A path below the deploy path is walked from its descriptor, so that it means the covered directory.
+        """
+        inner = self.inside(text)
+        return os.open(inner if inner is not None else text, _DIRECTORY, dir_fd=self.fd)
+
+    def leads_somewhere(self, text: str) -> bool:
+        """Whether a link saying `text` leads to a directory that can be opened."""
+        try:
+            os.close(self.open_target(text))
+        except (OSError, ValueError):
+            return False
+        return True
+
     def leads_back(self, text: str) -> bool:
         """Whether a link that says `text` would lead through `current` itself, also by way of other links."""
         for _ in range(_LINK_HOPS):
@@ -157,13 +173,6 @@ class DeployPath:
         if all(release.name.isdecimal() for release in found):
             return sorted(found, key=lambda release: (int(release.name), release.name))
         return sorted(found, key=lambda release: (release.created, release.name))
-
-    def has_release(self, name: str) -> bool:
-        """Whether releases/`name` is a directory (or a link to one)."""
-        try:
-            return stat.S_ISDIR(os.stat(f"{RELEASES}/{name}", dir_fd=self.fd).st_mode)
-        except (OSError, ValueError):
-            return False
 
     def is_unfinished(self, name: str) -> bool:
         """Whether the release carries the marker that its deployment has not ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -13,6 +14,7 @@ RENAME_EXCHANGE = 2
 
 AT_FDCWD = -100
 AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -38,7 +40,9 @@ def syncfs(fd: int) -> None:
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
-    """renameat2(2), for its flags."""
+    """renameat2(2), for its flags. Raises OSError(ENOSYS) where there is no such call."""
+    if not hasattr(_libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     _check(_libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)))
 
 
@@ -79,9 +83,12 @@ def set_thread_groups(groups: tuple[int, ...]) -> None:
 
 
 def _setgroups_number() -> int:
-    machine = os.uname().machine
-    numbers = {"x86_64": 116, "i686": 206, "armv7l": 206, "s390x": 206, "ppc64le": 81}
-    return numbers.get(machine, 159)  # 159: the generic table, of aarch64, riscv64 and all newer architectures
+    """Of the machines that Debian knows; -1, which no kernel has, for another, or for 32 bits on a 64-bit kernel."""
+    if ctypes.sizeof(ctypes.c_void_p) == 4:
+        return {"i386": 206, "i586": 206, "i686": 206, "armv6l": 206, "armv7l": 206}.get(os.uname().machine, -1)
+    numbers = {"x86_64": 116, "s390x": 206, "ppc64": 81, "ppc64le": 81}
+    generic = dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 159)
+    return {**numbers, **generic}.get(os.uname().machine, -1)
 
 
 _SYS_SETGROUPS = _setgroups_number()

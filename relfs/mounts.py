@@ -36,7 +36,9 @@ def attach(source_dir: int, name: str, target: str, options: Iterable[str] = ())
     Of the mount(8) `options`, ro, nosuid, nodev and noexec hold for what is attached, too.
     Raises OSError: EPERM without CAP_SYS_ADMIN, ENOSYS on kernels that cannot.
     """
-    tree = libc.open_tree(source_dir, os.fsencode(name), libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
+    tree = libc.open_tree(
+        source_dir, os.fsencode(name), libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE | libc.AT_SYMLINK_NOFOLLOW
+    )
     try:
         libc.make_slave(tree, sum(_ATTRIBUTES.get(option, 0) for option in set(options)))
         libc.move_mount(tree, os.fsencode(target))

@@ -53,7 +53,8 @@ class Pointer:
 
     LOCK ORDERING: `_lock`, then the deploy lock. Neither is ever held while the kernel is asked to drop a dentry:
     that is for the caller, after the method has returned.
-    GUARDED BY _lock: everything but reads of `target`, which is one reference to an immutable value.
+    GUARDED BY _lock: everything. `target` may be read without it, being one reference to an immutable value; what
+    `status` reads of the rest without it may be a moment old.
     INVARIANT: while no method runs, `target` is what the store told when this process last held the deploy lock,
     except where `diverged` says that the disk holds something that cannot be served.
 
@@ -131,8 +132,8 @@ class Pointer:
             self._take_stock()
             return self._change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
 
-    def record(self, action: str, actor: Actor, request_id: str, outcome: str = journal_module.DONE) -> Event:
-        """Write an event that changes nothing (a replacement begun, or given up). Raises LockedError, RelfsError."""
+    def record(self, action: str, actor: Actor, request_id: str, outcome: str) -> Event:
+        """Write an event that changes nothing (a replacement that was given up). Raises LockedError, RelfsError."""
         with self._locked():
             self._reload_history()
             label = self.target.label if self.target is not None else None
@@ -224,7 +225,7 @@ class Pointer:
 
     def _flush_target(self, text: str) -> None:
         """syncfs(2) where the release lives, and the state directory's `pending` if that is elsewhere."""
-        directory = self._open_target(text)
+        directory = self.deploy.open_target(text)
         try:
             syncfs(directory)
             device = os.fstat(directory).st_dev
@@ -232,11 +233,6 @@ class Pointer:
             os.close(directory)
         if self.deploy.state_fd is not None and os.fstat(self.deploy.state_fd).st_dev != device:
             syncfs(self.deploy.state_fd)
-
-    def _open_target(self, text: str) -> int:
-        inner = self.deploy.inside(text)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return os.open(inner if inner is not None else text, flags, dir_fd=self.deploy.fd)
 
     # ---- pending and the journal
 
@@ -266,7 +262,7 @@ class Pointer:
                 os.unlink(PENDING, dir_fd=self.deploy.state_fd)
 
     def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self.deploy.state_fd)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.deploy.state_fd)
 
     def _write_line(self, event: Event) -> None:
         self._journal.append(event)
@@ -308,21 +304,12 @@ class Pointer:
         self._finish_pending(text)
         found = self.deploy.target(text) if text is not None else None
         self.diverged = None
-        if not first and found != self.target and not self._servable(found):
+        if not first and found != self.target and not (found is not None and self.deploy.leads_somewhere(found.text)):
             self.diverged = f"the real {CURRENT} {'is gone' if found is None else 'leads nowhere: ' + found.text}"
             found = self.target
         if found is not None and self.history.path[-1:] != [found.label]:
             self._note_change(found)
         self.target = found
-
-    def _servable(self, target: Target | None) -> bool:
-        if target is None:
-            return False
-        try:
-            os.close(self._open_target(target.text))
-        except OSError:
-            return False
-        return True
 
     def _finish_pending(self, text: str | None) -> None:
         pending = self._read_pending()

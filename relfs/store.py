@@ -130,7 +130,7 @@ class FileStore:
                 self._put(before)
 
     def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, dir_fd=self._directory)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._directory)
 
 
 def open_store(deploy: DeployPath) -> Store:

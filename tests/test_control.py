@@ -966,3 +966,31 @@ def test_a_current_of_any_name_can_be_mounted(app: Path, mounts: Mounts) -> None
     assert ctl("-C", app, "switch", odd).status == 0
     mount = mounts.start(app)
     assert mount.status()["current"] == odd
+
+
+def test_concurrent_switches_never_leave_a_reader_behind(mount: Mount) -> None:
+    """Two clients switch at once, forth and back, while somebody looks the name up in between: afterwards a fresh read
+    sees what status says, in every round."""
+    assert mount.relfsctl("switch", "41").returncode == 0
+    with ThreadPoolExecutor(2) as pool, reading(mount.app / "current/index.html", "41", "42"):
+        for _ in range(200):
+            done = [pool.submit(_switch_once, mount, release) for release in ("42", "41")]
+            last = max((each.result() for each in done), key=lambda event: float(str(event["time"])))
+            assert (mount.app / "current/index.html").read_text() == last["release"]
+
+
+def _switch_once(mount: Mount, release: str) -> dict[str, object]:
+    event: dict[str, object] = change((str(mount.app / ".relfs"),), "switch", {"release": release})
+    return event
+
+
+def test_the_end_of_a_mount_follows_no_link(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """The deploy path's owner may put a link in the socket's place; what it leads to is not the daemon's to remove."""
+    mount = mounts.start(app)
+    victim = tmp_path / "dear" / "file"
+    victim.parent.mkdir()
+    victim.touch()
+    (app / ".relfs/control").unlink()
+    (app / ".relfs/control").symlink_to(victim)
+    assert mount.terminate() == 0
+    assert victim.exists()

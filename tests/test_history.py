@@ -205,7 +205,6 @@ def test_a_request_is_found_by_its_id() -> None:
     history = History(events)
     assert [history.find(event.id) for event in events] == events
     assert history.find("id-2") is None
-    assert history.last == events[-1]
 
 
 def test_what_a_crash_left_open_counts_once_it_is_recovered() -> None:

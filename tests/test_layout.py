@@ -126,8 +126,8 @@ def test_an_empty_release_is_allowed_only_by_name(app: Path, deploy: DeployPath)
 
 def test_a_release_is_known_by_its_directory(app: Path, deploy: DeployPath) -> None:
     (app / "releases" / "file").write_text("")
-    assert deploy.has_release("40")
-    assert not any(deploy.has_release(name) for name in ("file", "99", "\0", "\ud800"))
+    assert deploy.leads_somewhere("releases/40")
+    assert not any(deploy.leads_somewhere(f"releases/{name}") for name in ("file", "99", "\0", "\ud800"))
 
 
 def test_the_marker_of_an_unfinished_release(app: Path, deploy: DeployPath) -> None:

@@ -235,6 +235,21 @@ def test_over_the_deploy_path_as_an_ordinary_user(open_place: Path, mounts: Moun
     assert not os.path.exists(os.path.dirname(socket))
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_an_ordinary_users_daemon_is_killed(open_place: Path, mounts: Mounts, over: bool) -> None:
+    """The helper that detaches cannot look at a mount that is only its user's; somebody else has to do it."""
+    app, live = make_app(open_place / "app"), open_place / "live"
+    live.mkdir()
+    for path in (app, *app.rglob("*"), live):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    mount = mounts.start(app, "-o", "noallow_other", user=NOBODY, **({} if over else {"at": live}))
+    as_nobody(*relfsctl_command(app, "switch", "41"))
+    mount.process.kill()
+    mount.process.wait()
+    wait_for(lambda: not is_mounted(mount.mountpoint), "the mount is gone")
+    assert read_current(app) == "41"
+
+
 def as_nobody(*command: str) -> str:
     """What a command says when an ordinary user runs it; it must succeed."""
     done = subprocess.run(
@@ -327,6 +342,27 @@ def test_busy_mountpoint(app: Path, tmp_path: Path) -> None:
         done = subprocess.run(relfs_command(app, place), env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr
+
+
+def test_without_inotify(app: Path, mounts: Mounts) -> None:
+    """Where there are no more inotify instances, looking now and then has to do."""
+    program = (
+        "import ctypes; plain = ctypes.CDLL\n"
+        "class Without(plain):\n"
+        "    def __getattr__(self, name):\n"
+        "        return (lambda *_: -1) if name == 'inotify_init1' else super().__getattr__(name)\n"
+        "import relfs.libc; ctypes.CDLL = Without\n"
+        "from relfs.cli.relfs import main; main()"
+    )
+
+    def command(*arguments: str | Path) -> list[str]:
+        return [sys.executable, "-c", program, *map(str, arguments)]
+
+    mount = mounts.start(app, command=command)
+    mount.expect_log("inotify: .*looked at every few seconds only")
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert read_current(app) == "41"
+    assert mount.process.poll() is None
 
 
 def test_first_deploy(app: Path, mounts: Mounts) -> None:
@@ -436,7 +472,9 @@ def test_fstab_line(app: Path, tmp_path: Path) -> None:
     try:
         done = subprocess.run(["mount", "-T", table, app], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert is_mounted(app)
+        found = mount_at(str(app))
+        assert found is not None
+        assert found.fstype == "fuse.relfs"
         assert json.loads(relfsctl(app, "--json", "status").stdout)["current"] == "40"
         assert relfsctl(app, "unmount").returncode == 0
     finally:

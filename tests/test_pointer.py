@@ -99,7 +99,7 @@ def test_observers_hear_of_every_event_once(deploy: DeployPath, actor: Actor) ->
     heard: list[Event] = []
     pointer = Pointer(deploy, on_event=heard.append)
     pointer.switch("41", actor, "request")
-    pointer.record("withdraw", actor, "another")
+    pointer.record("replace", actor, "another", "lapsed: for a test")
     assert heard == journal_of(deploy)
 
 

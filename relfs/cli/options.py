@@ -8,11 +8,13 @@ from relfs.errors import UsageError
 from relfs.layout import LinkStyle
 
 _PASSED_ON = frozenset(
-    {"rw", "ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"}
+    {"rw", "ro", "nosuid", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"}
 )
 _IGNORED = frozenset(
     {
         "defaults",
+        "suid",
+        "dev",
         "auto",
         "noauto",
         "user",
@@ -25,7 +27,8 @@ _IGNORED = frozenset(
         "default_permissions",
     }
 )
-"""Read by mount(8) and service managers from /etc/fstab, or always on."""
+"""Read by mount(8) and service managers from /etc/fstab, or always on. So are suid and dev, which mount.fuse(8) adds by
+itself, never on: what is served natively has the flags of its own disk."""
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")
 
 

@@ -22,10 +22,10 @@ def show_json(document: Any) -> None:
     _echo(json.dumps(document))
 
 
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned, under a header, on a terminal; one line a row, separated by tabs, in a pipe."""
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, always_header: bool = False) -> None:
+    """Aligned, under a header, on a terminal; one line a row, separated by tabs, in a pipe (`always_header`: under one)."""
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in (header, *rows) if always_header else rows:
             _echo("\t".join(plain(cell) for cell in row))
         return
     table = [[plain(cell) for cell in row] for row in (header, *rows)]

@@ -40,36 +40,49 @@ def run_in_background(body: Callable[[Ready], int]) -> int:
 def _be_child(body: Callable[[Ready], int], writing: int) -> None:
     """Never returns."""
     status = EXIT_FAILED
+    answer = _Answer(writing)
     try:
         os.setsid()
         os.chdir("/")
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nowhere, fd)
-
-        def ready() -> None:
-            os.write(writing, b"ready")
-            os.close(writing)
-
-        status = body(ready)
+        status = body(lambda: answer.give("ready"))
     except RelfsError as error:
         status = error.status
-        os.write(writing, os.fsencode(str(error)))
+        answer.give(str(error))
     except BaseException as error:
         logging.getLogger(__name__).exception("ended by an error")
-        os.write(writing, os.fsencode(f"{type(error).__name__}: {error}"))
+        answer.give(f"{type(error).__name__}: {error}")
     finally:
         os._exit(status)
 
 
+class _Answer:
+    """What the command that waits is told, once: its descriptor is somebody else's afterwards."""
+
+    def __init__(self, writing: int) -> None:
+        self._writing: int | None = writing
+
+    def give(self, text: str) -> None:
+        if self._writing is not None:
+            os.write(self._writing, os.fsencode(text))
+            os.close(self._writing)
+            self._writing = None
+
+
 def _wait_for(pid: int, reading: int) -> int:
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
         with open(reading, "rb") as pipe:
             said = pipe.read()
         if said == b"ready":
             return 0
         _, status = os.waitpid(pid, 0)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or told to end: then it shall not be mounted later, behind our back
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
         raise

@@ -66,14 +66,15 @@ def _remove_stale(name: str, directory: int) -> None:
 def run_directory(state_fd: int) -> str:
     """A directory of our own for a socket that cannot be in the state directory; the same one each time.
 
-    Raises RelfsError if somebody else has taken its name.
+    Raises RelfsError if it cannot be made, or somebody else has taken its name.
     """
-    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
-    status = os.fstat(state_fd)
-    path = f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o755)
-    found = os.lstat(path)
+    path = _run_path(state_fd)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o755)
+        found = os.lstat(path)
+    except OSError as error:
+        raise RelfsError(f"{path}: the control socket's directory cannot be made: {reason(error)}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise RelfsError(f"{path}: belongs to somebody else; remove it")
     os.chmod(path, 0o755)
@@ -81,10 +82,16 @@ def run_directory(state_fd: int) -> str:
 
 
 def remove_socket(state_fd: int) -> None:
-    """The control socket, and its run directory if it has one."""
+    """The control socket, and its run directory if it has one. No link is read: it may say anything by now."""
     with suppress(OSError):
-        real = os.readlink(SOCKET, dir_fd=state_fd)
-        os.unlink(real)
-        os.rmdir(os.path.dirname(real))
-    with suppress(FileNotFoundError):
         os.unlink(SOCKET, dir_fd=state_fd)
+    path = _run_path(state_fd)
+    with suppress(OSError):
+        os.unlink(f"{path}/{SOCKET}")
+        os.rmdir(path)
+
+
+def _run_path(state_fd: int) -> str:
+    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    status = os.fstat(state_fd)
+    return f"{base}/relfs-{status.st_dev:x}-{status.st_ino:x}"

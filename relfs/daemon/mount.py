@@ -36,7 +36,7 @@ from relfs.daemon.preflight import (
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.service import notify
 from relfs.daemon.watcher import follow_link, until_unmounted
-from relfs.errors import RelfsError, reason
+from relfs.errors import EXIT_FAILED, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.current import CurrentLink
@@ -86,6 +86,7 @@ class _Mount:
         self._hub = EventHub()
         self._table = InodeTable()
         self._mount_id = 0
+        self._status = 0
         self._tried: set[str] = set()
         self._attached: set[str] = set()
         self._leaving = False
@@ -114,7 +115,9 @@ class _Mount:
             self._table.close()
         if failure is not None:
             raise failure
-        return 0
+        if not self._mount_id:
+            raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
+        return self._status
 
     async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
         """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
@@ -140,10 +143,10 @@ class _Mount:
                 await handshake.broker()
                 await self._bring_up(nursery, mounted)
                 await trio.sleep_forever()
-            except RelfsError as error:
+            except (RelfsError, OSError, ValueError) as error:
                 await self._detach()
                 nursery.cancel_scope.cancel()
-                return error
+                return error if isinstance(error, RelfsError) else RelfsError(f"{self._plan.mountpoint}: {error}")
         return None
 
     def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
@@ -218,6 +221,7 @@ class _Mount:
             await pyfuse3.main()
         except OSError as error:
             _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
+            self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
 
     async def _check_answer(self, pointer: Pointer) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
-from relfs.layout import CURRENT, DeployPath, Target
+from relfs.layout import CURRENT
 from relfs.mountinfo import FSTYPE, is_broken, mount_at, relfs_mounts
 from relfs.mounts import detach
 from relfs.pointer import Pointer
@@ -59,29 +59,13 @@ def check_mountpoint(plan: Plan) -> None:
 def require_servable(pointer: Pointer) -> None:
     """A first `current` may come later, a broken one is said before anything is covered."""
     target = pointer.target
-    if target is None:
-        return
     deploy = pointer.deploy
-    if target.release is not None and deploy.has_release(target.release):
-        return
-    if target.release is None and _leads_to_directory(deploy, target):
+    if target is None or deploy.leads_somewhere(target.text):
         return
     raise RelfsError(
         f"{deploy.path}/{CURRENT}: leads to {target.text}, which is no directory; "
         f"`relfsctl -C {deploy.path} switch RELEASE` makes it lead to a release"
     )
-
-
-def _leads_to_directory(deploy: DeployPath, target: Target) -> bool:
-    return _is_directory(deploy.fd, deploy.inside(target.text) or target.text)
-
-
-def _is_directory(directory: int, name: str) -> bool:
-    try:
-        os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

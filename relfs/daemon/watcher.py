@@ -42,17 +42,21 @@ async def follow_link(covered: int, changes: Changes) -> None:
             await _something_happened(watch)
             try:
                 await changes.refresh()
-            except RelfsError as error:
+            except (RelfsError, OSError) as error:
                 _log.warning("the real link cannot be looked at: %s", error)
     finally:
-        os.close(watch)
+        if watch is not None:
+            os.close(watch)
 
 
-async def _something_happened(watch: int) -> None:
+async def _something_happened(watch: int | None) -> None:
     """Return when the name `current` was touched, or it is time for a look. Other names are nobody's business here: a
     switch makes and removes some itself."""
     with trio.move_on_after(_LOOK_SECONDS):
         while True:
+            if watch is None:
+                await trio.sleep_forever()
+                return
             await trio.lowlevel.wait_readable(watch)
             if CURRENT.encode() in _names(os.read(watch, _READ_SIZE)):
                 return
@@ -68,14 +72,17 @@ def _names(events: bytes) -> set[bytes]:
     return names
 
 
-def _watch_directory(directory: int) -> int:
+def _watch_directory(directory: int) -> int | None:
+    """An inotify(7) descriptor; None where there is none to be had, and looking now and then has to do."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch: int = libc.inotify_init1(_IN_FLAGS)
-    if watch < 0:
-        raise OSError(ctypes.get_errno(), "inotify_init1")
-    if libc.inotify_add_watch(watch, b"/proc/self/fd/%d" % directory, _IN_MASK) < 0:
-        _log.warning("inotify: %s; the real link is looked at every few seconds only", os.strerror(ctypes.get_errno()))
-    return watch
+    if watch >= 0 and libc.inotify_add_watch(watch, b"/proc/self/fd/%d" % directory, _IN_MASK) >= 0:
+        return watch
+    number = ctypes.get_errno()
+    _log.warning("inotify: %s; the real link is looked at every few seconds only", os.strerror(number))
+    if watch >= 0:
+        os.close(watch)
+    return None
 
 
 async def until_unmounted(mount_id: int) -> None:

@@ -21,7 +21,7 @@ import trio
 
 from relfs.fuse.inodes import ROOT
 from relfs.journal import Actor, Event
-from relfs.layout import CURRENT, Target
+from relfs.layout import CURRENT
 from relfs.pointer import Pointer
 from relfs.store import Owner
 
@@ -58,9 +58,15 @@ class Changes:
         """Pointer.flush(): not a change, but it waits for the same disk."""
         await trio.to_thread.run_sync(self._pointer.flush)
 
-    async def refresh(self) -> Target | None:
+    async def refresh(self) -> None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
-        return await self._then_tell(self._pointer.refresh)
+        if await self._run(self._followed):
+            await self.drop_current()
+
+    def _followed(self) -> bool:
+        """Runs while `_changing` is held: what the target was before may only be asked there."""
+        before = self._pointer.target
+        return self._pointer.refresh() != before
 
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
@@ -74,12 +80,12 @@ class Changes:
         await trio.to_thread.run_sync(_drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
 
     async def _then_tell(self, call: Callable[[], _T]) -> _T:
-        before = self._pointer.target
+        """Run a change and tell the kernel, whatever came of it: before it was refused, a target that somebody else had
+        put on the disk may have been followed. Dropping a dentry that was right costs one lookup."""
         try:
             return await self._run(call)
-        finally:  # also if it was refused: a target that somebody else had put there may have been followed first
-            if self._pointer.target != before:
-                await self.drop_current()
+        finally:
+            await self.drop_current()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(call, limiter=self._changing)

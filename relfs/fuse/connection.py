@@ -3,6 +3,10 @@
 fusermount3 is asked through the socket that _FUSE_COMMFD names (libfuse, util/fusermount.c); it works for root and,
 being setuid, for users. With `auto_unmount` it stays, holding the other end of the socket: once every process that
 holds ours is gone, however it died, the helper detaches the mount lazily, and the real symlink shows again.
+
+The helper runs as root, and looks at the mount before it detaches it: at one that only its user may look at (no
+allow_other) it fails, and leaves it dead. There a second guard does it, as the user: a shell that waits for the end of
+a pipe that we hold.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import select
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relfs.errors import RelfsError
@@ -37,15 +41,18 @@ class Connection:
     guard: socket.socket
     helper: subprocess.Popen[bytes]
     init: InitRequest
+    own_guard: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
-        """Let go: the mount is detached if it still is there, and the helper is waited for."""
+        """Let go: the mount is detached if it still is there, and who does that is waited for."""
         os.close(self.fd)
         self.guard.close()
         self.helper.wait()
+        if self.own_guard is not None:
+            self.own_guard.communicate()
 
 
-def connect(mountpoint: str, options: Iterable[str]) -> Connection:
+def connect(mountpoint: str, options: Sequence[str]) -> Connection:
     """Mount at `mountpoint` and read the kernel's FUSE_INIT, which is not answered yet: requests wait for that.
 
     Raises RelfsError with fusermount3's own words.
@@ -80,7 +87,19 @@ def connect(mountpoint: str, options: Iterable[str]) -> Connection:
         ours.close()
         helper.wait()
         raise
-    return Connection(descriptors[0], ours, helper, init)
+    own_guard = None if os.geteuid() == 0 or "allow_other" in options else _start_own_guard(helper_path, mountpoint)
+    return Connection(descriptors[0], ours, helper, init, own_guard)
+
+
+def _start_own_guard(helper: str, mountpoint: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'cat; exec "$0" -u -z -- "$1"', helper, mountpoint],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def escape_option(value: str) -> str:

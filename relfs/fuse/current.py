@@ -218,11 +218,8 @@ class CurrentLink:
         """Refuse a target that can serve nobody. Raises OSError of the look at it, ENODATA for an empty directory."""
         if self._deploy.leads_back(text):
             raise FUSEError(errno.ELOOP)
-        inner = self._deploy.inside(text)
         with trio.move_on_after(_CHECK_SECONDS):
-            await trio.to_thread.run_sync(
-                _require_content, inner if inner is not None else text, self._deploy.fd, abandon_on_cancel=True
-            )
+            await trio.to_thread.run_sync(_require_content, self._deploy, text, abandon_on_cancel=True)
             return
         raise FUSEError(errno.EBUSY)
 
@@ -266,8 +263,8 @@ def _put_link(directory: int, name: bytes, text: bytes) -> None:
         raise
 
 
-def _require_content(path: str, covered: int) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=covered)
+def _require_content(deploy: DeployPath, text: str) -> None:
+    fd = deploy.open_target(text)
     try:
         with os.scandir(fd) as entries:
             if next(entries, None) is None:

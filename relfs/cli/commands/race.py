@@ -37,7 +37,7 @@ def command(session: Session, seconds: float, readers: int, parent: str | None, 
     if session.json:
         show_json({"rows": [dataclasses.asdict(row) for row in result.rows], "mount_error": result.mount_error})
     else:
-        show_table(_HEADER, [_cells(row) for row in result.rows])
+        show_table(_HEADER, [_cells(row) for row in result.rows], always_header=True)
     if result.mount_error is not None:
         click.echo(f"relfsctl: the mount could not be raced: {result.mount_error}", err=True)
     if result.mount_error is not None or any(row.mounted and (row.failed or row.neither) for row in result.rows):

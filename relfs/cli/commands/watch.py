@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 from relfs.cli.output import moment, say, show_json
 from relfs.cli.session import Session, open_here, pass_session
 from relfs.control import Connection, NoDaemon
-from relfs.errors import RelfsError
+from relfs.errors import RelfsError, reason
 from relfs.locate import Place
 
 _LOOK_SECONDS = 0.2
@@ -38,8 +39,9 @@ def _events(place: Place) -> Iterator[dict[str, Any]]:
     except NoDaemon:
         yield from _follow_journal(place)
         return
-    connection.call("watch", {})
-    yield from connection.events()
+    with contextlib.suppress(ConnectionError):
+        connection.call("watch", {})
+        yield from connection.events()
     raise RelfsError("the daemon has ended the stream: the mount is gone, or this reader was too slow")
 
 
@@ -68,3 +70,5 @@ def _whole_lines(path: str, position: int) -> bytes:
             return whole + newline
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        raise RelfsError(f"{path}: cannot be read: {reason(error)}") from error
