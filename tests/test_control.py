@@ -26,6 +26,7 @@ import trio
 import trio.testing
 from clients import SECONDS, RawClient, assert_one_line, clean_environment, ctl, ctl_command, running, snapshot
 from mounting import Mount, Mounts, wait_for
+from readers import reading
 from sandbox import add_release, link_of, make_app
 
 from relfs import control

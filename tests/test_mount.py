@@ -242,7 +242,7 @@ def test_an_ordinary_users_daemon_is_killed(open_place: Path, mounts: Mounts, ov
     live.mkdir()
     for path in (app, *app.rglob("*"), live):
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-    mount = mounts.start(app, "-o", "noallow_other", user=NOBODY, **({} if over else {"at": live}))
+    mount = mounts.start(app, "-o", "noallow_other", user=NOBODY, at=None if over else live)
     as_nobody(*relfsctl_command(app, "switch", "41"))
     mount.process.kill()
     mount.process.wait()

@@ -23,7 +23,7 @@ def show_json(document: Any) -> None:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, always_header: bool = False) -> None:
-    """Aligned, under a header, on a terminal; one line a row, separated by tabs, in a pipe (`always_header`: under one)."""
+    """Aligned under a header on a terminal; a line a row, separated by tabs, in a pipe (with the header on request)."""
     if not sys.stdout.isatty():
         for row in (header, *rows) if always_header else rows:
             _echo("\t".join(plain(cell) for cell in row))
