@@ -6,16 +6,11 @@
     changes      carry "request": an id made by the client; asking again with it changes nothing twice
     watch        after its result, {"method": "event", "params": {...}} as events happen
 
-The blocking read. pyfuse3 waits until /dev/fuse is readable and then reads it, holding the interpreter: if the one
-request that was there has vanished in between (its caller was killed), the daemon stands still until the next request
-of any kind comes. A client that waits for an answer therefore asks the mount something after a second.
-
 Standard library only, and imported by every relfsctl: nothing here may be slow to import.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -23,12 +18,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relfs.errors import RelfsError, error_for
-
-if TYPE_CHECKING:
-    import threading
 
 SOCKET = "control"
 MESSAGE_MAX = 1 << 16
@@ -47,7 +39,7 @@ _NOBODY_THERE = frozenset(
 """No socket, nobody listening on it, or a mount in the way whose daemon is gone."""
 
 _READ = 1 << 16
-_NUDGE_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
 _RETRY_SECONDS = 10.0
 _RETRY_PAUSE = 0.05
 
@@ -57,6 +49,10 @@ _GIBBERISH = "what listens on the control socket does not answer in JSON-RPC; is
 
 class NoDaemon(RelfsError):  # noqa: N818 (a state of the world, not a mistake)
     """Nobody listens on the control socket."""
+
+
+class Silent(RelfsError):  # noqa: N818
+    """Somebody listens on the control socket, but does not answer: a daemon that is stopped, or hangs."""
 
 
 class Connection:
@@ -69,7 +65,6 @@ class Connection:
         """
         self._buffer = b""
         self._id = 0
-        self._nudge: threading.Thread | None = None
         self._state_paths = state_paths
         for state_path in state_paths:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -86,15 +81,27 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    def call(self, method: str, params: dict[str, Any], *, seconds: float | None = None) -> Any:
-        """Ask, and wait for the answer, for `seconds` at most (None: as long as it takes, a switch waits for the disk).
+    def call(self, method: str, params: dict[str, Any], *, seconds: float = _ANSWER_SECONDS) -> Any:
+        """Ask, and wait for the answer, for `seconds` at most.
 
         Raises the RelfsError that the daemon answered with; ConnectionError.
         """
+        self.ask(method, params)
+        self._wait(seconds)
+        return self.answer()
+
+    def ask(self, method: str, params: dict[str, Any]) -> None:
+        """Send a request; `answer` is to follow."""
         self._id += 1
         message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
-        self._wait(seconds)
+
+    def answered(self) -> bool:
+        """Whether there is an answer, or the end of the connection, within a moment."""
+        return bool(select.select([self._socket], [], [], _ANSWER_SECONDS)[0])
+
+    def answer(self) -> Any:
+        """Receive what was asked for last. Raises as `call` does."""
         answer = self._receive()
         try:
             if "error" not in answer:
@@ -129,29 +136,13 @@ class Connection:
             raise RelfsError(_GIBBERISH)
         return message
 
-    def _wait(self, seconds: float | None) -> None:
-        """Until there is something to read; see "The blocking read". Raises RelfsError after `seconds`."""
-        deadline = time.monotonic() + (seconds if seconds is not None else float("inf"))
-        while not select.select([self._socket], [], [], _NUDGE_SECONDS)[0]:
-            if time.monotonic() > deadline:
-                raise RelfsError(f"{self._state_paths[0]}: the daemon does not answer; it may be stopped, or hang")
-            if self._nudge is None or not self._nudge.is_alive():
-                self._nudge = _start_nudge(self._state_paths)
-
-
-def _start_nudge(state_paths: tuple[str, ...]) -> threading.Thread:
-    import threading  # slow to import, and rarely needed
-
-    thread = threading.Thread(target=_nudge, args=(state_paths,), daemon=True)
-    thread.start()
-    return thread
-
-
-def _nudge(state_paths: tuple[str, ...]) -> None:
-    """Ask the file system above the state directory something: that is the mount, where it covers the deploy path."""
-    for state_path in state_paths:
-        with contextlib.suppress(OSError):
-            os.statvfs(os.path.dirname(state_path))
+    def _wait(self, seconds: float) -> None:
+        """Until there is something to read. Raises Silent after `seconds`."""
+        if not select.select([self._socket], [], [], seconds)[0]:
+            raise Silent(
+                f"{self._state_paths[0]}: the daemon does not answer; it may be stopped, or hang "
+                "(what was asked for may still be done when it goes on)"
+            )
 
 
 def change(
@@ -172,12 +163,24 @@ def change(
     connection = Connection(state_paths)
     while True:
         try:
-            return connection.call(method, params)
+            connection.ask(method, params)
+            while not connection.answered():  # a switch waits for the disk; but is there anybody?
+                _require_life(state_paths)
+            return connection.answer()
         except ConnectionError as error:
             lost = error
         finally:
             connection.close()
         connection = _reconnect(state_paths, deadline, lost, mounted)
+
+
+def _require_life(state_paths: tuple[str, ...]) -> None:
+    """Raises Silent if the daemon, which is busy with what we asked for, does not answer anything else either."""
+    probe = Connection(state_paths)
+    try:
+        probe.call("status", {})
+    finally:
+        probe.close()
 
 
 def _reconnect(

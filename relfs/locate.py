@@ -34,14 +34,18 @@ def locate(given: str | None, state_dir: str | None) -> Place:
             raise UsageError(f"{name} {value!r}: not a path")
     path = given or os.environ.get("RELFS_PATH") or _around_here() or _only_mounted()
     state = state_dir or os.environ.get("RELFS_STATE_DIR")
-    return _place(os.path.realpath(path), os.path.realpath(state) if state else None)
+    return _place(path, os.path.realpath(state) if state else None)
 
 
-def _place(real: str, state_dir: str | None) -> Place:
-    for mount in mounted_paths():
-        if real in (mount[0], mount[1]):
-            return Place(mount[1], mount[0], state_dir)
-    return Place(real, None, state_dir)
+def _place(path: str, state_dir: str | None) -> Place:
+    """A mount is recognised by its name first: resolving the path asks the daemon, which may be stopped."""
+    found = mounted_paths()
+    for resolve in (os.path.abspath, os.path.realpath):
+        name = resolve(path)
+        for mountpoint, deploy_path in found:
+            if name in (mountpoint, deploy_path):
+                return Place(deploy_path, mountpoint, state_dir)
+    return Place(name, None, state_dir)
 
 
 def mounted_paths() -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -54,15 +53,6 @@ def mount_at(path: str) -> Mount | None:
         if mount.target == path:
             found = mount
     return found
-
-
-def is_broken(path: str) -> bool:
-    """Whether `path` is a FUSE mount whose daemon is gone."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
 
 
 def _unescape(field: bytes) -> str:

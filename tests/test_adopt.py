@@ -33,7 +33,7 @@ def test_what_cannot_be_made_to_last_is_taken_back(site: Path, monkeypatch: pyte
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
-        patched.setattr(adopt.os, "fsync", fails)
+        patched.setattr(os, "fsync", fails)
         with pytest.raises(RelfsError, match="cannot be adopted: Input/output error"):
             initialise(str(site), "1")
     assert not (site / "current").is_symlink()

@@ -384,7 +384,8 @@ def test_kernel_answers_by_itself(mount: Mount) -> None:
     for _ in range(10_000):
         os.stat(mount.app / "current/index.html")
     after = mount.requests()
-    assert {name: after[name] - before[name] for name in ("lookup", "readlink")} == {"lookup": 0, "readlink": 0}
+    counted = ("lookup", "readlink", "getattr")
+    assert {name: after[name] - before[name] for name in counted} == dict.fromkeys(counted, 0)
     assert mount.relfsctl("switch", "41").returncode == 0
     assert read_current(mount.app) == "41"
     assert mount.requests()["readlink"] == after["readlink"] + 1, "the counter does count"
@@ -448,6 +449,16 @@ def test_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> None:
     assert mount.status()["diverged"] is None
 
 
+def test_permissions_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> None:
+    """The root's attributes are kept for ever by the kernel, and dropped when they change."""
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    assert os.stat(mount.app).st_mode & 0o777 == 0o755
+    command = f"mount --bind {tmp_path} {behind} && chmod 750 {behind}/app"
+    subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-ec", command], check=True)
+    wait_for(lambda: os.stat(mount.app).st_mode & 0o777 == 0o750, "the mount shows it")
+
+
 def test_status_fields(mount: Mount) -> None:
     status = mount.status()
     contract = {
@@ -480,3 +491,42 @@ def test_fstab_line(app: Path, tmp_path: Path) -> None:
     finally:
         if is_mounted(app):
             detach(str(app))
+
+
+def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
+    """Readers go on by the kernel's cache; status says so; unmount, the way out, needs no daemon."""
+    assert read_current(mount.app) == "40"
+    mount.process.send_signal(signal.SIGSTOP)
+    assert (mount.app / "current/index.html").read_text() == "40"
+    status = mount.relfsctl("status")
+    assert status.returncode == 1
+    assert "the daemon does not answer" in status.stderr
+    assert mount.relfsctl("unmount").returncode == 0
+    assert not is_mounted(mount.app)
+    assert read_current(mount.app) == "40"
+    mount.process.send_signal(signal.SIGCONT)
+    assert mount.process.wait(30) == 0
+
+
+def test_moved_and_then_unmounted(mount: Mount, other_place: Path) -> None:
+    subprocess.run(["mount", "--move", mount.app, other_place], check=True)
+    assert mount.terminate() == 0
+    assert not is_mounted(other_place)
+    assert not is_mounted(mount.app)
+
+
+def test_a_blocking_read_is_interrupted() -> None:
+    """A read that holds the interpreter, as pyfuse3's does, ends with EINTR although nothing comes to be read."""
+    program = (
+        "import ctypes, errno, os\n"
+        "from relfs.fuse.wakeup import interrupted_reads\n"
+        "libc = ctypes.PyDLL(None, use_errno=True)\n"
+        "reading, writing = os.pipe()\n"
+        "with interrupted_reads():\n"
+        "    result = libc.read(reading, ctypes.create_string_buffer(1), 1)\n"
+        "print(result, errno.errorcode[ctypes.get_errno()])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "-1 EINTR\n", done.stderr

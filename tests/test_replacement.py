@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, wait_for
+from mounting import Mount, Mounts, environment, relfs_command, relfsctl, wait_for
 from readers import Readers, reading
 from sandbox import add_release
 
@@ -252,3 +252,29 @@ def test_tools_and_relfsctl_together(mount: Mount) -> None:
     assert (seen.failed, seen.neither) == ({}, 0)
     assert mount.journal()[-1]["release"] == (mount.app / "current/index.html").read_text()
     wait_for(lambda: mount.status()["views"] == [], "no replacement is left over")
+
+
+def test_a_tool_outside_of_our_pid_name_space(app: Path) -> None:
+    """The daemon cannot see who asks (pid 0), so the name could be withdrawn from nobody: the tool is told at once, and
+    its link is not made inside the live release. What replaces the link in one step works as ever."""
+    relfs = " ".join(relfs_command(app))
+    sidecar = subprocess.Popen(
+        ["unshare", "-p", "-f", "sh", "-c", f"{relfs} && echo mounted; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        cwd="/",
+    )
+    try:
+        assert sidecar.stdout is not None
+        assert sidecar.stdout.readline() == b"mounted\n"
+        swap(app, TOOLS["gnu ln -sfn"], "41")
+        assert (app / "current/index.html").read_text() == "41"
+        done = subprocess.run(["rm", app / "current"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "Operation not permitted" in done.stderr
+        assert (app / "current/index.html").read_text() == "41"
+    finally:
+        relfsctl(app, "unmount")
+        sidecar.communicate(b"\n")
+    assert os.listdir(app / "releases/41") == ["index.html"]

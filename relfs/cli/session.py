@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from relfs.pointer import Pointer
 
 
-_LOOK_SECONDS = 10.0
-
-
 @dataclass(frozen=True)
 class Session:
     """The options before the command."""
@@ -48,7 +45,7 @@ def ask(place: Place, method: str) -> Any:
     except NoDaemon:
         return None
     try:
-        return connection.call(method, {}, seconds=_LOOK_SECONDS)
+        return connection.call(method, {})
     except ConnectionError:
         return None
     finally:

@@ -44,9 +44,11 @@ from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough
+from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
 from relfs.mountinfo import FSTYPE, mount_at
+from relfs.mountinfo import mounts as all_mounts
 from relfs.mounts import attach, detach
 from relfs.pointer import Pointer
 
@@ -108,6 +110,7 @@ class _Mount:
                 self._signals = session.enter_context(
                     trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
                 )
+                session.enter_context(interrupted_reads())
                 failure = await self._serve(pointer, connection, session)
         finally:
             with trio.CancelScope(shield=True):
@@ -268,12 +271,15 @@ class _Mount:
         return tuple(sorted(self._attached))
 
     async def _detach(self) -> None:
-        """Take our own mount away, with all on it. Ours only: somebody may have mounted over it, or unmounted it."""
-        found = mount_at(self._plan.mountpoint)
-        if found is None or (self._mount_id and found.id != self._mount_id):
+        """Take our own mount away, with all on it, wherever it has been moved. Ours only: somebody may have mounted
+        over it, or unmounted it."""
+        found = next((each for each in all_mounts() if each.id == self._mount_id), None)
+        if not self._mount_id:
+            found = mount_at(self._plan.mountpoint)
+        if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
             return
         try:
-            await trio.to_thread.run_sync(detach, self._plan.mountpoint)
+            await trio.to_thread.run_sync(detach, found.target)
         except RelfsError as error:
             _log.error("%s", error)
 

@@ -5,9 +5,11 @@ Each check raises a RelfsError that says what to do; none changes anything but w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT
-from relfs.mountinfo import FSTYPE, is_broken, mount_at, relfs_mounts
+from relfs.mountinfo import FSTYPE, mount_at, relfs_mounts
 from relfs.mounts import detach
 from relfs.pointer import Pointer
 
@@ -25,29 +27,49 @@ DAEMON_LOCK = "daemon.lock"
 _HELPER_SECONDS = 3.0
 _PREDECESSOR_SECONDS = 10.0
 _PAUSE = 0.02
+_LOOK_SECONDS = 2.0
 
 
 def clear_broken(plan: Plan) -> None:
     """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
     and would unmount what we mount there."""
     deadline = time.monotonic() + _HELPER_SECONDS
-    while is_broken(plan.mountpoint):
-        found = mount_at(plan.mountpoint)
-        if found is None or found.fstype != FSTYPE:
-            return
+    while _is_mounted(plan.mountpoint) and _is_broken(plan.mountpoint):
         if time.monotonic() > deadline:
             detach(plan.mountpoint)
         time.sleep(_PAUSE)
 
 
+def _is_mounted(path: str) -> bool:
+    found = mount_at(path)
+    return found is not None and found.fstype == FSTYPE
+
+
+def _is_broken(path: str) -> bool:
+    """Whether `path` is a FUSE mount whose daemon is gone. One whose daemon is stopped gives no answer: it is not."""
+    answers: list[int | None] = []
+
+    def look() -> None:
+        try:
+            os.stat(path)
+            answers.append(None)
+        except OSError as error:
+            answers.append(error.errno)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_LOOK_SECONDS)
+    return bool(answers) and answers[0] in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
 def check_mountpoint(plan: Plan) -> None:
+    """Raises RelfsError if nothing can be mounted there, or something is."""
+    if _is_mounted(plan.mountpoint):
+        raise RelfsError(f"{plan.mountpoint}: already mounted; `relfsctl unmount` ends that")
     if not os.path.isdir(plan.mountpoint):
         if plan.over:
             return  # said by open_deploy_path(), in the deploy path's terms
         raise RelfsError(f"{plan.mountpoint}: no such directory to mount on; make it first")
-    found = mount_at(plan.mountpoint)
-    if found is not None and found.fstype == FSTYPE:
-        raise RelfsError(f"{plan.mountpoint}: already mounted (it shows {found.source}); `relfsctl unmount` ends that")
     if plan.over:
         return
     if plan.deploy_path.startswith(plan.mountpoint.rstrip("/") + "/"):

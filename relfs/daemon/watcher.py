@@ -22,13 +22,15 @@ from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.layout import CURRENT
 from relfs.mountinfo import mounts
+from relfs.store import TEMPORARY
 
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0
 _MOUNT_SECONDS = 2.0
 
-_IN_MASK = 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000  # MOVED_FROM, MOVED_TO, CREATE, DELETE, ONLYDIR (linux/inotify.h)
+_IN_MASK = 0x4 | 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000
+"""ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE, ONLYDIR (linux/inotify.h)."""
 _EVENT = struct.Struct("=iIII")
 _READ_SIZE = 1 << 16
 _IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -39,7 +41,7 @@ async def follow_link(covered: int, changes: Changes) -> None:
     watch = _watch_directory(covered)
     try:
         while True:
-            await _something_happened(watch)
+            await _something_happened(watch, changes)
             try:
                 await changes.refresh()
             except (RelfsError, OSError) as error:
@@ -49,17 +51,25 @@ async def follow_link(covered: int, changes: Changes) -> None:
             os.close(watch)
 
 
-async def _something_happened(watch: int | None) -> None:
-    """Return when the name `current` was touched, or it is time for a look. Other names are nobody's business here: a
-    switch makes and removes some itself."""
+async def _something_happened(watch: int | None, changes: Changes) -> None:
+    """Return when the name `current` was touched, or it is time for a look.
+
+    Other names only change the directory's own times, and its mode changes under no name at all; both the kernel keeps
+    for ever unless it is told. What a switch makes and removes is neither.
+    """
     with trio.move_on_after(_LOOK_SECONDS):
+        if watch is None:
+            await trio.sleep_forever()
+            return
         while True:
-            if watch is None:
-                await trio.sleep_forever()
-                return
             await trio.lowlevel.wait_readable(watch)
-            if CURRENT.encode() in _names(os.read(watch, _READ_SIZE)):
+            names = _names(os.read(watch, _READ_SIZE))
+            if any(name != CURRENT.encode() and not name.startswith(TEMPORARY.encode()) for name in names):
+                changes.drop_root_attributes()
+            if CURRENT.encode() in names:
                 return
+    if watch is None:
+        changes.drop_root_attributes()
 
 
 def _names(events: bytes) -> set[bytes]:

@@ -72,6 +72,14 @@ class Changes:
         """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
         await self.drop_name(ROOT, CURRENT.encode())
 
+    def drop_root_attributes(self) -> None:
+        """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
+        try:
+            pyfuse3.invalidate_inode(ROOT, attr_only=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV):
+                _log.warning("the kernel could not be told to drop the root's attributes: %s", error)
+
     async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
         """The same for any name, such as one that a rename moved a dentry to, with the timeouts of its old name.
 

@@ -26,7 +26,7 @@ from relfs.fuse.passthrough import FOR_EVER, fill
 from relfs.journal import Actor, command_line, user_name
 from relfs.layout import CURRENT, DeployPath, Target
 from relfs.pointer import Pointer
-from relfs.processes import thread_group
+from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.views import Replacement, begin_replacement
 
@@ -114,12 +114,20 @@ class CurrentLink:
         """Begin a replacement: the name is withdrawn from the caller, and stays for everybody else."""
         if self.hidden_from(context):
             raise FUSEError(errno.ENOENT)
+        self._require_known(context)
         # Most of the disk's work is done here, while readers still have the cached name: once the tool creates the
         # link, the kernel makes who looks the name up wait for the end of that.
         await self._changes.flush()
         replacement = begin_replacement(_actor(context), time.time())
         self.replacements.append(replacement)
         self._nursery.start_soon(self._lapse, replacement)
+
+    def _require_known(self, context: RequestContext) -> None:
+        """The name can only be withdrawn from somebody. A process outside of our pid name space (fuse(4): pid 0), or
+        one that /proc hides, would go on seeing it, and make its link inside the old release; it is told at once."""
+        if process(thread_group(context.pid)) is None:
+            _log.warning("%s: a process that /proc here does not show may not remove it", CURRENT)
+            raise FUSEError(errno.EPERM)
 
     async def symlink(self, text: bytes, context: RequestContext) -> EntryAttributes:
         """End a replacement, or make the first `current`."""
@@ -163,6 +171,7 @@ class CurrentLink:
             return
         if self.hidden_from(context) or self._pointer.target is None:
             raise FUSEError(errno.ENOENT)
+        self._require_known(context)
         with acting_as(context):
             text = os.fsencode(self._pointer.target.text)
             if flags & libc.RENAME_NOREPLACE:
@@ -221,6 +230,7 @@ class CurrentLink:
         with trio.move_on_after(_CHECK_SECONDS):
             await trio.to_thread.run_sync(_require_content, self._deploy, text, abandon_on_cancel=True)
             return
+        _log.warning("%s could not be looked at within %g s: not made current", text, _CHECK_SECONDS)
         raise FUSEError(errno.EBUSY)
 
     async def _lapse(self, replacement: Replacement) -> None:

@@ -70,9 +70,10 @@ class Passthrough:
         """What the kernel is told of `node`, and for how long it may believe it."""
         entry = fill(EntryAttributes(), status if status is not None else os.fstat(node.fd))
         entry.st_ino = node.id
-        # What is pinned is on everybody's way: each resolution asks for its permissions, wherever the mount is.
-        timeout = 0.0 if node.volatile else MOMENT if node.pinned else self._timeout
-        entry.attr_timeout = timeout
+        timeout = 0.0 if node.volatile else self._timeout
+        # The root is on everybody's way: each resolution asks for its permissions, and none shall need the daemon for
+        # that. Whoever sees the covered directory change drops what the kernel has (changes.drop_root_attributes).
+        entry.attr_timeout = FOR_EVER if node.id == ROOT else timeout
         entry.entry_timeout = FOR_EVER if node.pinned else timeout
         return entry
 

@@ -8,7 +8,7 @@ import click
 
 from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, is_mounted, pass_session
-from relfs.control import Connection, NoDaemon, change
+from relfs.control import Connection, NoDaemon, Silent, change
 from relfs.errors import RelfsError
 from relfs.locate import Place
 
@@ -23,20 +23,24 @@ def command(session: Session) -> None:
     place = session.place()
     if place.mountpoint is None:
         raise RelfsError(f"{place.deploy_path}: is not mounted; `relfs {place.deploy_path}` mounts it")
-    daemon_answers = True
     try:
         change(place.state_paths, "unmount", {}, mounted=lambda: is_mounted(place))
-    except NoDaemon:
-        daemon_answers = False
-    if not daemon_answers and is_mounted(place):
-        from relfs.mounts import detach
-
-        detach(place.mountpoint)
-    _wait_for_end(place)
+        _wait_for_end(place)
+    except (NoDaemon, Silent):
+        _detach_here(place.mountpoint)
     if session.json:
         show_json({"unmounted": place.mountpoint})
     else:
         say(f"{place.mountpoint} is unmounted")
+
+
+def _detach_here(mountpoint: str) -> None:
+    """Without the daemon's help: it is gone, or stopped. Uncovering the real link needs none."""
+    from relfs.mountinfo import relfs_mounts
+    from relfs.mounts import detach
+
+    if any(mount.target == mountpoint for mount in relfs_mounts()):
+        detach(mountpoint)
 
 
 def _wait_for_end(place: Place) -> None:
