@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
 from relfs import __version__
+from relfs.cli.entry import run_command
 from relfs.cli.options import parse_mount_options
-from relfs.cli.output import plain
 from relfs.daemon.background import Ready, log_to_state, log_to_stderr, run_in_background
 from relfs.daemon.plan import Plan
-from relfs.errors import RelfsError, UsageError
+from relfs.errors import UsageError
 from relfs.layout import LinkStyle
 
 _EPILOG = """\b
@@ -86,17 +85,7 @@ def _resolve(path: str) -> str:
 
 def main() -> None:
     """The console script."""
-    try:
-        status = cli(standalone_mode=False)
-    except RelfsError as error:
-        click.echo(plain(f"relfs: {error}"), err=True)
-        status = error.status
-    except click.ClickException as error:
-        click.echo(plain(f"relfs: {error.format_message().rstrip('.')}; `relfs --help` shows how"), err=True)
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        status = 130
-    sys.exit(status)
+    run_command("relfs", cli)
 
 
 if __name__ == "__main__":

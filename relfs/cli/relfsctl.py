@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
 from relfs import __version__
-from relfs.cli.output import plain
+from relfs.cli.entry import run_command
 from relfs.cli.session import Session
-from relfs.errors import RelfsError
 
 _COMMANDS = {
     "init": "Make a deploy path, or adopt one.",
@@ -71,20 +69,7 @@ def cli(context: click.Context, path: str | None, as_json: bool, state_dir: str 
 
 def main() -> None:
     """The console script."""
-    try:
-        status = cli(standalone_mode=False)
-    except RelfsError as error:
-        click.echo(plain(f"relfsctl: {error}"), err=True)
-        status = error.status
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        status = error.exit_code
-    except click.ClickException as error:
-        click.echo(plain(f"relfsctl: {error.format_message().rstrip('.')}; `relfsctl --help` shows how"), err=True)
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        status = 130
-    sys.exit(status if isinstance(status, int) else 0)
+    run_command("relfsctl", cli)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""Running one of the two commands: what went wrong becomes one line on standard error, and the exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+
+from relfs.cli.output import plain
+from relfs.errors import RelfsError
+
+_INTERRUPTED = 130
+
+
+def run_command(name: str, command: click.Command) -> NoReturn:
+    """Run `command`, and exit as the contract says."""
+    try:
+        status = command(standalone_mode=False)
+    except RelfsError as error:
+        click.echo(plain(f"{name}: {error}"), err=True)
+        status = error.status
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        status = error.exit_code
+    except click.ClickException as error:
+        click.echo(plain(f"{name}: {error.format_message().rstrip('.')}; `{name} --help` shows how"), err=True)
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = _INTERRUPTED
+    sys.exit(status if isinstance(status, int) else 0)
