@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,15 @@ from relfs.layout import DeployPath, open_deploy_path
 def app(tmp_path: Path) -> Path:
     """A deploy path with releases 40, 41 and 42, each with its name in index.html; `current` leads to 40."""
     return make_app(tmp_path / "app")
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that every user can reach; pytest's own are for root alone."""
+    place = Path(tempfile.mkdtemp(prefix="relfs-test-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
 
 
 @pytest.fixture

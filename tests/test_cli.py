@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,15 +74,6 @@ def settled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert ctl("-C", app, "switch", "41").status == 0
     yield app
     mounts.take_away()
-
-
-@pytest.fixture
-def open_place() -> Iterator[Path]:
-    """A directory that every user can reach; pytest's own are for root alone."""
-    place = Path(tempfile.mkdtemp(prefix="relfs-test-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 # ---- each command

@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +27,6 @@ def read_current(where: Path) -> str:
 
 def is_mounted(where: Path) -> bool:
     return any(mount.target == str(where) for mount in relfs_mounts())
-
-
-@pytest.fixture
-def open_place() -> Iterator[Path]:
-    """A directory that every user can reach; pytest's own are for root alone."""
-    place = Path(tempfile.mkdtemp(prefix="relfs-test-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.fixture

@@ -290,8 +290,6 @@ def test_without_a_state_directory_there_is_only_the_link(app: Path) -> None:
 
 # ---- real file systems --------------------------------------------------------------------------------------------
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root; the simulated cases above ran")
-
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
@@ -305,7 +303,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", where], check=True)
 
 
-@needs_root
 def test_a_read_only_file_system(small: Path, tmp_path: Path, actor: Actor) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small.parent], check=True)
     with pytest.raises(RelfsError, match=r"Read-only file system; .*--state-dir"):
@@ -321,7 +318,6 @@ def test_a_read_only_file_system(small: Path, tmp_path: Path, actor: Actor) -> N
         pointer.check_invariants()
 
 
-@needs_root
 def test_state_on_a_file_system_of_its_own_is_synced_too(small: Path, tmp_path: Path, actor: Actor) -> None:
     with closing(open_deploy_path(str(small), state_dir=str(tmp_path / "state"))) as deploy:
         pointer = Pointer(deploy)
@@ -331,7 +327,6 @@ def test_state_on_a_file_system_of_its_own_is_synced_too(small: Path, tmp_path: 
     assert calls.names.count("syncfs") == 2
 
 
-@needs_root
 def test_a_file_system_without_an_inode_left(small: Path, tmp_path: Path, actor: Actor) -> None:
     with closing(open_deploy_path(str(small), state_dir=str(tmp_path / "state"))) as deploy:
         _fill(small)
