@@ -324,6 +324,28 @@ def test_helper_missing(app: Path, tmp_path: Path) -> None:
     assert "fusermount3: not found; install fuse3" in done.stderr
 
 
+def test_allow_other_is_not_allowed(open_place: Path) -> None:
+    """A user on a host whose fuse.conf does not let him mount for others; what to do is said, nothing is mounted."""
+    app, live, conf = make_app(open_place / "app"), open_place / "live", open_place / "fuse.conf"
+    live.mkdir()
+    conf.touch()
+    for path in (app, *app.rglob("*"), live):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    script = f'mount --bind {conf} /etc/fuse.conf && exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", script, "sh", *relfs_command(app, live)],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "put user_allow_other into /etc/fuse.conf, or mount for yourself alone with -o noallow_other" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(live) == []
+
+
 def test_busy_mountpoint(app: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
