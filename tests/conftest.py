@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +38,14 @@ def deploy(app: Path) -> Iterator[DeployPath]:
     opened = open_deploy_path(str(app))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[int]:
+    """A state directory."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +36,6 @@ FIRST, SECOND, THIRD = (
     Event(1e9 + number, "switch", f"4{number}", None, Actor(0, "root", 1, "relfsctl"), "web1", f"id-{number}", DONE)
     for number in range(3)
 )
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[int]:
-    """A state directory."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
 
 
 @pytest.fixture

@@ -47,14 +47,6 @@ Starter = Callable[..., Popen[str]]
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[int]:
-    """A state directory."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
 def start() -> Iterator[Starter]:
     """Starts Python processes, and waits until they have said their first word."""
     started: list[Popen[str]] = []

@@ -324,6 +324,24 @@ def test_helper_missing(app: Path, tmp_path: Path) -> None:
     assert "fusermount3: not found; install fuse3" in done.stderr
 
 
+def test_device_missing(app: Path) -> None:
+    """Where /dev has no fuse in it: a container that was not given it, or a kernel without the module."""
+    script = 'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", script, "sh", *relfs_command(app)],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"{app}: cannot be mounted" in done.stderr
+    assert "fuse" in done.stderr.removeprefix(f"relfs: {app}")
+    assert len(done.stderr.splitlines()) == 1
+    assert read_current(app) == "40"
+
+
 def test_allow_other_is_not_allowed(open_place: Path) -> None:
     """A user on a host whose fuse.conf does not let him mount for others; what to do is said, nothing is mounted."""
     app, live, conf = make_app(open_place / "app"), open_place / "live", open_place / "fuse.conf"
