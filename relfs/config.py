@@ -5,6 +5,14 @@ group = "deploy"     # members may switch, besides root and the deploy path's ow
 
 [replacement]
 grace = 10           # seconds until a `current` that a tool removed and did not make again is back for it
+
+[checks]             # what is not made current, by relfsctl or by a tool
+empty = true         # an empty directory
+unfinished = ["DEPLOY_UNFINISHED"]     # a release that holds one of these names
+bad = false          # a release that is marked bad, as rolling back from it does
+
+[hooks]
+timeout = 10         # seconds that .relfs/hooks/pre-switch may take
 """
 
 from __future__ import annotations
@@ -12,22 +20,30 @@ from __future__ import annotations
 import grp
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
 
 CONFIG = "config.toml"
 
-_KNOWN = {"control": {"group"}, "replacement": {"grace"}}
+_KNOWN = {
+    "control": {"group"},
+    "replacement": {"grace"},
+    "checks": {"empty", "unfinished", "bad"},
+    "hooks": {"timeout"},
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """`group` is a gid, or None; `grace` is in seconds."""
+    """`group` is a gid, or None; `grace` and `hook_timeout` are in seconds."""
 
     group: int | None = None
     grace: float = 10.0
+    checks: Checks = field(default_factory=Checks)
+    hook_timeout: float = 10.0
 
 
 def load_config(state_fd: int, shown: str) -> Config:
@@ -57,7 +73,35 @@ def _parse(document: dict[str, Any]) -> Config:
                 raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")
     group = document.get("control", {}).get("group")
     grace = document.get("replacement", {}).get("grace", 10.0)
-    return Config(_gid(group) if group is not None else None, _seconds(grace))
+    timeout = document.get("hooks", {}).get("timeout", 10.0)
+    return Config(
+        group=_gid(group) if group is not None else None,
+        grace=_seconds("replacement.grace", grace),
+        checks=_checks(document.get("checks", {})),
+        hook_timeout=_seconds("hooks.timeout", timeout),
+    )
+
+
+def _checks(section: dict[str, Any]) -> Checks:
+    default = Checks()
+    unfinished = section.get("unfinished", list(default.unfinished))
+    if not isinstance(unfinished, list) or not all(_is_name(name) for name in unfinished):
+        raise ValueError("checks.unfinished must be a list of file names, as they are found in a release")
+    return Checks(
+        empty=_switch("checks.empty", section.get("empty", default.empty)),
+        unfinished=tuple(unfinished),
+        bad=_switch("checks.bad", section.get("bad", default.bad)),
+    )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value and "\0" not in value
+
+
+def _switch(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false")  # noqa: TRY004 (a fault of the file's content)
+    return value
 
 
 def _gid(group: object) -> int:
@@ -69,7 +113,7 @@ def _gid(group: object) -> int:
         raise ValueError(f"control.group: there is no group {group!r}") from None
 
 
-def _seconds(value: object) -> float:
+def _seconds(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
-        raise ValueError("replacement.grace must be a number of seconds, more than 0 and at most 3600")
+        raise ValueError(f"{key} must be a number of seconds, more than 0 and at most 3600")
     return float(value)

@@ -5,6 +5,8 @@ Nothing here knows who will print it. A message names the thing first and ends w
 
 from __future__ import annotations
 
+import errno
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
@@ -24,9 +26,13 @@ class UsageError(RelfsError):
 
 
 class RefusedError(RelfsError):
-    """A check refused it."""
+    """A check refused it. `number` is the errno with which a file system says the same to a tool."""
 
     status = EXIT_REFUSED
+
+    def __init__(self, message: str, number: int = errno.EPERM) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class LockedError(RelfsError):

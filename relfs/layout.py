@@ -18,6 +18,7 @@ import itertools
 import os
 import posixpath
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,7 +26,7 @@ from relfs.errors import RefusedError, RelfsError, UsageError, reason
 from relfs.names import CURRENT, RELEASES, SHARED, STATE
 
 __all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
-__all__ += ["UNFINISHED_MARKER", "check_name", "open_deploy_path"]
+__all__ += ["UNFINISHED_MARKER", "check_name", "find_marker", "open_deploy_path"]
 
 UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
 """What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
@@ -174,13 +175,16 @@ class DeployPath:
             return sorted(found, key=lambda release: (int(release.name), release.name))
         return sorted(found, key=lambda release: (release.created, release.name))
 
-    def is_unfinished(self, name: str) -> bool:
-        """Whether the release carries the marker that its deployment has not ended."""
+    def unfinished_marker(self, name: str, markers: Iterable[str] = (UNFINISHED_MARKER,)) -> str | None:
+        """The first of the `markers`, which say that its deployment has not ended, that the release holds."""
         try:
-            os.stat(f"{RELEASES}/{name}/{UNFINISHED_MARKER}", dir_fd=self.fd)
-        except OSError:
-            return False
-        return True
+            directory = self._open(f"{RELEASES}/{name}")
+        except (OSError, ValueError):
+            return None
+        try:
+            return find_marker(directory, markers)
+        finally:
+            os.close(directory)
 
     def check_release(self, name: str, *, allow_empty: bool) -> None:
         """Refuse what cannot be served.
@@ -282,6 +286,17 @@ def check_name(name: str) -> None:
         raise UsageError(f"{shown}: not a release name: it cannot be written in bytes") from error
     if length > _NAME_MAX:
         raise UsageError(f"{shown}: not a release name: {length} bytes, {_NAME_MAX} at most")
+
+
+def find_marker(directory: int, markers: Iterable[str]) -> str | None:
+    """The first of the names `markers` that there is in `directory` (a descriptor)."""
+    for name in markers:
+        try:
+            os.lstat(name, dir_fd=directory)
+        except (OSError, ValueError):
+            continue
+        return name
+    return None
 
 
 def _release_of(entry: os.DirEntry[str]) -> Release | None:

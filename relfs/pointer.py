@@ -9,6 +9,7 @@ line written before the rename may tell of a switch that never was; one written 
 
 The choice.
 
+    0. whether it may be made is asked: the deploy lock, the checks, the hook pre-switch
     1. `.relfs/pending` is overwritten with what is about to be done, and by whom
     2. syncfs(2) of the release's file system: its data, and `pending`, are safe
     3. the new link is made under another name, renamed over `current`, and the directory is fsynced
@@ -32,11 +33,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from relfs import hold
 from relfs import journal as journal_module
+from relfs.checks import Checks, check_mark
+from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
+from relfs.hold import Hold
+from relfs.hooks import PRE_SWITCH, run_hook
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
-from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
+from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Release, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import deploy_lock
 from relfs.store import Owner, open_store, peek
@@ -44,6 +50,8 @@ from relfs.store import Owner, open_store, peek
 PENDING = "pending"
 
 _log = logging.getLogger(__name__)
+
+_NO_CHECKS = Checks(empty=False, unfinished=(), bad=False)
 
 _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
 
@@ -62,11 +70,18 @@ class Pointer:
     """
 
     def __init__(
-        self, deploy: DeployPath, *, style: LinkStyle | None = None, on_event: Callable[[Event], None] | None = None
+        self,
+        deploy: DeployPath,
+        *,
+        style: LinkStyle | None = None,
+        config: Config = Config(),  # noqa: B008 (frozen)
+        hide: str | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
 
-        `on_event` is called with each event once it is in the journal, by whichever thread wrote it.
+        `hide` is a mountpoint that hooks shall not see. `on_event` is called with each event once it is in the
+        journal, by whichever thread wrote it.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the deploy lock.
         """
         self.deploy = deploy
@@ -74,6 +89,8 @@ class Pointer:
         self.diverged: str | None = None
         self.history = History()
         self._style = style
+        self._config = config
+        self._hide = hide
         self._lock = threading.Lock()
         self._journal = Journal(deploy.state_fd)
         self._on_event = on_event
@@ -90,8 +107,9 @@ class Pointer:
     ) -> Event:
         """Make the release that `reference` names current. See history.resolve() for `@` names.
 
-        Asked again with the same `request_id`, it changes nothing and tells what the first asking led to.
-        Raises UsageError, RefusedError (`force` allows an empty release), LockedError, RelfsError.
+        `force` passes over the checks that the configuration asks for, and over the lock file of a deploy tool; never
+        over relfs's own lock, or a hook. Asked again with the same `request_id`, it changes nothing and tells what the
+        first asking led to. Raises UsageError, RefusedError, LockedError, RelfsError.
         """
         if not reference.startswith("@"):
             check_name(reference)
@@ -100,9 +118,10 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
+            self._require_unlocked(actor, tools=not force)
             name = resolve(reference, self.history, self._current_release(), self.deploy.releases())
-            self.deploy.check_release(name, allow_empty=force)
-            return self._change("switch", self._text_for(name), actor, request_id, owner)
+            self._check(name, _NO_CHECKS if force else self._config.checks)
+            return self._ask_and_change("switch", self._text_for(name), actor, request_id, owner)
 
     def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
@@ -111,38 +130,58 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
+            self._require_unlocked(actor, tools=True)
             releases = self.deploy.releases()
             current = self._current_release()
             if reference is None:
-                usable = (release.name for release in releases if not self.deploy.is_unfinished(release.name))
-                name = rollback_target(self.history, current, usable)
+                name = rollback_target(self.history, current, self._finished(releases))
             else:
                 name = resolve(reference, self.history, current, releases)
             if name == current:
                 raise RefusedError(f"{name}: is current already; there is nothing to roll back")
-            self.deploy.check_release(name, allow_empty=False)
-            return self._change("rollback", self._text_for(name), actor, request_id, owner)
+            self._check(name, self._config.checks)
+            return self._ask_and_change("rollback", self._text_for(name), actor, request_id, owner)
 
     def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
-        """Make a link text current that somebody's deploy tool wrote; the caller has checked that it can be served.
+        """Make a link text current that somebody's deploy tool wrote; the caller has checked what it leads to.
+
+        Raises RefusedError, LockedError, RelfsError.
+        """
+        with self._locked():
+            self._take_stock()
+            self._require_unlocked(actor, tools=False)
+            check_mark(self.deploy.target(text).release, self.history.bad, self._config.checks)
+            return self._ask_and_change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
+
+    def record(
+        self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None = None
+    ) -> Event:
+        """Write an event that changes nothing: a replacement that was given up, or one that was refused (`wanted`).
 
         Raises LockedError, RelfsError.
         """
         with self._locked():
-            self._take_stock()
-            return self._change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
-
-    def record(self, action: str, actor: Actor, request_id: str, outcome: str) -> Event:
-        """Write an event that changes nothing (a replacement that was given up). Raises LockedError, RelfsError."""
-        with self._locked():
             self._reload_history()
             label = self.target.label if self.target is not None else None
-            event = replace(new_event(action, label, label, actor, request_id), outcome=outcome)
+            release = wanted.label if wanted is not None else label
+            event = replace(new_event(action, release, label, actor, request_id), outcome=outcome)
             try:
                 self._write_line(event)
             except OSError as error:
                 raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
             return event
+
+    def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
+        """Let process `holder` hold the deploy lock; see hold.py. Raises LockedError, RelfsError."""
+        with self._locked():
+            assert self.deploy.state_fd is not None, "the lock was had"
+            return hold.take(self.deploy.state_fd, actor, holder, why=why, seconds=seconds)
+
+    def give_back(self) -> Hold | None:
+        """End whatever hold there is, and tell which it was. Raises LockedError, RelfsError."""
+        with self._locked():
+            assert self.deploy.state_fd is not None, "the lock was had"
+            return hold.give_back(self.deploy.state_fd)
 
     def refresh(self) -> Target | None:
         """Look whether the target on disk was changed by somebody else, and follow it if it can be served.
@@ -191,6 +230,47 @@ class Pointer:
             raise RelfsError(f"{event.release}: {event.outcome}")
         return event
 
+    def _require_unlocked(self, actor: Actor, *, tools: bool) -> None:
+        hold.require(self.deploy.state_fd, actor.pid)
+        if tools:
+            hold.require_no_tool(self.deploy)
+
+    def _finished(self, releases: list[Release]) -> list[str]:
+        markers = self._config.checks.unfinished
+        return [each.name for each in releases if self.deploy.unfinished_marker(each.name, markers) is None]
+
+    def _check(self, name: str, checks: Checks) -> None:
+        self.deploy.check_release(name, allow_empty=not checks.empty)
+        marker = self.deploy.unfinished_marker(name, checks.unfinished)
+        if marker is not None:
+            raise RefusedError(f"{name}: is unfinished: it holds {marker}; use --force to switch to it all the same")
+        check_mark(name, self.history.bad, checks)
+
+    def _ask_and_change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
+        """The hook is asked last, when nothing else can be in the way."""
+        self._require_journal()
+        self._ask_hook(self.deploy.target(text), actor)
+        return self._change(action, text, actor, request_id, owner)
+
+    def _ask_hook(self, target: Target, actor: Actor) -> None:
+        previous = self._current_release()
+        variables = {
+            "RELFS_HOOK": PRE_SWITCH,
+            "RELFS_DEPLOY_PATH": self.deploy.path,
+            "RELFS_RELEASE": target.label,
+            "RELFS_RELEASE_PATH": self._path_of(target),
+            "RELFS_PREVIOUS": previous or "",
+            "RELFS_PREVIOUS_PATH": f"{self.deploy.path}/{RELEASES}/{previous}" if previous else "",
+            "RELFS_USER": actor.user,
+            "RELFS_PID": str(actor.pid),
+            "RELFS_COMMAND": actor.command,
+        }
+        run_hook(PRE_SWITCH, self.deploy, variables, seconds=self._config.hook_timeout, hide=self._hide)
+
+    def _path_of(self, target: Target) -> str:
+        inner = self.deploy.inside(target.text)
+        return f"{self.deploy.path}/{inner}" if inner is not None else target.text
+
     def _text_for(self, name: str) -> str:
         style = self._style
         if style is None:
@@ -198,11 +278,13 @@ class Pointer:
             style = "absolute" if absolute else "relative"
         return self.deploy.link_text(name, style)
 
-    def _change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
+    def _require_journal(self) -> None:
         if self._behind is not None:
             raise RelfsError(
                 f"the journal cannot be written: {reason(self._behind)}; nothing was changed"
             ) from self._behind
+
+    def _change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
         target = self.deploy.target(text)
         origin = self.target.label if self.target is not None else None
         event = new_event(action, target.label, origin, actor, request_id)

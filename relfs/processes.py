@@ -69,3 +69,12 @@ def all_pids() -> frozenset[int]:
 def ticks_now() -> int:
     """The present moment in the clock that start times are counted in."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICK)
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from every other (random(4)); empty where /proc does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

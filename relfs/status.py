@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from relfs.history import History
+from relfs.hold import Hold
 from relfs.layout import Target
 
 
@@ -45,6 +46,7 @@ class Status:
     worker_pid: int | None
     standby_pid: int | None
     host: Host
+    lock: dict[str, object] | None = None
     views: tuple[View, ...] = ()
     diverged: str | None = None
     requests: dict[str, int] = field(default_factory=dict)
@@ -53,8 +55,10 @@ class Status:
         return asdict(self)
 
 
-def unmounted_status(deploy_path: str, target: Target | None, history: History, kernel: str) -> Status:
-    """What the disk alone tells."""
+def unmounted_status(
+    deploy_path: str, target: Target | None, history: History, kernel: str, lock: Hold | None
+) -> Status:
+    """What the disk alone tells. `lock` is who holds the deploy lock."""
     last = last_activation(history, target)
     return Status(
         deploy_path=deploy_path,
@@ -69,6 +73,7 @@ def unmounted_status(deploy_path: str, target: Target | None, history: History, 
         worker_pid=None,
         standby_pid=None,
         host=Host(kernel),
+        lock=lock.as_json() if lock is not None else None,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from sandbox import add_release
 
 from relfs.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE, RefusedError, RelfsError, UsageError
-from relfs.layout import DeployPath, check_name, open_deploy_path
+from relfs.layout import UNFINISHED_MARKER, DeployPath, check_name, open_deploy_path
 
 MOUNTPOINT = "/srv/seen/elsewhere"
 
@@ -132,8 +132,8 @@ def test_a_release_is_known_by_its_directory(app: Path, deploy: DeployPath) -> N
 
 def test_the_marker_of_an_unfinished_release(app: Path, deploy: DeployPath) -> None:
     (app / "releases" / "42" / "DEPLOY_UNFINISHED").write_text("")
-    assert deploy.is_unfinished("42")
-    assert not deploy.is_unfinished("41")
+    assert deploy.unfinished_marker("42") == UNFINISHED_MARKER
+    assert deploy.unfinished_marker("41") is None
 
 
 # ---- link texts ---------------------------------------------------------------------------------------------------

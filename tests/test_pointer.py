@@ -200,7 +200,7 @@ def test_rolling_back(app: Path, pointer: Pointer, actor: Actor) -> None:
 
 def test_rolling_back_over_an_unfinished_release(app: Path, pointer: Pointer, actor: Actor) -> None:
     (app / "releases" / "41" / "DEPLOY_UNFINISHED").write_text("")
-    pointer.switch("41", actor, "first")
+    pointer.switch("41", actor, "first", force=True)
     pointer.switch("42", actor, "second")
     assert pointer.rollback(None, actor, "third").release == "40"
 

@@ -16,6 +16,8 @@ _COMMANDS = {
     "releases": "List the releases.",
     "switch": "Make a release current.",
     "rollback": "Go back to the last good release.",
+    "lock": "Let nobody else make a release current.",
+    "unlock": "End that.",
     "log": "The history of `current`.",
     "watch": "Events as they happen.",
     "unmount": "Detach the mount; the real link serves.",

@@ -7,6 +7,8 @@ does not answer: then the link is the daemon's, and the error says so.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +103,30 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
 
 
 def _change_here(place: Place, method: str, release: str | None, request_id: str, *, force: bool) -> Event:
-    import logging
-
     from relfs.journal import this_actor
     from relfs.layout import check_name
-    from relfs.pointer import Pointer
 
     if release is not None and not release.startswith("@"):
         check_name(release)  # before anything is made
-    logging.basicConfig(level=logging.WARNING, format="relfsctl: %(message)s")
-    deploy = open_here(place, create_state=True)
-    try:
-        pointer: Pointer = Pointer(deploy)
+    with pointer_here(place) as pointer:
         if method == "rollback":
             return pointer.rollback(release, this_actor(), request_id)
         assert release is not None
         return pointer.switch(release, this_actor(), request_id, force=force)
+
+
+@contextmanager
+def pointer_here(place: Place) -> Iterator[Pointer]:
+    """The pointer, for changing things without a daemon. Raises RelfsError."""
+    import logging
+
+    from relfs.config import load_config
+    from relfs.pointer import Pointer
+
+    logging.basicConfig(level=logging.WARNING, format="relfsctl: %(message)s")
+    deploy = open_here(place, create_state=True)
+    try:
+        assert deploy.state_fd is not None, "it was made"
+        yield Pointer(deploy, config=load_config(deploy.state_fd, deploy.state_path))
     finally:
         deploy.close()

@@ -10,11 +10,14 @@ from typing import Any
 
 from relfs.daemon.plan import Plan
 from relfs.daemon.server import Method, Peer
+from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
+from relfs.hold import held
 from relfs.pointer import Pointer
+from relfs.processes import process
 from relfs.status import Host, Status, View, unmounted_status
 
 
@@ -40,9 +43,13 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "status": Method(_status(mounted), changes=False, params={}),
         "switch": Method(_switch(mounted), changes=True, params={**request, "release": str, "force": bool}),
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
+        "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
+        "unlock": Method(_unlock(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
     }
 
+
+_LOCK_PARAMS: dict[str, type | tuple[type, ...]] = {"own": bool, "reason": str, "ttl": (int, float, type(None))}
 
 _Run = Callable[[Peer, dict[str, Any]], Any]
 
@@ -66,6 +73,28 @@ def _rollback(mounted: Mounted) -> _Run:
     return run
 
 
+def _lock(mounted: Mounted) -> _Run:
+    """For the process that asks (`own`), or for the one that started it."""
+
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        asking = process(peer.pid)
+        if asking is None:
+            raise RelfsError("who asks for the deploy lock cannot be seen from here: it is gone, or in a container")
+        holder = peer.pid if params.get("own") else asking.parent
+        why, seconds = str(params.get("reason", "")), params.get("ttl")
+        return (await mounted.changes.hold(peer.actor, holder, why=why, seconds=seconds)).as_json()
+
+    return run
+
+
+def _unlock(mounted: Mounted) -> _Run:
+    async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object] | None:
+        was = await mounted.changes.give_back()
+        return was.as_json() if was is not None else None
+
+    return run
+
+
 def _unmount(mounted: Mounted) -> _Run:
     async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object]:
         mounted.leave()
@@ -84,7 +113,8 @@ def _status(mounted: Mounted) -> _Run:
 def status(mounted: Mounted) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
-    base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release)
+    lock = held(pointer.deploy.state_fd)
+    base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, lock)
     return dataclasses.replace(
         base,
         mountpoint=mounted.plan.mountpoint,

@@ -101,7 +101,7 @@ class _Mount:
         def publish(event: Event) -> None:
             token.run_sync_soon(self._hub.publish, event)
 
-        pointer = await trio.to_thread.run_sync(lambda: Pointer(self._deploy, style=self._plan.link, on_event=publish))
+        pointer = await trio.to_thread.run_sync(lambda: self._open_pointer(publish))
         require_servable(pointer)
         connection = await trio.to_thread.run_sync(connect, self._plan.mountpoint, _mount_options(self._plan))
         failure: RelfsError | None = None
@@ -122,12 +122,19 @@ class _Mount:
             raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
         return self._status
 
+    def _open_pointer(self, publish: Callable[[Event], None]) -> Pointer:
+        hide = self._plan.mountpoint if self._plan.over else None
+        return Pointer(self._deploy, style=self._plan.link, config=self._config, hide=hide, on_event=publish)
+
     async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
         """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
         so that it is not wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
             changes = Changes(pointer)
-            current = CurrentLink(pointer, changes, self._table, nursery, show=self._show, grace=self._config.grace)
+            current = CurrentLink(
+                pointer, changes, self._table, nursery,
+                show=self._show, checks=self._config.checks, grace=self._config.grace,
+            )  # fmt: skip
             handshake = Handshake(connection)
             operations = self._operations(current, handshake, nursery)
             pyfuse3.init(operations, handshake.session_path, set())

@@ -20,8 +20,9 @@ import pyfuse3
 import trio
 
 from relfs.fuse.inodes import ROOT
+from relfs.hold import Hold
 from relfs.journal import Actor, Event
-from relfs.layout import CURRENT
+from relfs.layout import CURRENT, Target
 from relfs.pointer import Pointer
 from relfs.store import Owner
 
@@ -51,8 +52,19 @@ class Changes:
         """Pointer.replace(), for a request handler: the kernel is not told, its caller holds the directory."""
         return await self._run(partial(self._pointer.replace, text, actor, request_id, owner=owner))
 
-    async def record(self, action: str, actor: Actor, request_id: str, outcome: str) -> Event:
-        return await self._run(partial(self._pointer.record, action, actor, request_id, outcome))
+    async def record(
+        self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None = None
+    ) -> Event:
+        """Pointer.record(), likewise: nothing has changed."""
+        return await self._run(partial(self._pointer.record, action, actor, request_id, outcome, wanted=wanted))
+
+    async def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
+        """Pointer.hold()."""
+        return await self._run(partial(self._pointer.hold, actor, holder, why=why, seconds=seconds))
+
+    async def give_back(self) -> Hold | None:
+        """Pointer.give_back()."""
+        return await self._run(self._pointer.give_back)
 
     async def flush(self) -> None:
         """Pointer.flush(): not a change, but it waits for the same disk."""

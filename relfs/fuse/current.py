@@ -18,7 +18,8 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError, InodeT, RequestContext, SetattrFields
 
 from relfs import libc
-from relfs.errors import LockedError, RelfsError
+from relfs.checks import Checks, check_content
+from relfs.errors import LockedError, RefusedError, RelfsError, reason
 from relfs.fuse.caller import acting_as
 from relfs.fuse.changes import Changes
 from relfs.fuse.inodes import InodeTable
@@ -48,6 +49,7 @@ class CurrentLink:
         nursery: trio.Nursery,
         *,
         show: Callable[[Target], str],
+        checks: Checks,
         grace: float,
     ) -> None:
         """`show` makes the text that readers get of a target; `grace` is in seconds."""
@@ -58,6 +60,7 @@ class CurrentLink:
         self._table = table
         self._nursery = nursery
         self._show = show
+        self._checks = checks
         self._grace = grace
 
     # ---- looking: no `await` in here
@@ -197,41 +200,42 @@ class CurrentLink:
             mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
 
-    async def _replace(self, text: bytes, context: RequestContext) -> None:
+    async def _replace(self, encoded: bytes, context: RequestContext) -> None:
         mine = self._replacement_of(context) if self.replacements else None
+        text = os.fsdecode(encoded)
+        actor = _actor(context)
         try:
-            await self._check(os.fsdecode(text))
-            await self._change(os.fsdecode(text), context)
-        except (OSError, FUSEError):
+            await self._check(text)
+            await self._changes.replace(text, actor, os.urandom(16).hex(), owner=Owner(context.uid, context.gid))
+        except (OSError, RelfsError) as error:
             if mine is not None:
                 mine.refused(thread_group(context.pid))
             self._nursery.start_soon(self._changes.drop_current)  # the pointer may have followed somebody else first
-            raise
+            raise self._refusal(error, text, actor) from error
         if mine in self.replacements:
             self.replacements.remove(mine)
 
-    async def _change(self, text: str, context: RequestContext) -> None:
-        owner = Owner(context.uid, context.gid)
-        try:
-            await self._changes.replace(text, _actor(context), os.urandom(16).hex(), owner=owner)
-        except LockedError as error:
-            _log.warning("a swap by pid %d was refused: %s", context.pid, error)
-            raise FUSEError(errno.EBUSY) from error
-        except RelfsError as error:
-            _log.warning("a swap by pid %d failed: %s", context.pid, error)
-            cause = error.__cause__
-            number = cause.errno if isinstance(cause, OSError) else None
-            raise FUSEError(number or errno.EIO) from error
+    def _refusal(self, error: OSError | RelfsError, text: str, actor: Actor) -> FUSEError:
+        """All that the tool gets to hear is an errno; the rest is for the log, and the journal unless that knows."""
+        why = str(error) if isinstance(error, RelfsError) else f"{text}: {reason(error)}"
+        refused = isinstance(error, OSError | RefusedError | LockedError)
+        level = logging.INFO if refused else logging.WARNING
+        _log.log(level, "a swap by pid %d (%s) was not done: %s", actor.pid, actor.command, why)
+        if refused:
+            self._nursery.start_soon(self._note_refusal, self._deploy.target(text), actor, why)
+        return FUSEError(_errno_of(error))
+
+    async def _note_refusal(self, wanted: Target, actor: Actor, why: str) -> None:
+        await self._record("replace", actor, f"refused: {why}", wanted)
 
     async def _check(self, text: str) -> None:
-        """Refuse a target that can serve nobody. Raises OSError of the look at it, ENODATA for an empty directory."""
+        """Refuse a target that can serve nobody. Raises as check_content() does, and ELOOP for one that leads back."""
         if self._deploy.leads_back(text):
-            raise FUSEError(errno.ELOOP)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with trio.move_on_after(_CHECK_SECONDS):
-            await trio.to_thread.run_sync(_require_content, self._deploy, text, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(check_content, self._deploy, text, self._checks, abandon_on_cancel=True)
             return
-        _log.warning("%s could not be looked at within %g s: not made current", text, _CHECK_SECONDS)
-        raise FUSEError(errno.EBUSY)
+        raise RefusedError(f"{text}: could not be looked at within {_CHECK_SECONDS:g} s", errno.EBUSY)
 
     async def _lapse(self, replacement: Replacement) -> None:
         """After the grace period, a replacement that nobody ended is given up, and said so."""
@@ -241,10 +245,22 @@ class CurrentLink:
         self.replacements.remove(replacement)
         await self._changes.drop_current()
         outcome = f"lapsed: {CURRENT} was removed and not made again within {self._grace:g} s"
+        await self._record("replace", replacement.actor, outcome, None)
+
+    async def _record(self, action: str, actor: Actor, outcome: str, wanted: Target | None) -> None:
         try:
-            await self._changes.record("replace", replacement.actor, os.urandom(16).hex(), outcome)
+            await self._changes.record(action, actor, os.urandom(16).hex(), outcome, wanted=wanted)
         except RelfsError as error:
-            _log.warning("an abandoned replacement is not in the journal: %s", error)
+            _log.warning("this is not in the journal: %s by pid %d, %s: %s", action, actor.pid, outcome, error)
+
+
+def _errno_of(error: OSError | RelfsError) -> int:
+    if isinstance(error, LockedError):
+        return errno.EBUSY
+    if isinstance(error, RefusedError):
+        return error.number
+    cause = error.__cause__ if isinstance(error, RelfsError) else error
+    return (cause.errno if isinstance(cause, OSError) else None) or errno.EIO
 
 
 def _actor(context: RequestContext) -> Actor:
@@ -271,13 +287,3 @@ def _put_link(directory: int, name: bytes, text: bytes) -> None:
     except OSError:
         os.unlink(temporary, dir_fd=directory)
         raise
-
-
-def _require_content(deploy: DeployPath, text: str) -> None:
-    fd = deploy.open_target(text)
-    try:
-        with os.scandir(fd) as entries:
-            if next(entries, None) is None:
-                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-    finally:
-        os.close(fd)

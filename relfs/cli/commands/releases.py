@@ -48,7 +48,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
             "current": release.name == current,
             "previous": release.name == history.previous,
             "bad": release.name in history.bad,
-            "unfinished": deploy.is_unfinished(release.name),
+            "unfinished": deploy.unfinished_marker(release.name) is not None,
         }
         entry = {
             "name": release.name,

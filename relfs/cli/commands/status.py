@@ -28,6 +28,7 @@ def _status_here(place: Place) -> dict[str, Any]:
     from dataclasses import replace
 
     from relfs.history import History
+    from relfs.hold import held
     from relfs.journal import Journal
     from relfs.status import unmounted_status
     from relfs.store import peek
@@ -37,7 +38,8 @@ def _status_here(place: Place) -> dict[str, Any]:
         text = peek(deploy)
         target = deploy.target(text) if text is not None else None
         history = History(Journal(deploy.state_fd).events())
-        status = unmounted_status(deploy.path, target, history, os.uname().release)
+        lock = held(deploy.state_fd)
+        status = unmounted_status(deploy.path, target, history, os.uname().release, lock)
         return replace(status, mountpoint=place.mountpoint, mounted=place.mountpoint is not None).as_json()
     finally:
         deploy.close()
@@ -51,6 +53,8 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
     fields.append(("previous", status["previous"] or ""))
     if status["diverged"]:
         fields.append(("attention", status["diverged"]))
+    if status["lock"]:
+        fields.append(("locked", _locked(status["lock"])))
     fields.append(("mounted", _mounted(status, answers=answers)))
     if answers:
         fields.append(("native", ", ".join(host["native"]) or "nothing: all is served by passthrough"))
@@ -60,6 +64,12 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
             ("view", f"{view['reason']}: {view['command']} (pid {view['pid']}) since {moment(view['since'])}")
         )
     return fields
+
+
+def _locked(lock: dict[str, Any]) -> str:
+    until = f" until {moment(lock['until'])}" if lock["until"] is not None else ""
+    why = f": {lock['reason']}" if lock["reason"] else ""
+    return f"by {lock['user']} (pid {lock['pid']}: {lock['command']}) since {moment(lock['since'])}{until}{why}"
 
 
 def _mounted(status: dict[str, Any], *, answers: bool) -> str:

@@ -10,7 +10,7 @@ from relfs.cli.session import Session, change_current, pass_session
 
 @click.command("switch", epilog="\b\nExample:\n  relfsctl switch 42")
 @click.argument("release")
-@click.option("--force", is_flag=True, help="Switch to it even if it is an empty directory.")
+@click.option("--force", is_flag=True, help="Pass over the checks, and over the lock file of a deploy tool.")
 @pass_session
 def command(session: Session, release: str, force: bool) -> None:
     """Make RELEASE current.

@@ -1,0 +1,76 @@
+"""`relfsctl lock`: the deploy lock, held by whoever runs this, or while a command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import Any
+
+import click
+
+from relfs.cli.output import moment, say, show_json
+from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount
+from relfs.control import NoDaemon, change
+from relfs.errors import RelfsError, UsageError, reason
+from relfs.locate import Place
+
+_NOT_FOUND = 127
+_NOT_RUNNABLE = 126
+
+
+@click.command(
+    "lock",
+    epilog='\b\nExample:\n  relfsctl lock --reason "database migration"\n  relfsctl lock -- ./deploy.sh',
+)
+@click.option("--reason", default="", metavar="TEXT", help="What to tell those who are stopped by it.")
+@click.option(
+    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Hold it for so long, whoever has ended by then.",
+)  # fmt: skip
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
+@pass_session
+def command(session: Session, reason: str, ttl: float | None, words: tuple[str, ...]) -> int:
+    """Let nobody but the caller make a release current: neither with relfsctl, nor with a tool that swaps the link.
+
+    The lock is held by the process that runs this, usually a shell, with all that it starts, and ends with it, or with
+    `relfsctl unlock`. With COMMAND, it is held for that, while it runs; the exit status is the command's.
+    """
+    if words and ttl is not None:
+        raise UsageError("--ttl: a lock that is held for a command ends with it; leave one of them out")
+    lock = _take(session.place(), own=bool(words), why=reason, ttl=ttl)
+    if words:
+        return _run(words)
+    if session.json:
+        show_json(lock)
+    else:
+        until = f"until {moment(lock['until'])}" if lock["until"] else f"until process {lock['pid']} ends"
+        say(f"the deploy lock is yours {until}, or `relfsctl unlock`")
+    return 0
+
+
+def _take(place: Place, *, own: bool, why: str, ttl: float | None) -> dict[str, Any]:
+    try:
+        lock: dict[str, Any] = change(place.state_paths, "lock", {"own": own, "reason": why, "ttl": ttl})
+        return lock
+    except NoDaemon:
+        refuse_behind_mount(place)
+    from relfs.journal import this_actor
+
+    with pointer_here(place) as pointer:
+        holder = os.getpid() if own else os.getppid()
+        return pointer.hold(this_actor(), holder, why=why, seconds=ttl).as_json()
+
+
+def _run(words: tuple[str, ...]) -> int:
+    """The command gets Ctrl-C from the terminal as we do, and what we are told to end with; we end when it has."""
+    try:
+        process = subprocess.Popen(words)
+    except OSError as error:
+        failure = RelfsError(f"{words[0]}: cannot be run: {reason(error)}")
+        failure.status = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
+        raise failure from error
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    status = process.wait()
+    return status if status >= 0 else 128 - status

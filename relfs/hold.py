@@ -1,0 +1,195 @@
+"""The deploy lock that people and scripts take with `relfsctl lock`: from then on nobody but the holder makes a
+release current, neither with relfsctl nor with a tool, until it is given back.
+
+It is a file, `.relfs/held`, that says who holds it. It is not what keeps two changes apart (that is lock.py, which
+whoever reads or writes this file holds), and so it may be looked at without being waited for.
+
+Who the holder is
+-----------------
+A process, known by its pid and start time, and all that descends from it: the shell that ran `relfsctl lock`, or
+relfsctl itself for as long as it runs a command under the lock. When that process has ended, the lock has, too. With a
+time to live it does not depend on the process: it ends when the time is over, and once the process is gone it is
+nobody's, so that it stops everybody. Times to live are kept in wall-clock time, which a reboot does not reset; a
+process that was started before the last boot is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from relfs.errors import LockedError, RelfsError, reason
+from relfs.journal import Actor
+from relfs.layout import DeployPath
+from relfs.processes import Process, boot_id, process
+
+HELD = "held"
+
+_DEPLOYER_LOCK = ".dep/deploy.lock"
+_FILE_MAX = 1 << 16
+_DEPTH_MAX = 64
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Who holds the deploy lock, since when and until when (seconds since the epoch; None: until it ends), and why.
+
+    `start` is the process's start time in clock ticks after the boot that `boot` names.
+    """
+
+    pid: int
+    start: int
+    boot: str
+    user: str
+    command: str
+    since: float
+    until: float | None
+    reason: str
+
+    def is_over(self) -> bool:
+        """Whether the time is up, or nobody is left who could give it back."""
+        if self.until is not None:
+            return time.time() >= self.until
+        return not self._lives()
+
+    def belongs_to(self, pid: int) -> bool:
+        """Whether process `pid` is the holder, or descends from it."""
+        asking = process(pid)
+        for _ in range(_DEPTH_MAX):
+            if asking is None:
+                return False
+            if self._is(asking):
+                return True
+            asking = process(asking.parent) if asking.parent else None
+        return False
+
+    def as_json(self) -> dict[str, object]:
+        """What `relfsctl status` and `relfsctl lock` publish."""
+        fields = ("pid", "user", "command", "since", "until", "reason")
+        return {name: getattr(self, name) for name in fields}
+
+    def __str__(self) -> str:
+        words = f"the deploy lock is held by {self.user} (pid {self.pid}: {self.command})"
+        words += f" since {_moment(self.since)}"
+        if self.until is not None:
+            words += f" until {_moment(self.until)}"
+        return words + (f": {self.reason}" if self.reason else "")
+
+    def _lives(self) -> bool:
+        now = process(self.pid)
+        return now is not None and now.alive and self._is(now)
+
+    def _is(self, other: Process) -> bool:
+        return (other.pid, other.start) == (self.pid, self.start) and self.boot == boot_id()
+
+
+def held(directory: int | None) -> Hold | None:
+    """The hold that is in force in the state directory. Raises RelfsError for one that cannot be read."""
+    hold = _read(directory) if directory is not None else None
+    return None if hold is None or hold.is_over() else hold
+
+
+def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
+    """Hold the deploy lock for process `holder`; again by the same holder, it is renewed. The caller holds lock.py's.
+
+    Raises LockedError if somebody else holds it, RelfsError.
+    """
+    require(directory, actor.pid)
+    found = process(holder)
+    if found is None and seconds is None:
+        raise RelfsError(f"process {holder}: cannot be seen from here; say with --ttl how long the lock is to be held")
+    now = time.time()
+    start = found.start if found is not None else -1
+    until = now + seconds if seconds is not None else None
+    hold = Hold(holder, start, boot_id(), actor.user, actor.command, now, until, why)
+    _write(directory, hold)
+    return hold
+
+
+def give_back(directory: int) -> Hold | None:
+    """End whatever hold there is, and tell which it was. The caller holds lock.py's, and may do so."""
+    hold = held(directory)
+    with suppress(FileNotFoundError):
+        os.unlink(HELD, dir_fd=directory)
+    return hold
+
+
+def require(directory: int | None, pid: int) -> None:
+    """Raises LockedError if somebody else than process `pid` holds the deploy lock."""
+    hold = held(directory)
+    if hold is not None and not hold.belongs_to(pid):
+        raise LockedError(f"{hold}; `relfsctl unlock` ends that")
+
+
+def require_no_tool(deploy: DeployPath) -> None:
+    """Raises LockedError while Deployer holds its own lock: the file .dep/deploy.lock, which says a user's name.
+
+    It stops relfsctl, not the tools: whose they are, such a file does not tell.
+    """
+    try:
+        status = os.lstat(_DEPLOYER_LOCK, dir_fd=deploy.fd)
+    except OSError:
+        return
+    user = _first_line(deploy, _DEPLOYER_LOCK) if stat.S_ISREG(status.st_mode) else ""
+    raise LockedError(
+        f"{deploy.path}/{_DEPLOYER_LOCK}: {user or 'somebody'} is deploying with Deployer "
+        f"since {_moment(status.st_mtime)}; `dep deploy:unlock` ends that, `relfsctl switch --force` passes over it"
+    )
+
+
+def _first_line(deploy: DeployPath, name: str) -> str:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=deploy.fd)
+    except OSError:
+        return ""
+    with open(fd, "rb") as file:
+        return os.fsdecode(file.readline(256).strip())
+
+
+def _read(directory: int) -> Hold | None:
+    try:
+        fd = os.open(HELD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, "rb") as file:
+            return _decode(file.read(_FILE_MAX))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RelfsError(f"{HELD}: the deploy lock cannot be read: {reason(error)}") from error
+
+
+def _decode(data: bytes) -> Hold | None:
+    """None for what a crash has torn: the lock was not had yet, then."""
+    try:
+        fields = json.loads(data)
+        until = fields["until"]
+        return Hold(
+            int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
+            float(fields["since"]), float(until) if until is not None else None, str(fields["reason"]),
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def _write(directory: int, hold: Hold) -> None:
+    """In one step, so that whoever reads it without waiting finds the old or the new one."""
+    new = f"{HELD}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=directory)  # a crash may have left it
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
+        with open(fd, "wb") as file:
+            file.write(json.dumps(asdict(hold)).encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, HELD, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+    except OSError as error:
+        raise RelfsError(f"{HELD}: the deploy lock cannot be written: {reason(error)}") from error
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
