@@ -22,8 +22,8 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from relfs.errors import LockedError, RelfsError, reason
-from relfs.journal import Actor
+from relfs.errors import LockedError, RelfsError, UsageError, reason
+from relfs.journal import Actor, command_line
 from relfs.layout import DeployPath
 from relfs.processes import Process, boot_id, process
 
@@ -31,6 +31,7 @@ HELD = "held"
 
 _DEPLOYER_LOCK = ".dep/deploy.lock"
 _FILE_MAX = 1 << 16
+_SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
 
 
@@ -96,8 +97,10 @@ def held(directory: int | None) -> Hold | None:
 def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
     """Hold the deploy lock for process `holder`; again by the same holder, it is renewed. The caller holds lock.py's.
 
-    Raises LockedError if somebody else holds it, RelfsError.
+    Raises UsageError, LockedError if somebody else holds it, RelfsError.
     """
+    if seconds is not None and not 0 < seconds <= _SECONDS_MAX:
+        raise UsageError(f"{seconds:g}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
     require(directory, actor.pid)
     found = process(holder)
     if found is None and seconds is None:
@@ -105,7 +108,8 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     now = time.time()
     start = found.start if found is not None else -1
     until = now + seconds if seconds is not None else None
-    hold = Hold(holder, start, boot_id(), actor.user, actor.command, now, until, why)
+    command = command_line(holder) or actor.command
+    hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why)
     _write(directory, hold)
     return hold
 

@@ -31,6 +31,7 @@ from sandbox import add_release, link_of, make_app
 
 from relfs import control
 from relfs.cli.options import MountOptions, parse_mount_options
+from relfs.checks import Checks
 from relfs.config import Config, load_config
 from relfs.control import MESSAGE_MAX, change
 from relfs.daemon.endpoint import listen
@@ -842,6 +843,9 @@ def test_config_values(tmp_path: Path) -> None:
     text = f'[control]\ngroup = "{GROUP}"\n[replacement]\ngrace = 2.5\n'
     assert config_of(tmp_path, text) == Config(gid, 2.5)
     assert config_of(tmp_path, "replacement.grace = 3600") == Config(None, 3600.0)
+    text = '[checks]\nempty = false\nunfinished = ["A", ".b c"]\nbad = true\n[hooks]\ntimeout = 60\n'
+    assert config_of(tmp_path, text) == Config(checks=Checks(False, ("A", ".b c"), True), hook_timeout=60.0)
+    assert config_of(tmp_path, "checks.unfinished = []") == Config(checks=Checks(unfinished=()))
 
 
 @pytest.mark.parametrize(
@@ -862,6 +866,16 @@ def test_config_values(tmp_path: Path) -> None:
         ("[replacement]\ngrace = inf", "replacement.grace"),
         ("[replacement]\ngrace = 3601", "replacement.grace"),
         ("[[control]]\ngroup = 'x'", r"\[control\]"),
+        ("[checks]\nempty = 1", "checks.empty must be true or false"),
+        ("[checks]\nbad = 'yes'", "checks.bad must be true or false"),
+        ("[checks]\ndangling = true", "checks.dangling is not known; known are bad, empty, unfinished"),
+        ("[checks]\nunfinished = 'X'", "checks.unfinished must be a list of file names"),
+        ("[checks]\nunfinished = ['a/b']", "checks.unfinished must be a list of file names"),
+        ("[checks]\nunfinished = ['..']", "checks.unfinished must be a list of file names"),
+        ("[checks]\nunfinished = ['']", "checks.unfinished must be a list of file names"),
+        ("[checks]\nunfinished = [7]", "checks.unfinished must be a list of file names"),
+        ("[hooks]\ntimeout = 0", "hooks.timeout must be a number of seconds"),
+        ("[hooks]\npre-switch = 'x'", "hooks.pre-switch is not known"),
         ("[control", ""),
         (b"\xff\xfe", ""),
         ("x = " + "[" * 5000, ""),

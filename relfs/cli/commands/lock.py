@@ -25,7 +25,7 @@ _NOT_RUNNABLE = 126
 )
 @click.option("--reason", default="", metavar="TEXT", help="What to tell those who are stopped by it.")
 @click.option(
-    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--ttl", type=float, metavar="SECONDS",
     help="Hold it for so long, whoever has ended by then.",
 )  # fmt: skip
 @click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
