@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2
-from relfs.lock import deploy_lock
+from relfs.lock import change_lock
 from relfs.mountinfo import relfs_mounts
 from relfs.pointer import Pointer
 
@@ -44,7 +44,7 @@ def initialise(path: str, release: str | None, state_dir: str | None = None) -> 
     _make_directories(path)
     deploy = open_deploy_path(path, state_dir=state_dir)
     try:
-        with deploy_lock(deploy.state_fd, shown=deploy.state_path):
+        with change_lock(deploy.state_fd, shown=deploy.state_path):
             adopted = _adopt(deploy, release)
         target = Pointer(deploy).target
         return Made(deploy.path, target.label if target is not None else None, adopted)

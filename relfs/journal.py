@@ -8,7 +8,7 @@
 
 A line is written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
 the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
-deploy lock (lock.py); reading needs no lock.
+change lock (lock.py); reading needs no lock.
 """
 
 from __future__ import annotations

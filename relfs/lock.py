@@ -1,4 +1,4 @@
-"""The deploy lock: flock(2) on `.relfs/lock`, held for the length of one change.
+"""The change lock: flock(2) on `.relfs/lock`, held for the length of one change.
 
 A mounted daemon and an offline relfsctl take the same lock, so their changes never interleave. It dies with its
 holder, whatever kills that, because the kernel drops a flock with its last descriptor.
@@ -20,8 +20,8 @@ _RETRY_SECONDS = 0.005
 
 
 @contextlib.contextmanager
-def deploy_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 30.0) -> Iterator[None]:
-    """Hold the deploy lock of the state directory, which messages call `shown`. Not reentrant.
+def change_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 30.0) -> Iterator[None]:
+    """Hold the change lock of the state directory, which messages call `shown`. Not reentrant.
 
     Raises LockedError if somebody holds it for more than `wait` seconds, RelfsError if it cannot be had at all.
     """
@@ -42,7 +42,7 @@ def _open(directory: int, shown: str) -> int:
     try:
         return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
     except OSError as error:
-        raise RelfsError(f"{shown}/{LOCK}: the deploy lock cannot be had: {reason(error)}") from error
+        raise RelfsError(f"{shown}/{LOCK}: the change lock cannot be had: {reason(error)}") from error
 
 
 def _acquire(fd: int, deadline: float) -> bool:
@@ -53,7 +53,7 @@ def _acquire(fd: int, deadline: float) -> bool:
             break
         except OSError as error:
             if not isinstance(error, BlockingIOError):  # flock(2) on a file system that cannot
-                raise RelfsError(f"the deploy lock cannot be had: {reason(error)}") from error
+                raise RelfsError(f"the change lock cannot be had: {reason(error)}") from error
             if time.monotonic() >= deadline:
                 raise LockedError(f"the deploy path is being changed by {_holder(fd)}; try again") from None
             time.sleep(_RETRY_SECONDS)

@@ -44,7 +44,7 @@ from relfs.hooks import PRE_SWITCH, run_hook
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
 from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Release, Target, check_name
 from relfs.libc import syncfs
-from relfs.lock import deploy_lock
+from relfs.lock import change_lock
 from relfs.store import Owner, open_store, peek
 
 PENDING = "pending"
@@ -59,11 +59,11 @@ _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
 class Pointer:
     """The one current target of a deploy path, for a process that may change it.
 
-    LOCK ORDERING: `_lock`, then the deploy lock. Neither is ever held while the kernel is asked to drop a dentry:
+    LOCK ORDERING: `_lock`, then the change lock. Neither is ever held while the kernel is asked to drop a dentry:
     that is for the caller, after the method has returned.
     GUARDED BY _lock: everything. `target` may be read without it, being one reference to an immutable value; what
     `status` reads of the rest without it may be a moment old.
-    INVARIANT: while no method runs, `target` is what the store told when this process last held the deploy lock,
+    INVARIANT: while no method runs, `target` is what the store told when this process last held the change lock,
     except where `diverged` says that the disk holds something that cannot be served.
 
     Every method blocks (on the lock, on the disk); none may be called from a trio task without a thread.
@@ -82,7 +82,7 @@ class Pointer:
 
         `hide` is a mountpoint that hooks shall not see. `on_event` is called with each event once it is in the
         journal, by whichever thread wrote it.
-        Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the deploy lock.
+        Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the change lock.
         """
         self.deploy = deploy
         self.target: Target | None = None
@@ -215,7 +215,7 @@ class Pointer:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._lock, deploy_lock(self.deploy.state_fd, shown=self.deploy.state_path):
+        with self._lock, change_lock(self.deploy.state_fd, shown=self.deploy.state_path):
             try:
                 yield
             except OSError as error:
@@ -370,7 +370,7 @@ class Pointer:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _reload_history(self) -> None:
-        """Take in what another holder of the deploy lock wrote."""
+        """Take in what another holder of the change lock wrote."""
         identity = self._journal_identity()
         if identity is None or identity != self._seen:
             self.history = History(self._journal.events())

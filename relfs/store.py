@@ -1,7 +1,7 @@
 """Where the target of `current` is kept on disk: a symbolic link, or a file where the file system has no links.
 
 A store replaces what it holds by rename(2): a reader of the disk finds the old target or the new one, whole, and
-after `write` has returned it finds the new one even after a power cut. Who may write is the holder of the deploy lock.
+after `write` has returned it finds the new one even after a power cut. Who may write is the holder of the change lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relfs.errors import RelfsError
 from relfs.layout import CURRENT, DeployPath
 
 TEMPORARY = ".current.relfs"
-"""The name under which a new link is made. One is enough, since its maker holds the deploy lock; it is made beside
+"""The name under which a new link is made. One is enough, since its maker holds the change lock; it is made beside
 `current` so that one fsync(2) of one directory makes the rename durable."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS})

@@ -30,8 +30,8 @@ from readers import reading
 from sandbox import add_release, link_of, make_app
 
 from relfs import control
-from relfs.cli.options import MountOptions, parse_mount_options
 from relfs.checks import Checks
+from relfs.cli.options import MountOptions, parse_mount_options
 from relfs.config import Config, load_config
 from relfs.control import MESSAGE_MAX, change
 from relfs.daemon.endpoint import listen

@@ -1,4 +1,4 @@
-"""The deploy lock: one holder at a time, on one host, however the holder ends."""
+"""The change lock: one holder at a time, on one host, however the holder ends."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import pytest
 from sandbox import end, start_python
 
 from relfs.errors import EXIT_LOCKED, LockedError, RelfsError
-from relfs.lock import LOCK, deploy_lock
+from relfs.lock import LOCK, change_lock
 
 HOLD = """
 import os, sys
-from relfs.lock import deploy_lock
-with deploy_lock(os.open(sys.argv[1], os.O_RDONLY)):
+from relfs.lock import change_lock
+with change_lock(os.open(sys.argv[1], os.O_RDONLY)):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 COUNT = """
 import os, sys
-from relfs.lock import deploy_lock
+from relfs.lock import change_lock
 state, counter, times = os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_RDWR), int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(times):
-    with deploy_lock(state):
+    with change_lock(state):
         number = int(os.pread(counter, 9, 0))
         os.sched_yield()
         os.pwrite(counter, b"%09d" % (number + 1), 0)
@@ -40,7 +40,7 @@ for _ in range(times):
 WITHOUT_LOCK = """
 import contextlib
 import relfs.lock
-relfs.lock.deploy_lock = lambda *_, **__: contextlib.nullcontext()
+relfs.lock.change_lock = lambda *_, **__: contextlib.nullcontext()
 """
 
 Starter = Callable[..., Popen[str]]
@@ -65,7 +65,7 @@ def start() -> Iterator[Starter]:
 
 def test_another_process_is_kept_out_and_told_by_whom(state: int, tmp_path: Path, start: Starter) -> None:
     holder = start(HOLD, str(tmp_path))
-    with pytest.raises(LockedError, match=f"process {holder.pid}; try again") as caught, deploy_lock(state, wait=0):
+    with pytest.raises(LockedError, match=f"process {holder.pid}; try again") as caught, change_lock(state, wait=0):
         pytest.fail("both have it")
     assert caught.value.status == EXIT_LOCKED
 
@@ -73,7 +73,7 @@ def test_another_process_is_kept_out_and_told_by_whom(state: int, tmp_path: Path
 def test_it_is_free_when_the_holder_is_done(state: int, tmp_path: Path, start: Starter) -> None:
     holder = start(HOLD, str(tmp_path))
     holder.communicate()
-    with deploy_lock(state, wait=0):
+    with change_lock(state, wait=0):
         assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
 
 
@@ -81,14 +81,14 @@ def test_it_is_free_when_the_holder_is_killed(state: int, tmp_path: Path, start:
     holder = start(HOLD, str(tmp_path))
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with deploy_lock(state, wait=0):
+    with change_lock(state, wait=0):
         pass
 
 
 def test_it_is_free_after_an_exception(state: int) -> None:
-    with pytest.raises(KeyError), deploy_lock(state):
+    with pytest.raises(KeyError), change_lock(state):
         raise KeyError
-    with deploy_lock(state, wait=0):
+    with change_lock(state, wait=0):
         pass
 
 
@@ -105,13 +105,13 @@ def test_whoever_waits_gets_it(state: int, tmp_path: Path, start: Starter) -> No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
-        with deploy_lock(state, wait=60):
+        with change_lock(state, wait=60):
             assert len(tries) == 3
             assert holder.returncode == 0
 
 
 def test_it_is_not_reentrant(state: int) -> None:
-    with deploy_lock(state), pytest.raises(LockedError), deploy_lock(state, wait=0):
+    with change_lock(state), pytest.raises(LockedError), change_lock(state, wait=0):
         pytest.fail("held twice")
 
 
@@ -140,15 +140,15 @@ def test_without_it_they_get_in_each_others_way(start: Starter, tmp_path: Path) 
 
 @pytest.mark.parametrize("text", [b"", b"nonsense\n", b"\xff\xfe", b"-1\n"])
 def test_a_holder_that_cannot_be_named(state: int, tmp_path: Path, text: bytes) -> None:
-    with deploy_lock(state):
+    with change_lock(state):
         (tmp_path / LOCK).write_bytes(text)
-        with pytest.raises(LockedError, match="another process"), deploy_lock(state, wait=0):
+        with pytest.raises(LockedError, match="another process"), change_lock(state, wait=0):
             pytest.fail("held twice")
 
 
 def test_a_lock_that_cannot_be_opened(state: int, tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to("elsewhere")
-    with pytest.raises(RelfsError, match="cannot be had"), deploy_lock(state):
+    with pytest.raises(RelfsError, match="cannot be had"), change_lock(state):
         pytest.fail("locked through a link")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -158,13 +158,13 @@ def test_a_file_system_without_locks(state: int, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(RelfsError, match="No locks available"), deploy_lock(state):
+    with pytest.raises(RelfsError, match="No locks available"), change_lock(state):
         pytest.fail("locked without a lock")
 
 
 def test_without_a_state_directory_nothing_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Least of all the working directory."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RelfsError, match="state directory"), deploy_lock(None):
+    with pytest.raises(RelfsError, match="state directory"), change_lock(None):
         pytest.fail("locked nothing")
     assert os.listdir(tmp_path) == []

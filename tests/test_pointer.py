@@ -21,7 +21,7 @@ from sandbox import activations_of, end, journal_of, link_of, start_python
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.journal import DONE, JOURNAL, RECOVERED, Actor, Event, encode
 from relfs.layout import DeployPath, open_deploy_path
-from relfs.lock import deploy_lock
+from relfs.lock import change_lock
 from relfs.pointer import PENDING, Pointer
 
 
@@ -489,14 +489,14 @@ def test_no_link_at_first(app: Path, actor: Actor) -> None:
 # ---- many at once -------------------------------------------------------------------------------------------------
 
 
-def test_a_change_waits_for_the_deploy_lock(deploy: DeployPath, pointer: Pointer, actor: Actor) -> None:
+def test_a_change_waits_for_the_change_lock(deploy: DeployPath, pointer: Pointer, actor: Actor) -> None:
     done = threading.Event()
 
     def switch() -> None:
         pointer.switch("41", actor, "request")
         done.set()
 
-    with deploy_lock(deploy.state_fd):
+    with change_lock(deploy.state_fd):
         thread = threading.Thread(target=switch)
         thread.start()
         assert not done.wait(0.1)
@@ -536,7 +536,7 @@ for number in range(times):
 WITHOUT_LOCK = """
 import contextlib
 import relfs.pointer
-relfs.pointer.deploy_lock = lambda *_, **__: contextlib.nullcontext()
+relfs.pointer.change_lock = lambda *_, **__: contextlib.nullcontext()
 """
 
 
