@@ -1,5 +1,7 @@
 """`.relfs/config.toml`: what may be set for a deploy path. Every key has a default; unknown ones are errors.
 
+seal = true          # the live release cannot be changed or removed through the mount
+
 [control]
 group = "deploy"     # members may switch, besides root and the deploy path's owner
 
@@ -28,6 +30,7 @@ from relfs.errors import RelfsError, reason
 
 CONFIG = "config.toml"
 
+_SEAL = "seal"
 _KNOWN = {
     "control": {"group"},
     "replacement": {"grace"},
@@ -38,12 +41,13 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Config:
-    """`group` is a gid, or None; `grace` and `hook_timeout` are in seconds."""
+    """`group` is a gid, or None; `grace` and `hook_timeout` are in seconds; `seal`: the live release is guarded."""
 
     group: int | None = None
     grace: float = 10.0
     checks: Checks = field(default_factory=Checks)
     hook_timeout: float = 10.0
+    seal: bool = False
 
 
 def load_config(state_fd: int, shown: str) -> Config:
@@ -65,9 +69,11 @@ def load_config(state_fd: int, shown: str) -> Config:
 
 
 def _parse(document: dict[str, Any]) -> Config:
+    seal = document.pop(_SEAL, False)
     for section, values in document.items():
         if section not in _KNOWN or not isinstance(values, dict):
-            raise ValueError(f"[{section}] is not known; known are {', '.join(f'[{name}]' for name in _KNOWN)}")
+            known = ", ".join([_SEAL, *(f"[{name}]" for name in _KNOWN)])
+            raise ValueError(f"[{section}] is not known; known are {known}")
         for key in values:
             if key not in _KNOWN[section]:
                 raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")
@@ -79,6 +85,7 @@ def _parse(document: dict[str, Any]) -> Config:
         grace=_seconds("replacement.grace", grace),
         checks=_checks(document.get("checks", {})),
         hook_timeout=_seconds("hooks.timeout", timeout),
+        seal=_switch(_SEAL, seal),
     )
 
 

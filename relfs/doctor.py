@@ -46,7 +46,7 @@ class Finding:
 def examine(place: Place | None) -> list[Finding]:
     """All findings, the host's first. Raises nothing that belongs to a check: that is its finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
-        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _request_timeout, _tools,
+        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _sealing, _request_timeout, _tools,
     ]  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if place is not None:
@@ -166,6 +166,26 @@ def _native() -> Iterator[Finding]:
         yield Finding(
             "note", "native", f"directories cannot be attached ({reason(error)}): all is served by passthrough"
         )
+    finally:
+        os.close(directory)
+
+
+def _sealing() -> Iterator[Finding]:
+    """What `seal = true` would do here."""
+    directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tree = libc.open_tree(directory, b"tmp", libc.OPEN_TREE_CLONE)
+        try:
+            libc.set_mount_attributes(tree, add=libc.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(tree)
+        yield Finding("ok", "seal", "live releases can be sealed by read-only mounts (`seal = true` in config.toml)")
+    except OSError as error:
+        yield Finding(
+            "note", "seal",
+            f"no read-only mounts ({reason(error)}): releases can be sealed only where relfs serves them itself, "
+            "over the deploy path or with --no-bind",
+        )  # fmt: skip
     finally:
         os.close(directory)
 

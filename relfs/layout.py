@@ -150,6 +150,25 @@ class DeployPath:
             text = found if found.startswith("/") else posixpath.join(posixpath.dirname(inner), found)
         return True
 
+    def release_of(self, text: str) -> str | None:
+        """The directory in releases/ that a link saying `text` leads to or into; None if it leads elsewhere.
+
+        Links on the way, at the top and in releases/, are followed by their texts, so that no path is walked that might
+        lead through a mount. Raises OSError where there is nothing to follow.
+        """
+        for _ in range(_LINK_HOPS):
+            head, _, rest = (self.inside(text) or "").partition("/")
+            name, _, below = rest.partition("/")
+            step = f"{RELEASES}/{name}" if head == RELEASES and name else head
+            if not step or step == RELEASES:
+                return None
+            mode = os.lstat(step, dir_fd=self.fd).st_mode
+            if not stat.S_ISLNK(mode):
+                return name if step != head and stat.S_ISDIR(mode) else None
+            found = os.readlink(step, dir_fd=self.fd)
+            text = posixpath.join(posixpath.dirname(step), found, below if step != head else rest)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
     # ---- releases -------------------------------------------------------------------------------------------
 
     def releases(self) -> list[Release]:

@@ -20,6 +20,7 @@ OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
@@ -60,9 +61,24 @@ def make_slave(tree: int, flags: int = 0) -> None:
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", how, ctypes.byref(attributes), size))
 
 
-def move_mount(tree: int, target: bytes) -> None:
-    """Attach a detached tree at the absolute path `target` (move_mount(2), Linux 5.2)."""
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target, ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)))
+def set_mount_attributes(mount: int, *, add: int = 0, remove: int = 0) -> None:
+    """Change MOUNT_ATTR_* flags of the one mount whose root the descriptor `mount` is (mount_setattr(2), Linux 5.12).
+
+    Raises OSError(EBUSY) for MOUNT_ATTR_RDONLY while a file is open for writing through that mount.
+    """
+    attributes = (ctypes.c_uint64 * 4)(add, remove, 0, 0)  # struct mount_attr, as above
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", ctypes.c_uint(AT_EMPTY_PATH), ctypes.byref(attributes), size))
+
+
+def move_mount(tree: int, target: bytes, directory: int = AT_FDCWD) -> None:
+    """Attach a detached tree at the path `target`, which may be relative to `directory` (move_mount(2), Linux 5.2)."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", directory, target, ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)))
+
+
+def unmount(path: str) -> None:
+    """umount2(2) of the topmost mount at `path`. Raises OSError(EBUSY) while anybody uses it."""
+    _check(_libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW))
 
 
 def detach(path: str) -> None:

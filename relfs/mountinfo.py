@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -53,6 +54,15 @@ def mount_at(path: str) -> Mount | None:
         if mount.target == path:
             found = mount
     return found
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that the descriptor `fd` was opened through (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"mnt_id:"):
+                return int(line[7:])
+    raise OSError(errno.ENOSYS, "fdinfo names no mount")
 
 
 def _unescape(field: bytes) -> str:

@@ -18,9 +18,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from relfs import libc
 from relfs.errors import RelfsError, reason
+from relfs.mountinfo import mount_id
 
 _ATTRIBUTES = {
     "ro": libc.MOUNT_ATTR_RDONLY,
@@ -36,14 +38,54 @@ def attach(source_dir: int, name: str, target: str, options: Iterable[str] = ())
     Of the mount(8) `options`, ro, nosuid, nodev and noexec hold for what is attached, too.
     Raises OSError: EPERM without CAP_SYS_ADMIN, ENOSYS on kernels that cannot.
     """
-    tree = libc.open_tree(
-        source_dir, os.fsencode(name), libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE | libc.AT_SYMLINK_NOFOLLOW
-    )
+    os.close(attach_and_hold(source_dir, name, target, options))
+
+
+def attach_and_hold(source_dir: int, name: str, target: str, options: Iterable[str] = ()) -> int:
+    """The same, and returns what is attached as a descriptor (O_PATH): no path is walked to reach it, then."""
+    tree = _copy(source_dir, name, options)
     try:
-        libc.make_slave(tree, sum(_ATTRIBUTES.get(option, 0) for option in set(options)))
         libc.move_mount(tree, os.fsencode(target))
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A read-only mount: its id (mountinfo.mount_id), and whether it was read-only before it was made so."""
+
+    id: int
+    was_read_only: bool
+
+
+def cover(source_dir: int, target_dir: int, name: str, options: Iterable[str] = ()) -> Cover:
+    """Attach the directory `name` in `source_dir` over the one of that name in `target_dir`, read-only.
+
+    What is mounted below it is there too, as writable as it was: it is another file system's affair.
+    Raises OSError as attach() does. No step of a path leads out of the two directories.
+    """
+    tree = _copy(source_dir, name, options)
+    try:
+        was_read_only = bool(os.fstatvfs(tree).f_flag & os.ST_RDONLY)
+        libc.set_mount_attributes(tree, add=libc.MOUNT_ATTR_RDONLY)
+        libc.move_mount(tree, os.fsencode(name), target_dir)
+        return Cover(mount_id(tree), was_read_only)
     finally:
         os.close(tree)
+
+
+def _copy(source_dir: int, name: str, options: Iterable[str]) -> int:
+    """A detached slave of the directory `name` and all mounted below it, as a descriptor."""
+    flags = libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE | libc.AT_SYMLINK_NOFOLLOW
+    tree = libc.open_tree(source_dir, os.fsencode(name), flags)
+    try:
+        libc.make_slave(tree, sum(_ATTRIBUTES.get(option, 0) for option in set(options)))
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
 
 
 def detach(mountpoint: str) -> None:

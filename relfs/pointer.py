@@ -77,11 +77,13 @@ class Pointer:
         config: Config = Config(),  # noqa: B008 (frozen)
         hide: str | None = None,
         on_event: Callable[[Event], None] | None = None,
+        on_target: Callable[[Target], None] | None = None,
     ) -> None:
         """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
 
         `hide` is a mountpoint that hooks shall not see. `on_event` is called with each event once it is in the
-        journal, by whichever thread wrote it.
+        journal, by whichever thread wrote it. `on_target` is called with each new target before anybody can see it,
+        under both locks; OSError keeps the one there is.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the change lock.
         """
         self.deploy = deploy
@@ -94,6 +96,7 @@ class Pointer:
         self._lock = threading.Lock()
         self._journal = Journal(deploy.state_fd)
         self._on_event = on_event
+        self._on_target = on_target
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: Event | None = None
         self._behind: OSError | None = None
@@ -290,6 +293,7 @@ class Pointer:
         event = new_event(action, target.label, origin, actor, request_id)
         try:
             self._journal.probe()
+            self._announce(target)
             self._write_pending(event, text)
             self._flush_target(text)
             open_store(self.deploy).write(text, owner)
@@ -304,6 +308,10 @@ class Pointer:
         if self._behind is not None:
             _log.warning("%s is current, but that is not in the journal yet: %s", target.label, reason(self._behind))
         return event
+
+    def _announce(self, target: Target) -> None:
+        if self._on_target is not None:
+            self._on_target(target)
 
     def _flush_target(self, text: str) -> None:
         """syncfs(2) where the release lives, and the state directory's `pending` if that is elsewhere."""
@@ -385,13 +393,24 @@ class Pointer:
         self._reload_history()
         self._finish_pending(text)
         found = self.deploy.target(text) if text is not None else None
-        self.diverged = None
-        if not first and found != self.target and not (found is not None and self.deploy.leads_somewhere(found.text)):
-            self.diverged = f"the real {CURRENT} {'is gone' if found is None else 'leads nowhere: ' + found.text}"
+        self.diverged = None if first or found == self.target else self._trouble_with(found)
+        if self.diverged is not None:
             found = self.target
         if found is not None and self.history.path[-1:] != [found.label]:
             self._note_change(found)
         self.target = found
+
+    def _trouble_with(self, found: Target | None) -> str | None:
+        """Why a target that somebody else put on the disk cannot be followed; None: it can be, and is about to be."""
+        if found is None:
+            return f"the real {CURRENT} is gone"
+        if not self.deploy.leads_somewhere(found.text):
+            return f"the real {CURRENT} leads nowhere: {found.text}"
+        try:
+            self._announce(found)
+        except OSError as error:
+            return f"the real {CURRENT} leads to {found.label}, but {reason(error)}"
+        return None
 
     def _finish_pending(self, text: str | None) -> None:
         pending = self._read_pending()

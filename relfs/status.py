@@ -32,7 +32,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Status:
-    """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon."""
+    """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon.
+
+    `sealed` names the releases that cannot be changed now (None: sealing is not asked for, or nothing is mounted);
+    `unsealing` those that can be, but whose directory somebody's use of an old seal keeps from being removed.
+    """
 
     deploy_path: str
     mountpoint: str | None
@@ -49,6 +53,8 @@ class Status:
     lock: dict[str, object] | None = None
     views: tuple[View, ...] = ()
     diverged: str | None = None
+    sealed: tuple[str, ...] | None = None
+    unsealing: tuple[str, ...] = ()
     requests: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:

@@ -18,12 +18,14 @@ from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.hold import held
 from relfs.pointer import Pointer
 from relfs.processes import process
+from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """The parts of a running mount that requests are about. `native` and `leave` are asked each time."""
+    """The parts of a running mount that requests are about; `seals` is None where sealing is not asked for. `native`
+    and `leave` are asked each time."""
 
     plan: Plan
     pointer: Pointer
@@ -32,6 +34,7 @@ class Mounted:
     operations: Operations
     init: InitRequest
     caches_links: bool
+    seals: Seals | None
     native: Callable[[], tuple[str, ...]]
     leave: Callable[[], None]
 
@@ -131,5 +134,7 @@ def status(mounted: Mounted) -> Status:
             for each in mounted.current.replacements
         ),
         diverged=pointer.diverged,
+        sealed=tuple(sorted(mounted.seals.sealed)) if mounted.seals is not None else None,
+        unsealing=tuple(sorted(mounted.seals.left)) if mounted.seals is not None else (),
         requests=dict(mounted.operations.requests),
     )

@@ -1,9 +1,9 @@
 """One mount from beginning to end: parts are built, tied together, run, and taken down.
 
 Order at the start: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
-connection is made, INIT is brokered, native directories are attached, the control socket listens; then the mount is
-asked through its own front door, and only if it answers are we ready. Requests that arrive meanwhile wait in the
-kernel; none fails.
+connection is made, INIT is brokered, native directories are attached, the live release is sealed if that is asked for,
+the control socket listens; then the mount is asked through its own front door, and only if it answers are we ready.
+Requests that arrive meanwhile wait in the kernel; none fails.
 
 Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
 under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
@@ -33,6 +33,7 @@ from relfs.daemon.preflight import (
     raise_descriptor_limit,
     require_servable,
 )
+from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.service import notify
 from relfs.daemon.watcher import follow_link, until_unmounted
@@ -40,6 +41,7 @@ from relfs.errors import EXIT_FAILED, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.current import CurrentLink
+from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.operations import NATIVE, Operations
@@ -49,11 +51,13 @@ from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import attach, detach
+from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
+from relfs.seal import Sealer, Seals
 
 _log = logging.getLogger(__name__)
 
+_WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 
@@ -87,10 +91,13 @@ class _Mount:
         self._ready = ready
         self._hub = EventHub()
         self._table = InodeTable()
+        self._seals = Seals(deploy)
+        self._guard = Guard(self._table, deploy.fd)
         self._mount_id = 0
         self._status = 0
         self._tried: set[str] = set()
         self._attached: set[str] = set()
+        self._attached_releases: int | None = None
         self._leaving = False
         self._signals: AsyncIterator[int]
 
@@ -115,6 +122,7 @@ class _Mount:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(connection.close)
+                await trio.to_thread.run_sync(self._seals.end)
             self._table.close()
         if failure is not None:
             raise failure
@@ -124,13 +132,16 @@ class _Mount:
 
     def _open_pointer(self, publish: Callable[[Event], None]) -> Pointer:
         hide = self._plan.mountpoint if self._plan.over else None
-        return Pointer(self._deploy, style=self._plan.link, config=self._config, hide=hide, on_event=publish)
+        on_target = self._seals.prepare if self._config.seal else None
+        return Pointer(
+            self._deploy, style=self._plan.link, config=self._config, hide=hide, on_event=publish, on_target=on_target
+        )
 
     async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
         """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
         so that it is not wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
-            changes = Changes(pointer)
+            changes = Changes(pointer, self._seals)
             current = CurrentLink(
                 pointer, changes, self._table, nursery,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,
@@ -146,7 +157,7 @@ class _Mount:
 
             mounted = Mounted(
                 self._plan, pointer, changes, current, operations, connection.init, handshake.caches_links,
-                self._native, leave,
+                self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             try:
@@ -169,7 +180,7 @@ class _Mount:
         def on_native(name: str) -> None:
             nursery.start_soon(self._attach, name)
 
-        return Operations(self._table, files, current, handshake, on_native)
+        return Operations(self._table, files, current, handshake, on_native, self._guard)
 
     async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted) -> None:
         found = mount_at(self._plan.mountpoint)
@@ -178,6 +189,9 @@ class _Mount:
         self._mount_id = found.id
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
+        if self._config.seal:
+            await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
+            nursery.start_soon(mounted.changes.keep_unsealing)
         await mounted.changes.drop_current()  # what it shows may depend on what could be attached
         await self._check_answer(mounted.pointer)
         server = ControlServer(
@@ -194,6 +208,9 @@ class _Mount:
     def _show(self, target: Target) -> str:
         """What readers get to read. A mount elsewhere without native directories leads into the deploy path itself, so
         that bytes are native there too."""
+        if not self._plan.over and self._config.seal and target.text.startswith("/"):
+            inside = self._deploy.inside(target.text)  # what is sealed is sealed in the mount
+            return f"{self._plan.mountpoint}/{inside}" if inside is not None else target.text
         if self._plan.over or RELEASES in self._attached or not self._plan.bind or target.text.startswith("/"):
             return target.text
         return f"{self._plan.deploy_path}/{target.text}"
@@ -209,14 +226,43 @@ class _Mount:
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
-            await trio.to_thread.run_sync(
-                attach, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
+            attached = await trio.to_thread.run_sync(
+                attach_and_hold, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
             )
         except OSError as error:
             level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
             return
         self._attached.add(name)
+        if name == RELEASES and self._config.seal:
+            self._attached_releases = attached
+        else:
+            os.close(attached)
+
+    # ---- sealing
+
+    def _begin_sealing(self, pointer: Pointer) -> None:
+        """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
+        live = (pointer.target,) if pointer.target is not None else ()
+        try:
+            self._seals.begin(self._sealer(), live)
+        except OSError as error:
+            raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
+
+    def _sealer(self) -> Sealer:
+        if self._attached_releases is not None:
+            attached, self._attached_releases = self._attached_releases, None
+            return Binds(self._deploy, attached, self._plan.mount_options)
+        if not _is_real_directory(self._deploy.fd, RELEASES):
+            raise RelfsError(
+                f"{self._deploy.path}/{RELEASES}: is a link, and what it leads to cannot be sealed; {_WITHOUT_SEAL}"
+            )
+        if self._plan.over or not self._plan.bind:
+            return self._guard
+        raise RelfsError(
+            f"{self._plan.mountpoint}: no release can be sealed: {CURRENT} leads into {self._deploy.path}, which this "
+            f"mount does not cover; mount over it, or with --no-bind; {_WITHOUT_SEAL}"
+        )
 
     def _listen(self) -> trio.SocketListener:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""

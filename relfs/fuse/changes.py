@@ -24,18 +24,26 @@ from relfs.hold import Hold
 from relfs.journal import Actor, Event
 from relfs.layout import CURRENT, Target
 from relfs.pointer import Pointer
+from relfs.seal import Seals
 from relfs.store import Owner
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_RETRY_SECONDS = 0.01
+_RETRY_SECONDS_MAX = 1.0
+
 
 class Changes:
     """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
 
-    def __init__(self, pointer: Pointer) -> None:
+    def __init__(self, pointer: Pointer, seals: Seals) -> None:
+        """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
+        their prepare()."""
         self._pointer = pointer
+        self._seals = seals
+        self._left_over = trio.Event()
         self._changing = trio.CapacityLimiter(1)
         self._telling = trio.CapacityLimiter(1)
 
@@ -81,8 +89,22 @@ class Changes:
         return self._pointer.refresh() != before
 
     async def drop_current(self) -> None:
-        """Make the kernel ask again what `current` is. Blocks while somebody changes the directory."""
-        await self.drop_name(ROOT, CURRENT.encode())
+        """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
+        changes the directory."""
+        await trio.to_thread.run_sync(_drop_current, self._seals, limiter=self._telling, abandon_on_cancel=True)
+        if self._seals.left:
+            self._left_over.set()
+
+    async def keep_unsealing(self) -> None:
+        """Try again to free what somebody still used when it was unsealed, at growing intervals. Never returns."""
+        while True:
+            await self._left_over.wait()
+            self._left_over = trio.Event()
+            pause = _RETRY_SECONDS
+            while self._seals.left and not self._left_over.is_set():
+                await trio.sleep(pause)
+                pause = min(2 * pause, _RETRY_SECONDS_MAX)
+                await trio.to_thread.run_sync(self._seals.retry, limiter=self._telling)
 
     def drop_root_attributes(self) -> None:
         """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
@@ -108,12 +130,29 @@ class Changes:
             await self.drop_current()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(call, limiter=self._changing)
+        return await trio.to_thread.run_sync(self._settled, call, limiter=self._changing)
+
+    def _settled(self, call: Callable[[], _T]) -> _T:
+        """Runs while `_changing` is held: what is live afterwards may only be told there."""
+        try:
+            return call()
+        finally:
+            target = self._pointer.target
+            self._seals.decided(() if target is None else (target,))
 
 
-def _drop(parent: pyfuse3.InodeT, name: bytes) -> None:
+def _drop_current(seals: Seals) -> None:
+    replaced = seals.replaced()
+    if _drop(ROOT, CURRENT.encode()):
+        seals.release(replaced)
+
+
+def _drop(parent: pyfuse3.InodeT, name: bytes) -> bool:
+    """Whether the kernel does not have it any more."""
     try:
         pyfuse3.invalidate_entry(parent, name)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount is going away
             _log.warning("the kernel could not be told to drop %r: %s", name, error)
+            return False
+    return True

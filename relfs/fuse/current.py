@@ -137,6 +137,7 @@ class CurrentLink:
         if not self.hidden_from(context):
             raise FUSEError(errno.EEXIST)
         await self._replace(text, context)
+        self._nursery.start_soon(self._changes.drop_current)  # what is sealed follows once the kernel knows
         entry = self.entry()
         assert entry is not None, "a replacement has left no target"
         return entry

@@ -30,6 +30,7 @@ from pyfuse3 import (
 )
 
 from relfs.fuse.current import CurrentLink
+from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
 from relfs.fuse.passthrough import Passthrough
@@ -85,8 +86,10 @@ class Operations(pyfuse3.Operations):
         current: CurrentLink,
         handshake: Handshake,
         on_native: Callable[[str], None],
+        guard: Guard,
     ) -> None:
-        """`on_native` is called with the name of a native directory that has come into being under the mount."""
+        """`on_native` is called with the name of a native directory that has come into being under the mount; `guard`
+        is asked before anything that might change a release."""
         super().__init__()
         self.requests: Counter[str] = Counter()
         self._table = table
@@ -94,6 +97,7 @@ class Operations(pyfuse3.Operations):
         self._current = current
         self._handshake = handshake
         self._on_native = on_native
+        self._guard = guard
 
     # ---- names
 
@@ -130,6 +134,7 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT and name == _CURRENT:
             await self._current.unlink(ctx)
             return
+        self._guard.name(parent_inode, name)
         self._files.unlink(parent_inode, name, ctx)
 
     @_handler
@@ -160,6 +165,7 @@ class Operations(pyfuse3.Operations):
     def _forbid_rename(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes]) -> None:
         """Native directories stay where they are, and no directory becomes one under a nodeid that it had before."""
         for parent, name in (old, new):
+            self._guard.name(parent, name)
             if parent == ROOT and (name.startswith(_HIDDEN) or (name in NATIVE and self._is_native(name))):
                 raise FUSEError(errno.EBUSY)
         if new[0] == ROOT and new[1] in NATIVE and self._files.is_directory(*old):
@@ -176,6 +182,7 @@ class Operations(pyfuse3.Operations):
         self._forbid(new_parent_inode, new_name, ctx)
         if self._table.text(inode) is not None:  # there is no inode that could get a second name
             raise FUSEError(errno.EPERM)
+        self._guard.linking(inode)
         return self._files.link(inode, new_parent_inode, new_name, ctx)
 
     @_handler
@@ -192,6 +199,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EBUSY)
         if parent_inode == ROOT and name == _CURRENT:
             raise FUSEError(errno.ENOTDIR)
+        self._guard.name(parent_inode, name)
         self._files.rmdir(parent_inode, name, ctx)
 
     @_handler
@@ -209,7 +217,9 @@ class Operations(pyfuse3.Operations):
         return self._files.create(parent_inode, name, mode, flags, ctx)
 
     def _forbid(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
-        """`current` can only be a symbolic link, and the name of its successor to be is relfs's own."""
+        """`current` can only be a symbolic link, and the name of its successor to be is relfs's own. Nothing new comes
+        into a sealed release."""
+        self._guard.name(parent, name)
         if parent != ROOT:
             return
         if name == _CURRENT:
@@ -238,6 +248,8 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
     ) -> EntryAttributes:
         if self._table.text(inode) is None:
+            if fh is None:  # ftruncate(2), by whoever had it open for writing before
+                self._guard.inode(inode)
             return self._files.setattr(inode, attr, fields, fh, ctx)
         self._current.setattr(inode, attr, fields, ctx)
         return self._current.attributes(inode)
@@ -250,6 +262,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._no_xattr(inode, errno.EPERM)
+        self._guard.inode(inode)
         self._files.setxattr(inode, name, value, ctx)
 
     @_handler
@@ -264,6 +277,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         self._no_xattr(inode, errno.ENODATA)
+        self._guard.inode(inode)
         self._files.removexattr(inode, name, ctx)
 
     def _no_xattr(self, inode: InodeT, number: int) -> None:
@@ -278,6 +292,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        self._guard.opening(inode, flags)
         return self._files.open(inode, flags, ctx)
 
     @_handler

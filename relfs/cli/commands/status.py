@@ -58,6 +58,10 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
     fields.append(("mounted", _mounted(status, answers=answers)))
     if answers:
         fields.append(("native", ", ".join(host["native"]) or "nothing: all is served by passthrough"))
+        if status["sealed"] is not None:
+            fields.append(("sealed", _sealed(status)))
+        if status["unsealing"]:
+            fields.append(("unsealing", f"{', '.join(status['unsealing'])}: in use, writable, cannot be removed yet"))
         fields.append(("link cache", "yes" if host["caches_links"] else "no: this kernel asks us each time"))
     for view in status["views"]:
         fields.append(
@@ -70,6 +74,13 @@ def _locked(lock: dict[str, Any]) -> str:
     until = f" until {moment(lock['until'])}" if lock["until"] is not None else ""
     why = f": {lock['reason']}" if lock["reason"] else ""
     return f"by {lock['user']} (pid {lock['pid']}: {lock['command']}) since {moment(lock['since'])}{until}{why}"
+
+
+def _sealed(status: dict[str, Any]) -> str:
+    if status["sealed"]:
+        return ", ".join(status["sealed"])
+    current = status["current"]
+    return f"nothing: {current} is not below releases/" if current is not None else "nothing: there is no current"
 
 
 def _mounted(status: dict[str, Any], *, answers: bool) -> str:

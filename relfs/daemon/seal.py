@@ -1,0 +1,104 @@
+"""Sealing releases with read-only mounts: each live one is covered by a copy of itself that cannot be written.
+
+Some facts. What is attached at `releases` is the covered directory itself, and everybody writes there. The kernel
+refuses each change below a read-only mount with EROFS, and the removal or renaming of what is mounted on with EBUSY
+(is_local_mountpoint() in fs/namei.c), whoever asks; readers pay nothing for one mount more.
+
+A tool that replaces `current` keeps the mount's top directory locked while it waits for us, and a path walk that came
+by there might wait for that. The consequence: nothing here walks a path from the root. A seal is copied from the
+covered `releases` and put into the attached one, both of which are descriptors.
+
+Detaching lazily what a process has its working directory in breaks its getcwd(3) and its `..`. The choice: a seal is
+made writable, which takes effect at once, then unmounted if nobody uses it, and tried again later if somebody does.
+Until then it is in nobody's way, but that the release's directory itself cannot be removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+
+from relfs import libc
+from relfs.layout import RELEASES, DeployPath
+from relfs.mountinfo import mount_id
+from relfs.mountinfo import mounts as all_mounts
+from relfs.mounts import Cover, cover
+
+_LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Binds:
+    """A Sealer. INVARIANT: `_covers` has the mounts made here by release, the topmost last, until they are gone."""
+
+    def __init__(self, deploy: DeployPath, attached: int, options: Iterable[str]) -> None:
+        """`attached` is a descriptor of `releases` in the mount, which is taken over; `options` are mount(8)'s.
+
+        Raises OSError.
+        """
+        self._covered = os.open(RELEASES, _LOOK, dir_fd=deploy.fd)
+        self._attached = attached
+        self._options = tuple(options)
+        self._covers: dict[str, list[Cover]] = {}
+
+    def seal(self, name: str) -> None:
+        """See Sealer. What has a file open for writing already, or its working directory there, keeps that."""
+        covers = self._covers.setdefault(name, [])
+        if not covers or not self._close_again(name, covers[-1]):
+            covers.append(cover(self._covered, self._attached, name, self._options))
+
+    def unseal(self, name: str) -> bool:
+        """See Sealer. A mount that somebody uses, or has mounted on, is left, as writable as the release is."""
+        covers = self._covers.get(name, [])
+        while covers:
+            if not self._take_off(name, covers[-1]):
+                return False
+            covers.pop()
+        return True
+
+    def close(self) -> None:
+        os.close(self._covered)
+        os.close(self._attached)
+
+    def _close_again(self, name: str, left: Cover) -> bool:
+        """Make what an earlier seal left read-only again. False: it is not what one meets there, or a file is open for
+        writing through it, which is no reason to leave the release open for everybody else."""
+        top = os.open(name, _LOOK, dir_fd=self._attached)
+        try:
+            if mount_id(top) != left.id:
+                return False
+            libc.set_mount_attributes(top, add=libc.MOUNT_ATTR_RDONLY)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        finally:
+            os.close(top)
+        return True
+
+    def _take_off(self, name: str, top: Cover) -> bool:
+        """Whether the mount is gone, be it that somebody else took it away, or the directory with it."""
+        if not self._open_again(name, top):
+            return all(mount.id != top.id for mount in all_mounts())
+        try:
+            libc.unmount(f"/proc/self/fd/{self._attached}/{name}")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    def _open_again(self, name: str, top: Cover) -> bool:
+        """Make it as writable as it was. False: it is not what one meets there."""
+        try:
+            found = os.open(name, _LOOK, dir_fd=self._attached)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:  # to be closed before it is unmounted: it would be busy
+            if mount_id(found) != top.id:
+                return False
+            if not top.was_read_only:
+                libc.set_mount_attributes(found, remove=libc.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(found)
+        return True

@@ -1,0 +1,142 @@
+"""Which releases are sealed, and in which order: the live one cannot be changed or removed, at any moment.
+
+The order of a sealed switch
+----------------------------
+Some facts. A release becomes visible as `current` the moment the target in memory is flipped, and stays visible after
+that, to whoever has the old link in the kernel's cache, until the kernel was told to drop it. Several changes may be at
+different stages of this at once: while the kernel is being told of one, the next may be about to flip.
+
+The choice.
+
+    1. the new release is sealed               prepare(), by the pointer, under its locks; failing, nothing changes
+    2. disk and memory are flipped             (or not, and then the release is as good as replaced)
+    3. it is settled what is live now          decided(), still in the thread that made the change
+    4. what need not be sealed is noted        replaced(), before
+    5. the kernel drops the old link
+    6. what was noted is unsealed              release(), less what has come back meanwhile
+
+A path walk that had read the old link before 5 may end in the old release after 6. It meets a release that is not the
+live one, as it would had it come a moment later.
+
+How a release is sealed is a Sealer's business (daemon/seal.py, fuse/guard.py). This module knows neither FUSE nor trio.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Protocol
+
+from relfs.errors import reason
+from relfs.layout import DeployPath, Target
+
+_log = logging.getLogger(__name__)
+
+
+class Sealer(Protocol):
+    """One way to keep releases from being changed. Its methods block, and may run in several threads."""
+
+    def seal(self, name: str) -> None:
+        """When it returns, release `name` cannot be changed. Raises OSError."""
+
+    def unseal(self, name: str) -> bool:
+        """Let release `name` be changed again. False: somebody keeps a part of the seal busy. Raises OSError."""
+
+    def close(self) -> None:
+        """Let go of what was kept for sealing; the seals themselves go with the mount."""
+
+
+class Seals:
+    """The seals of one mount.
+
+    LOCK ORDERING: the pointer's locks, then `_lock`. It is not held while a release is sealed, which may take as long
+    as reading all of it.
+    GUARDED BY _lock: everything. `sealed` and `left` may be read without it, being references to immutable values.
+    INVARIANT: from begin() on, what is live or about to be is in `sealed`.
+    """
+
+    def __init__(self, deploy: DeployPath) -> None:
+        self.sealed: frozenset[str] = frozenset()
+        self.left: frozenset[str] = frozenset()
+        """Unsealed, but for a part that somebody keeps busy: a mount, which makes the directory's removal EBUSY."""
+        self._deploy = deploy
+        self._live: frozenset[str] = frozenset()
+        self._coming: dict[Target, str | None] = {}
+        self._sealer: Sealer | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, sealer: Sealer, live: Iterable[Target]) -> None:
+        """Seal from now on. Takes the sealer over. Raises OSError if what is live cannot be sealed."""
+        with self._lock:
+            self._sealer = sealer
+        live = tuple(live)
+        for target in live:
+            self.prepare(target)
+        self.decided(live)
+
+    def prepare(self, target: Target) -> None:
+        """Seal what is about to become live; nothing, if that is no release. Raises OSError that says what failed."""
+        before = self._coming
+        try:
+            name = self._deploy.release_of(target.text)
+            with self._lock:
+                self._coming = {**before, target: name}  # from here on release() lets it be
+                sealer = self._sealer
+            if sealer is None or name is None:
+                return
+            if name not in self.sealed:
+                sealer.seal(name)
+        except OSError as error:
+            with self._lock:
+                self._coming = before
+            raise OSError(error.errno, f"it cannot be sealed: {reason(error)}") from error
+        with self._lock:
+            self.sealed |= {name}
+            self.left -= {name}
+
+    def decided(self, live: Iterable[Target]) -> None:
+        """A change has ended, well or not, and these are the targets in force. No other is under way."""
+        with self._lock:
+            self._coming = {target: self._coming[target] for target in live if target in self._coming}
+            self._live = _names(self._coming)
+
+    def replaced(self) -> frozenset[str]:
+        """What is sealed and need not be, once nobody sees it as `current` any more."""
+        with self._lock:
+            return self.sealed - self._needed()
+
+    def release(self, names: frozenset[str]) -> None:
+        """Unseal these, but for those that are live again or about to be. What somebody keeps busy is in `left`."""
+        with self._lock:
+            for name in sorted(names - self._needed()):
+                if self._sealer is not None:
+                    self._unseal(self._sealer, name)
+
+    def retry(self) -> None:
+        """Try to free what is `left`."""
+        self.release(self.left)
+
+    def end(self) -> None:
+        """The mount is gone, and all seals with it."""
+        with self._lock:
+            if self._sealer is not None:
+                self._sealer.close()
+            self._sealer = None
+            self.sealed = self.left = frozenset()
+
+    def _needed(self) -> frozenset[str]:
+        return self._live | _names(self._coming)
+
+    def _unseal(self, sealer: Sealer, name: str) -> None:
+        try:
+            free = sealer.unseal(name)
+        except OSError as error:
+            _log.warning("%s is not live any more but cannot be unsealed: %s", name, reason(error))
+            free = False
+        self.sealed -= {name}
+        self.left = self.left - {name} if free else self.left | {name}
+
+
+def _names(targets: dict[Target, str | None]) -> frozenset[str]:
+    return frozenset(name for name in targets.values() if name is not None)
