@@ -15,6 +15,8 @@ The choice.
     5. the kernel drops the old link
     6. what was noted is unsealed              release(), less what has come back meanwhile
 
+4 to 6 are done by one thread at a time: what was noted long ago may have been live once more since, and still be seen.
+
 A path walk that had read the old link before 5 may end in the old release after 6. It meets a release that is not the
 live one, as it would had it come a moment later.
 
@@ -53,7 +55,7 @@ class Seals:
     LOCK ORDERING: the pointer's locks, then `_lock`. It is not held while a release is sealed, which may take as long
     as reading all of it.
     GUARDED BY _lock: everything. `sealed` and `left` may be read without it, being references to immutable values.
-    INVARIANT: from begin() on, what is live or about to be is in `sealed`.
+    INVARIANT: from begin() on, what is live or about to be is in `sealed`; nothing is in `sealed` and `left`.
     """
 
     def __init__(self, deploy: DeployPath) -> None:
@@ -109,13 +111,12 @@ class Seals:
     def release(self, names: frozenset[str]) -> None:
         """Unseal these, but for those that are live again or about to be. What somebody keeps busy is in `left`."""
         with self._lock:
-            for name in sorted(names - self._needed()):
-                if self._sealer is not None:
-                    self._unseal(self._sealer, name)
+            self._unseal(names)
 
     def retry(self) -> None:
         """Try to free what is `left`."""
-        self.release(self.left)
+        with self._lock:
+            self._unseal(self.left)
 
     def end(self) -> None:
         """The mount is gone, and all seals with it."""
@@ -128,14 +129,17 @@ class Seals:
     def _needed(self) -> frozenset[str]:
         return self._live | _names(self._coming)
 
-    def _unseal(self, sealer: Sealer, name: str) -> None:
-        try:
-            free = sealer.unseal(name)
-        except OSError as error:
-            _log.warning("%s is not live any more but cannot be unsealed: %s", name, reason(error))
-            free = False
-        self.sealed -= {name}
-        self.left = self.left - {name} if free else self.left | {name}
+    def _unseal(self, names: frozenset[str]) -> None:
+        if self._sealer is None:
+            return
+        for name in sorted(names - self._needed()):
+            try:
+                free = self._sealer.unseal(name)
+            except OSError as error:
+                _log.warning("%s is not live any more but cannot be unsealed: %s", name, reason(error))
+                free = False
+            self.sealed -= {name}
+            self.left = self.left - {name} if free else self.left | {name}
 
 
 def _names(targets: dict[Target, str | None]) -> frozenset[str]:

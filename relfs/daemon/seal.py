@@ -77,9 +77,10 @@ class Binds:
         return True
 
     def _take_off(self, name: str, top: Cover) -> bool:
-        """Whether the mount is gone, be it that somebody else took it away, or the directory with it."""
+        """Whether the mount is gone, be it that somebody else took it away, or the directory with it. Its id may be
+        another mount's by then."""
         if not self._open_again(name, top):
-            return all(mount.id != top.id for mount in all_mounts())
+            return not any(each.id == top.id and os.path.basename(each.target) == name for each in all_mounts())
         try:
             libc.unmount(f"/proc/self/fd/{self._attached}/{name}")
         except OSError as error:

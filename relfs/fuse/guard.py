@@ -114,6 +114,8 @@ class Guard:
         return any(node.key in live.linked for live in self._live.values()) or self._is_inside(node)
 
     def _is_inside(self, node: Node) -> bool:
+        if not self._table.is_pinned(RELEASES_NODE):  # nobody has been there yet
+            return False
         try:
             path = os.readlink(os.fsencode(node.path))
             base = os.readlink(os.fsencode(self._table.node(RELEASES_NODE).path)) + b"/"
