@@ -10,6 +10,7 @@ import ctypes.util
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from relfs.control import Connection, NoDaemon
 from relfs.errors import RelfsError, reason
 from relfs.fuse.connection import connect
 from relfs.fuse.protocol import CACHE_SYMLINKS, HAS_RESEND, InitRequest
-from relfs.layout import open_deploy_path
+from relfs.layout import RELEASES, DeployPath, open_deploy_path
 from relfs.locate import Place
 from relfs.mountinfo import mount_at
 from relfs.mounts import detach
@@ -240,13 +241,22 @@ def _deploy_path(place: Place) -> Iterator[Finding]:
     except (RelfsError, OSError) as error:
         yield Finding("fail", "current", str(error))
     try:
-        if deploy.state_fd is not None:
-            load_config(deploy.state_fd, deploy.state_path)
+        if deploy.state_fd is not None and load_config(deploy.state_fd, deploy.state_path).seal:
+            yield _seal_asked_for(place, deploy)
     except RelfsError as error:
         yield Finding("fail", "config", str(error))
     finally:
         deploy.close()
     yield _mounted(place)
+
+
+def _seal_asked_for(place: Place, deploy: DeployPath) -> Finding:
+    if stat.S_ISLNK(os.lstat(RELEASES, dir_fd=deploy.fd).st_mode):
+        text = f"{deploy.path}/{RELEASES}: is a link, and what it leads to cannot be sealed; relfs will not mount"
+        return Finding("fail", "sealing", text)
+    if place.mountpoint is None:
+        return Finding("note", "sealing", f"{deploy.path}: asked for, and holds only while it is mounted")
+    return Finding("ok", "sealing", f"{deploy.path}: `relfsctl status` tells what is sealed")
 
 
 def _mounted(place: Place) -> Finding:

@@ -716,6 +716,28 @@ def test_doctor_knows_who_may_mount_for_all(tmp_path: Path, allowed: bool) -> No
     assert ("put user_allow_other into /etc/fuse.conf" in found["text"]) != allowed
 
 
+def test_doctor_tells_of_sealing(app: Path, tmp_path: Path) -> None:
+    """What this host can, and whether what the deploy path asks for can be kept."""
+    (app / ".relfs").mkdir()
+    done = ctl("-C", app, "--json", "doctor")
+    assert finding(done, "seal")["state"] == "ok"
+    assert not [each for each in done.json if each["what"] == "sealing"]
+    (app / ".relfs/config.toml").write_text("seal = true\n")
+    found = finding(ctl("-C", app, "--json", "doctor"), "sealing")
+    assert (found["state"], "only while it is mounted" in found["text"]) == ("note", True)
+    (app / "releases").rename(tmp_path / "disk")
+    (app / "releases").symlink_to(tmp_path / "disk")
+    done = ctl("-C", app, "--json", "doctor")
+    assert done.status == 1
+    assert finding(done, "sealing")["state"] == "fail"
+
+
+def test_doctor_of_a_user_tells_how_far_sealing_goes() -> None:
+    found = finding(ctl("--json", "doctor", user=NOBODY), "seal")
+    assert found["state"] == "note"
+    assert "--no-bind" in found["text"]
+
+
 def test_doctor_reads_the_configuration(app: Path) -> None:
     """What keeps `relfs` from mounting must not look healthy."""
     (app / ".relfs").mkdir()

@@ -843,6 +843,8 @@ def test_config_values(tmp_path: Path) -> None:
     text = f'[control]\ngroup = "{GROUP}"\n[replacement]\ngrace = 2.5\n'
     assert config_of(tmp_path, text) == Config(gid, 2.5)
     assert config_of(tmp_path, "replacement.grace = 3600") == Config(None, 3600.0)
+    assert config_of(tmp_path, "seal = true\n" + text) == Config(gid, 2.5, seal=True)
+    assert config_of(tmp_path, "seal = false") == Config()
     text = '[checks]\nempty = false\nunfinished = ["A", ".b c"]\nbad = true\n[hooks]\ntimeout = 60\n'
     assert config_of(tmp_path, text) == Config(checks=Checks(False, ("A", ".b c"), True), hook_timeout=60.0)
     assert config_of(tmp_path, "checks.unfinished = []") == Config(checks=Checks(unfinished=()))
@@ -853,6 +855,10 @@ def test_config_values(tmp_path: Path) -> None:
     [
         ("[x]", r"\[x\] is not known"),
         ("control = 1", r"\[control\] is not known"),
+        ("saeal = true", r"\[saeal\] is not known; known are seal, \[control\]"),
+        ("seal = 1", "seal must be true or false"),
+        ("[seal]", "seal must be true or false"),
+        ("[control]\nseal = true", "control.seal is not known"),
         ("[control]\ngruop = 'x'", "control.gruop is not known; known are group"),
         ("[control]\ngroup = 7", "control.group must be the name of a group"),
         ("[control]\ngroup = 'no-such-group'", "no group 'no-such-group'"),

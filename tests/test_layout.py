@@ -117,6 +117,48 @@ def test_a_link_that_stays(app: Path, deploy: DeployPath, text: str) -> None:
     deploy.check_release("next", allow_empty=False)
 
 
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("releases/42", "42"),
+        ("./releases//42/", "42"),
+        ("{app}/releases/42", "42"),
+        ("releases/42/public", "42"),
+        ("releases/42/no/such/thing", "42"),
+        ("releases/stable", "42"),
+        ("releases/stable/public", "42"),
+        ("releases/hop", "42"),
+        ("release", "42"),
+        ("release/public", "42"),
+        ("link-to-releases/stable", "42"),
+        ("shared/40", None),
+        ("releases", None),
+        ("releases/file", None),
+        ("releases/out", None),
+        ("/srv/elsewhere", None),
+        ("../elsewhere/releases/42", None),
+        (".", None),
+    ],
+)
+def test_the_release_that_a_link_leads_to(app: Path, deploy: DeployPath, text: str, release: str | None) -> None:
+    (app / "shared/40").mkdir(parents=True)
+    (app / "releases/file").touch()
+    (app / "releases/stable").symlink_to("./42")
+    (app / "releases/hop").symlink_to(app / "releases/stable/public")
+    (app / "releases/out").symlink_to(app / "shared/40")
+    (app / "release").symlink_to("releases/stable/")
+    (app / "link-to-releases").symlink_to("releases")
+    assert deploy.release_of(text.format(app=app)) == release
+
+
+@pytest.mark.parametrize("text", ["releases/gone", "gone", "releases/round", "round"])
+def test_a_link_that_leads_to_nothing(app: Path, deploy: DeployPath, text: str) -> None:
+    (app / "releases/round").symlink_to("round")
+    (app / "round").symlink_to("round")
+    with pytest.raises(OSError, match=r"No such file or directory|Too many levels of symbolic links"):
+        deploy.release_of(text)
+
+
 def test_an_empty_release_is_allowed_only_by_name(app: Path, deploy: DeployPath) -> None:
     (app / "releases" / "43").mkdir()
     with pytest.raises(RefusedError, match=r"empty directory.*--force"):

@@ -20,7 +20,7 @@ from sandbox import activations_of, end, journal_of, link_of, start_python
 
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.journal import DONE, JOURNAL, RECOVERED, Actor, Event, encode
-from relfs.layout import DeployPath, open_deploy_path
+from relfs.layout import DeployPath, Target, open_deploy_path
 from relfs.lock import change_lock
 from relfs.pointer import PENDING, Pointer
 
@@ -421,6 +421,51 @@ def test_a_switch_starts_from_what_somebody_else_did(app: Path, pointer: Pointer
     replace_link(app, "releases/42")
     assert pointer.switch("41", actor, "request").origin == "42"
     assert [event.release for event in activations_of(pointer.deploy)] == ["40", "42", "41"]
+
+
+# ---- targets are announced ----------------------------------------------------------------------------------------
+
+
+def test_a_target_is_announced_before_anybody_can_see_it(app: Path, deploy: DeployPath, actor: Actor) -> None:
+    heard: list[tuple[str, str | None, str]] = []
+
+    def hear(target: Target) -> None:
+        heard.append((target.text, release_of(pointer), link_of(app)))
+
+    pointer = Pointer(deploy, on_target=hear)
+    assert heard == [], "what is in force at first is nothing new"
+    pointer.switch("41", actor, "request")
+    pointer.switch("41", actor, "request")
+    replace_link(app, "releases/42")
+    pointer.refresh()
+    pointer.rollback("40", actor, "another")
+    assert heard == [
+        ("releases/41", "40", "releases/40"),
+        ("releases/42", "41", "releases/42"),
+        ("releases/40", "42", "releases/42"),
+    ]
+
+
+def test_a_target_that_is_refused_when_announced(app: Path, deploy: DeployPath, actor: Actor) -> None:
+    def refuse(target: Target) -> None:
+        if target.release in refused:
+            raise OSError(errno.EPERM, "it is not wanted")
+
+    refused = {"41"}
+    pointer = Pointer(deploy, on_target=refuse)
+    with pytest.raises(RelfsError, match=r"^41: not switched to: it is not wanted; current is still 40$") as raised:
+        pointer.switch("41", actor, "request")
+    assert isinstance(raised.value.__cause__, OSError)
+    assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
+    replace_link(app, "releases/41")
+    pointer.refresh()
+    assert pointer.diverged == "the real current leads to 41, but it is not wanted"
+    assert release_of(pointer) == "40"
+    refused.clear()
+    pointer.refresh()
+    assert pointer.diverged is None
+    assert release_of(pointer) == "41"
+    pointer.check_invariants()
 
 
 @pytest.mark.parametrize("text", ["releases/99", "/no/such/place", None], ids=["dangling", "away", "gone"])
