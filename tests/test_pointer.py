@@ -430,15 +430,15 @@ def test_a_target_is_announced_before_anybody_can_see_it(app: Path, deploy: Depl
     heard: list[tuple[str, str | None, str]] = []
 
     def hear(target: Target) -> None:
-        heard.append((target.text, release_of(pointer), link_of(app)))
+        heard.append((target.text, release_of(opened), link_of(app)))
 
-    pointer = Pointer(deploy, on_target=hear)
+    opened = Pointer(deploy, on_target=hear)
     assert heard == [], "what is in force at first is nothing new"
-    pointer.switch("41", actor, "request")
-    pointer.switch("41", actor, "request")
+    opened.switch("41", actor, "request")
+    opened.switch("41", actor, "request")
     replace_link(app, "releases/42")
-    pointer.refresh()
-    pointer.rollback("40", actor, "another")
+    opened.refresh()
+    opened.rollback("40", actor, "another")
     assert heard == [
         ("releases/41", "40", "releases/40"),
         ("releases/42", "41", "releases/42"),
