@@ -98,6 +98,43 @@ def set_thread_groups(groups: tuple[int, ...]) -> None:
     _check(_libc.syscall(_SYS_SETGROUPS, ctypes.c_size_t(len(groups)), array))
 
 
+def capabilities_of(tid: int) -> int | None:
+    """The effective capabilities of a thread (capget(2), capabilities(7)), a bit each; None if it is gone."""
+    header, data = _capability_header(tid), _CapabilitySets()
+    if _libc.capget(header, data) < 0:
+        return None
+    return data[0] | data[3] << 32
+
+
+def set_thread_capabilities(effective: int) -> None:
+    """Make these, of those that are permitted, the effective capabilities of this thread (capset(2), per thread)."""
+    header, data = _capability_header(0), _CapabilitySets()
+    _check(_libc.capget(header, data))
+    data[0], data[3] = data[1] & effective & 0xFFFFFFFF, data[4] & effective >> 32
+    _check(_libc.capset(header, data))
+
+
+def _capability_header(tid: int) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, tid)
+
+
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_CapabilitySets = ctypes.c_uint32 * 6
+"""Effective, permitted, inheritable; and the same again, for the upper 32."""
+
+
+def unshare_umask() -> None:
+    """Give this thread an umask (and a working directory) of its own, if it has none yet (unshare(2), CLONE_FS).
+
+    Where a sandbox forbids that, nothing happens.
+    """
+    if hasattr(_libc, "unshare"):
+        _libc.unshare(_CLONE_FS)
+
+
+_CLONE_FS = 0x200
+
+
 def _setgroups_number() -> int:
     """Of the machines that Debian knows; -1, which no kernel has, for another, or for 32 bits on a 64-bit kernel."""
     if ctypes.sizeof(ctypes.c_void_p) == 4:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
+_PROC_READ = 8192
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,47 @@ def thread_group(tid: int) -> int:
     return tid
 
 
-def groups(pid: int) -> tuple[int, ...]:
-    """The supplementary groups of process (or thread) `pid`; none if it is gone."""
+@dataclass(frozen=True)
+class Credentials:
+    """What a thread may do beyond what its user and group may: `capabilities` are the effective ones, a bit each."""
+
+    groups: tuple[int, ...]
+    capabilities: int
+
+
+def credentials(tid: int) -> Credentials:
+    """Those of thread (or process) `tid`; nothing if it is gone. Asked with every request of a user: one read."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Groups:"):
-                    return tuple(int(word) for word in line[7:].split())
+        status = _read(f"/proc/{tid}/status")
     except OSError:
-        pass
-    return ()
+        return Credentials((), 0)
+    return Credentials(tuple(map(int, _field(status, b"Groups").split())), int(_field(status, b"CapEff"), 16))
+
+
+def is_in_our_user_namespace(pid: int) -> bool:
+    """Whether capabilities of process `pid` mean what ours mean (user_namespaces(7)); False if it cannot be seen."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
+    except OSError:
+        return False
+
+
+def _read(path: str) -> bytes:
+    """All of a file of /proc, which comes in one piece if there is room for it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(fd, _PROC_READ)]
+        while len(parts[-1]) == _PROC_READ:
+            parts.append(os.read(fd, _PROC_READ))
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def _field(status: bytes, name: bytes) -> bytes:
+    """A line of /proc/PID/status, without its name. The process's own name, before it, has its newlines escaped."""
+    start = status.index(b"\n" + name + b":") + len(name) + 2
+    return status[start : status.index(b"\n", start)]
 
 
 def all_pids() -> frozenset[int]:

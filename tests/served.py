@@ -12,14 +12,14 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mounting import Mount, Mounts, wait_for
 from sandbox import make_app
-from sidebyside import ROOT, Script, Who, run, tree
+from sidebyside import ROOT, Script, Who, difference, run, tree
 
 SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
 """What a script finds at the top of a mount, and did not make."""
@@ -27,12 +27,13 @@ SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
 
 @dataclass
 class Pair:
-    """A directory that relfs serves, and a plain one."""
+    """A directory that relfs serves, and a plain one; `native`: the mount has native directories."""
 
     mount: Mount
     served: Path
     plain: Path
     place: Path
+    native: bool
 
     def fill(self, name: str, count: int) -> None:
         """In both, a directory with that many empty files called 0, 1, 2 …; made natively, which is faster."""
@@ -52,7 +53,7 @@ class Pair:
     def same(self, script: Script, who: Who = ROOT, umask: int = 0o022, *, trees: bool = True) -> dict[str, Any]:
         """Run `script` in both and demand the same; what it saw, by label. Large trees are left to the script."""
         here, natively = run(script, self.served, who, umask), run(script, self.plain, who, umask)
-        assert here.steps == natively.steps
+        assert not (found := difference(here, natively)), found
         assert not trees or tree(self.served, SPECIAL) == tree(self.plain)
         return here.outcome
 
@@ -67,14 +68,15 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Served]:
-    """Both mounts, for as long as they are needed."""
+def serving(prepare: Callable[[Path], None] = lambda _app: None) -> Iterator[Served]:
+    """Both mounts, for as long as they are needed. `prepare` does something to the deploy paths before."""
     place = Path(tempfile.mkdtemp(prefix="relfs-passthrough-"))
     place.chmod(0o755)
     mounts = Mounts(place)
     try:
-        bare = mounts.start(make_app(place / "bare"), "--no-bind")
-        yield Served(bare, mounts.start(make_app(place / "ordinary")), place)
+        for name in ("bare", "ordinary"):
+            prepare(make_app(place / name))
+        yield Served(mounts.start(place / "bare", "--no-bind"), mounts.start(place / "ordinary"), place)
     finally:
         mounts.take_away()
         shutil.rmtree(place)
@@ -101,7 +103,7 @@ def _pair(served: Served, mount: Mount, base: Path) -> Iterator[Pair]:
     for directory in (plain, base):
         directory.chmod(0o755)
     assert os.stat(base).st_dev != os.stat(plain).st_dev
-    yield Pair(mount, base, plain, served.place)
+    yield Pair(mount, base, plain, served.place, mount is served.ordinary)
     for directory in (plain, base):
         clear(directory)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pickle
 import stat
+import struct
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from relfs.libc import AT_FDCWD, renameat2
 
 GIB = 1 << 30
+
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -79,6 +83,16 @@ class Trace:
 
 
 Script = Callable[[Trace], None]
+
+
+def difference(here: Trace, natively: Trace) -> str:
+    """The first step at which two traces differ, with what came before it; "" if they are the same."""
+    steps = itertools.zip_longest(here.steps, natively.steps)
+    for number, (one, other) in enumerate(steps):
+        if one != other:
+            before = [label for label, _ in natively.steps[max(0, number - 8) : number]]
+            return f"step {number}: {one} here, {other} natively, after {before}"
+    return ""
 
 
 def errno_name(error: OSError) -> str:
@@ -180,6 +194,17 @@ def make(path: str, mode: int = 0o755, owner: Who = ROOT) -> None:
 def get(path: str | bytes) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def access_list(owner: int, group: int, other: int, mask: int | None = None, **named: int) -> bytes:
+    """An access control list as the extended attribute has it (acl(5), linux/posix_acl_xattr.h). Permissions are bits
+    as in a mode; `named` ones are for `u1000` and `g2000` and their like."""
+    anybody = 0xFFFFFFFF
+    entries = [(1, owner, anybody), (4, group, anybody), (32, other, anybody)]
+    entries += [({"u": 2, "g": 8}[name[0]], bits, int(name[1:])) for name, bits in named.items()]
+    if mask is not None:
+        entries.append((16, mask, anybody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))
 
 
 def swap(old: str, new: str, flags: int) -> None:

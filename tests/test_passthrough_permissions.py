@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 from served import Pair
-from sidebyside import ADA, BOB, NOBODY, ROOT, Trace, Who, acting, get, make, put, swap
+from sidebyside import ACCESS, ADA, BOB, NOBODY, ROOT, Trace, Who, access_list, acting, get, make, put, swap
 
-from relfs.libc import RENAME_EXCHANGE
+from relfs.libc import RENAME_EXCHANGE, set_thread_capabilities
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -195,3 +195,104 @@ def test_programs_run_without_read_permission(pair: Pair) -> None:
 
     seen = pair.same(script)
     assert (seen["read"], seen["run"], seen["not run"]) == ("EACCES", 0, "EACCES")
+
+
+CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "MKNOD": 27}
+"""Those that are about files (capabilities(7)), and their numbers (linux/capability.h)."""
+
+
+def _try_everything(t: Trace, say: str) -> None:
+    """What each of those capabilities allows, in a directory that is somebody else's."""
+    t.open(f"{say} read", "d/secret", os.O_RDONLY)
+    t.open(f"{say} write", "d/secret", os.O_WRONLY)
+    t(f"{say} list", os.listdir, "closed")
+    t(f"{say} search", os.stat, "closed/inner")
+    t(f"{say} truncate", os.truncate, "d/secret", 3)
+    t(f"{say} chmod", os.chmod, "d/secret", 0o640)
+    t(f"{say} set-group-ID", os.chmod, "d/secret", 0o2640)
+    t(f"{say} chown", os.chown, "d/given", 5, 6)
+    t(f"{say} given", os.stat, "d/given")
+    t(f"{say} utime", os.utime, "d/secret", ns=(1, 2))
+    t(f"{say} sticky", os.unlink, "sticky/theirs")
+    t(f"{say} device", os.mknod, f"open/{say}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    t(f"{say} make", os.mkdir, f"d/{say}")
+    t(f"{say} xattr", os.setxattr, "d/secret", "user.x", b"1")
+    t(f"{say} trusted", os.setxattr, "d/secret", "trusted.x", b"1")
+    t(f"{say} names", lambda: sorted(os.listxattr("d/secret")))
+    t(f"{say} link", os.link, "d/secret", f"open/{say} link")
+    t.open(f"{say} no access time", "d/secret", os.O_RDONLY | os.O_NOATIME)
+    fd = t.open(f"{say} set-id", "set-id", os.O_WRONLY)
+    if fd >= 0:
+        t(f"{say} overwrite", os.write, fd, b"!")
+    t(f"{say} still set-id", os.stat, "set-id")
+
+
+@pytest.mark.parametrize("who", [ROOT, NOBODY], ids=["root", "user"])
+def test_capabilities(pair: Pair, who: Who) -> None:
+    """Users that have one, and root that has only one, may do what each allows, and nothing else."""
+
+    def script(t: Trace) -> None:
+        os.umask(0)
+        for name, number in {"none": -1, **CAPABILITIES}.items():
+            make(name, 0o777)
+            os.chdir(name)
+            for directory, mode in {"d": 0o755, "closed": 0o700, "sticky": 0o1777, "open": 0o777}.items():
+                make(directory, mode, ADA)
+            for path in ("d/secret", "d/given", "closed/inner", "sticky/theirs"):
+                put(path, b"secret", 0o600, ADA)
+            put("set-id", b"program", 0o6777, ADA)
+            os.setxattr("d/secret", "trusted.before", b"1")
+            with acting(who):
+                set_thread_capabilities(1 << number if number >= 0 else 0)
+                _try_everything(t, name)
+                set_thread_capabilities(-1)
+            os.chdir("..")
+
+    seen = pair.same(script)
+    assert (seen["none read"], seen["DAC_READ_SEARCH read"]) == ("EACCES", "opened")
+    assert (seen["DAC_READ_SEARCH write"], seen["DAC_OVERRIDE write"]) == ("EACCES", "opened")
+    assert (seen["FOWNER chmod"], seen["CHOWN chmod"], seen["CHOWN chown"]) == (None, "EPERM", None)
+    assert (seen["MKNOD device"], seen["FOWNER device"]) == (None, "EPERM")
+    assert int(seen["FSETID still set-id"][0], 8) & 0o6000
+
+
+def test_capabilities_of_a_users_own_name_space_mean_nothing(pair: Pair) -> None:
+    """Anybody can have them all in a user name space of his own (user_namespaces(7)). The kernel would let this file be
+    read by its mode; it is the covered file system, and whom we say we are, that must not."""
+
+    def script(t: Trace) -> None:
+        put("denied", b"x", 0o644)
+        os.setxattr("denied", ACCESS, access_list(6, 4, 4, 4, u65534=0))
+        def read_in_name_space(path: str) -> int:
+            command = ["unshare", "--map-root-user", "cat", path]
+            return subprocess.run(command, user=NOBODY.uid, group=NOBODY.gid, extra_groups=[], check=False).returncode
+
+        for path in ("denied", "/dev/null"):
+            t(path, read_in_name_space, path)
+
+    assert pair.same(script) == {"denied": 1, "/dev/null": 0}
+
+
+def test_a_write_takes_set_id_bits_and_a_strangers_chown_does_not(pair: Pair) -> None:
+    """To the kernel's request the two look alike. Also where the writer may not write any more, but holds the file."""
+
+    def script(t: Trace) -> None:
+        for mode in (0o6755, 0o2745, 0o4711):
+            put("file", b"data", mode, ADA)
+            with acting(NOBODY):
+                t(f"{mode:o} chown", os.chown, "file", -1, -1)
+            t(f"{mode:o} kept", os.stat, "file")
+            fd = os.open("file", os.O_WRONLY)
+            with acting(BOB):
+                t(f"{mode:o} write", os.write, fd, b"!")
+            t(f"{mode:o} taken", os.stat, "file")
+            os.close(fd)
+            os.chmod("file", mode)
+            with acting(ADA):
+                t(f"{mode:o} owner's chown", os.chown, "file", -1, -1)
+            t(f"{mode:o} by the owner", os.stat, "file")
+
+    seen = pair.same(script)
+    assert (seen["6755 chown"], seen["6755 write"], seen["6755 owner's chown"]) == ("EPERM", 1, None)
+    assert int(seen["6755 kept"][0], 8) & 0o6000 == 0o6000
+    assert int(seen["6755 taken"][0], 8) & 0o6000 == 0

@@ -45,7 +45,7 @@ from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.operations import NATIVE, Operations
-from relfs.fuse.passthrough import Passthrough
+from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
@@ -75,7 +75,7 @@ def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], No
     assert deploy.state_fd is not None
     begin_logging(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
-    os.umask(0)  # the kernel has applied the caller's; ours must not be added
+    os.umask(0)  # ours must not be added to the caller's, which fuse/caller.py applies
     raise_descriptor_limit()
     with daemon_lock(plan, deploy.state_fd):
         return trio.run(_Mount(plan, deploy, config, ready).run)
@@ -146,7 +146,8 @@ class _Mount:
                 pointer, changes, self._table, nursery,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
-            handshake = Handshake(connection)
+            access_lists = not self._plan.bind or has_access_lists(self._deploy.fd, without=NATIVE)
+            handshake = Handshake(connection, access_lists=access_lists)
             operations = self._operations(current, handshake, nursery)
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)

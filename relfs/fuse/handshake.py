@@ -7,6 +7,15 @@ READLINK. libfuse would ask for it if its init callback said so, but pyfuse3's c
 three other flags and gives us no say. And pyfuse3 insists on opening its session by itself; only a mountpoint of the
 form /dev/fd/N makes libfuse take a descriptor that exists (libfuse, lib/mount_util.c, fuse_mnt_parse_fuse_fd).
 
+More of its flags make passthrough behave as what it passes through to (protocol.py); what the kernel does not offer
+is not asked for. FUSE_POSIX_ACL has a price. The kernel keeps an inode's access control list as long as its attributes,
+but not that of the root, which it makes before INIT, when no daemon has asked for lists yet (fuse_init_inode() in
+fs/fuse/inode.c: ACL_DONT_CACHE; kept for ever since Linux 6.18.42 and 7.1.6, 6.12.101 and 6.6.148, see CVE-2026-68149).
+So every resolution by somebody who does not own the deploy path would ask us twice, though hardly anybody has a list
+there, and files in native directories need no help of ours to have theirs obeyed. It is asked for where it matters: if
+the deploy path or something at its top has a list, or if everything is served by passthrough. A list that the deploy
+path is to get later is refused (ENOTSUP), since nobody would obey it until relfs is mounted anew.
+
 The consequence. Somebody has to stand between libfuse and the kernel for that one exchange, and must be gone after it,
 since a broker in the path of every request would cost what the flag saves.
 
@@ -30,21 +39,25 @@ import socket
 import trio
 
 from relfs.fuse.connection import Connection
-from relfs.fuse.protocol import CACHE_SYMLINKS, baton, want
+from relfs.fuse.protocol import CACHE_SYMLINKS, DONT_MASK, HANDLE_KILLPRIV_V2, POSIX_ACL, baton, want
 
+_WANTED = CACHE_SYMLINKS | DONT_MASK | HANDLE_KILLPRIV_V2
 _REPLY_MAX = 4096
 
 
 class Handshake:
     """One exchange of FUSE_INIT between the kernel and a libfuse session that reads from `session_path`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, access_lists: bool) -> None:
+        """`access_lists`: the kernel shall obey access control lists, at that price."""
         self._connection = connection
+        self._wanted = connection.init.flags & (_WANTED | (POSIX_ACL if access_lists else 0))
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session_fd = theirs.detach()
         self._ours.send(connection.init.raw)
         self.done = trio.Event()
-        self.caches_links = bool(connection.init.flags & CACHE_SYMLINKS)
+        self.obeys_access_lists = bool(self._wanted & POSIX_ACL)
+        self.caches_links = bool(self._wanted & CACHE_SYMLINKS)
 
     @property
     def session_path(self) -> str:
@@ -58,7 +71,7 @@ class Handshake:
         """
         with self._ours:
             await trio.lowlevel.wait_readable(self._ours)
-            reply = want(self._ours.recv(_REPLY_MAX), CACHE_SYMLINKS if self.caches_links else 0)
+            reply = want(self._ours.recv(_REPLY_MAX), self._wanted)
             self._ours.send(baton())
             os.write(self._connection.fd, reply)
             await self.done.wait()

@@ -33,7 +33,7 @@ from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
-from relfs.fuse.passthrough import Passthrough
+from relfs.fuse.passthrough import ACCESS_LIST, Passthrough
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
@@ -262,6 +262,8 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._no_xattr(inode, errno.EPERM)
+        if inode == ROOT and name == ACCESS_LIST and not self._handshake.obeys_access_lists:
+            raise FUSEError(errno.ENOTSUP)
         self._guard.inode(inode)
         self._files.setxattr(inode, name, value, ctx)
 

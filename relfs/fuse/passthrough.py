@@ -7,9 +7,10 @@ They run in the event loop: a covered file system that hangs, hangs them (the re
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyfuse3 import (
@@ -25,7 +26,7 @@ from pyfuse3 import (
 )
 
 from relfs import libc
-from relfs.fuse.caller import acting_as
+from relfs.fuse.caller import CAP_FOWNER, acting_as, creating_as, is_administrator
 from relfs.fuse.inodes import ROOT, InodeTable, Node
 
 FOR_EVER = 1e9
@@ -40,6 +41,8 @@ _NAMING = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _EXECUTE = 0x20
 """__FMODE_EXEC (linux/fs.h): the kernel opens a program to run it, having checked that the caller may."""
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+ACCESS_LIST = b"system.posix_acl_access"
+_ACCESS_LISTS = (ACCESS_LIST, b"system.posix_acl_default")
 
 
 @dataclass
@@ -55,7 +58,8 @@ class _Listing:
 
 
 class Passthrough:
-    """GUARDED BY the event loop: `_listings`. File handles are descriptors, those of directories included."""
+    """GUARDED BY the event loop: `_listings`, and `_written`, which holds what is open for writing. File handles are
+    descriptors, those of directories included."""
 
     def __init__(self, table: InodeTable, *, exclusive: bool) -> None:
         """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
@@ -63,6 +67,7 @@ class Passthrough:
         self._timeout = MOMENT if exclusive else 0.0
         self._exclusive = exclusive
         self._listings: dict[FileHandleT, _Listing] = {}
+        self._written: dict[FileHandleT, Node] = {}
 
     # ---- attributes
 
@@ -100,7 +105,21 @@ class Passthrough:
             self._chmod(node, stat.S_IMODE(wanted.st_mode), context)
         if fields.update_atime or fields.update_mtime:
             _set_times(node, wanted, fields)
+        if _is_nothing(fields):
+            self._drop_privileges(node, context)
         return self.attributes(node)
+
+    def _drop_privileges(self, node: Node, context: RequestContext) -> None:
+        """What the kernel asks before a write that costs the file its set-id bits (HANDLE_KILLPRIV_V2; fuse_setattr()
+        in fs/fuse/dir.c) looks like chown(2) with nothing to change, which costs them too, but is for owners only.
+        Which bits, the covered file system knows. It is a write if somebody has the file open for it."""
+        written = any(each is node for each in self._written.values())
+        with acting_as(context, lend=CAP_FOWNER if written else 0):
+            try:
+                os.chown(node.path, -1, -1)
+            except PermissionError:
+                if not written:  # otherwise we are a user's own daemon, whose writing takes them by itself
+                    raise
 
     def _chmod(self, node: Node, mode: int, context: RequestContext) -> None:
         """Losing only set-id bits is the kernel's doing when somebody else writes the file: not his to be refused."""
@@ -145,11 +164,11 @@ class Passthrough:
         return self.lookup(parent, name)
 
     def make_directory(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> None:
-        with acting_as(context):
+        with creating_as(context):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
 
     def mknod(self, parent: InodeT, name: bytes, mode: int, device: int, context: RequestContext) -> EntryAttributes:
-        with acting_as(context):
+        with creating_as(context):
             os.mknod(name, mode, device, dir_fd=self.table.node(parent).fd)
         return self.lookup(parent, name)
 
@@ -194,6 +213,8 @@ class Passthrough:
         else:
             with acting_as(context):
                 fd = os.open(node.path, opening)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._written[FileHandleT(fd)] = node
         return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
 
     def _flags(self, flags: int) -> int:
@@ -208,15 +229,17 @@ class Passthrough:
     def create(
         self, parent: InodeT, name: bytes, mode: int, flags: int, context: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        with acting_as(context):
+        with creating_as(context):
             # O_NONBLOCK: should a fifo have come there behind our back, nobody is waited for.
             opening = self._flags(flags) | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, opening, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
         try:
-            return FileInfo(fh=FileHandleT(fd)), self.lookup(parent, name)
+            entry = self.lookup(parent, name)
         except BaseException:
             os.close(fd)
             raise
+        self._written[FileHandleT(fd)] = self.table.node(entry.st_ino)
+        return FileInfo(fh=FileHandleT(fd)), entry
 
     def read(self, fh: FileHandleT, offset: int, size: int) -> bytes:
         return os.pread(fh, size, offset)
@@ -228,6 +251,7 @@ class Passthrough:
         os.close(os.dup(fh))  # what a file system reports at close(2), it reports to this one too
 
     def release(self, fh: FileHandleT) -> None:
+        self._written.pop(fh, None)
         os.close(fh)
 
     # ---- directories
@@ -291,17 +315,54 @@ class Passthrough:
             os.setxattr(self.table.node(nodeid).path, name, value)
 
     def getxattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> bytes:
+        path = self.table.node(nodeid).path
+        if name in _ACCESS_LISTS:
+            return _access_list(path, name)
+        if name.startswith(b"security."):  # everybody may read it (xattr(7)), and the kernel does before it writes
+            return os.getxattr(path, name)
         with acting_as(context):
-            return os.getxattr(self.table.node(nodeid).path, name)
+            return os.getxattr(path, name)
 
     def listxattr(self, nodeid: InodeT, context: RequestContext) -> list[bytes]:
         with acting_as(context):
             names = [os.fsencode(name) for name in os.listxattr(self.table.node(nodeid).path)]
-        return [name for name in names if context.uid == 0 or not name.startswith(b"trusted.")]
+        trusted = {name for name in names if name.startswith(b"trusted.")}
+        return names if not trusted or is_administrator(context) else [name for name in names if name not in trusted]
 
     def removexattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> None:
         with acting_as(context):
             os.removexattr(self.table.node(nodeid).path, name)
+
+
+def _is_nothing(fields: SetattrFields) -> bool:
+    times = fields.update_atime or fields.update_mtime
+    return not (times or fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid)
+
+
+def has_access_lists(directory: int, without: Collection[bytes]) -> bool:
+    """Whether a directory, or an entry of it but for `without`, grants more or less than its mode says (acl(5))."""
+    base = b"/proc/self/fd/%d/" % directory
+    names = [name for name in map(os.fsencode, os.listdir(directory)) if name not in without]
+    return any(_has_access_list(base + name) for name in (b".", *names))
+
+
+def _has_access_list(path: bytes) -> bool:
+    try:
+        os.getxattr(path, ACCESS_LIST, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _access_list(path: str, name: bytes) -> bytes:
+    """Read by everybody: the kernel, for its own decisions, asks in the name of whoever needs one. It takes ENODATA for
+    a file without a list, and any other error for the answer to whatever that caller wanted."""
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:  # a file system without lists
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+        raise
 
 
 def _set_times(node: Node, wanted: EntryAttributes, fields: SetattrFields) -> None:

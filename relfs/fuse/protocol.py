@@ -14,6 +14,16 @@ _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
 OP_FORGET = 2
 OP_INIT = 26
 
+DONT_MASK = 1 << 6
+"""FUSE_DONT_MASK: the kernel leaves applying the umask to us, who know the directory's default ACL (protocol 7.12)."""
+
+POSIX_ACL = 1 << 20
+"""FUSE_POSIX_ACL: the kernel reads access control lists, and checks and caches them (protocol 7.26, Linux 4.9)."""
+
+HANDLE_KILLPRIV_V2 = 1 << 28
+"""FUSE_HANDLE_KILLPRIV_V2: set-id bits fall by our hand, so that the kernel need not ask for security.capability
+before each write; once it knows that a file has none, it remembers (protocol 7.33, Linux 5.11)."""
+
 CACHE_SYMLINKS = 1 << 23
 """FUSE_CACHE_SYMLINKS: the kernel keeps link texts in the page cache (protocol 7.28, Linux 4.20)."""
 
