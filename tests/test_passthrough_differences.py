@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import shutil
 import stat
 import subprocess
@@ -84,6 +85,12 @@ def _set_user_program(t: Trace) -> None:
     t("result", lambda: subprocess.run(command, user=NOBODY.uid, capture_output=True, check=True).stdout)
 
 
+def _poll(t: Trace) -> None:
+    put("file")
+    with select.epoll() as poll:
+        t("result", poll.register, os.open("file", os.O_RDONLY))
+
+
 def _dot_dot(t: Trace) -> None:
     make("d")
     listed = inodes_of("d")
@@ -125,6 +132,10 @@ KNOWN_DIFFERENCES: dict[str, Known] = {
     "set-user-ID programs": Known(
         "FUSE mounts are nosuid: they run as whoever starts them",
         _set_user_program, b"0\n", b"65534\n",
+    ),
+    "epoll(7) of a regular file": Known(
+        "the kernel's FUSE files can be polled (fuse_file_poll() in fs/fuse/file.c), and are always ready",
+        _poll, "EPERM", None,
     ),
     "the inode number of ..": Known(
         "readdirplus lets only real lookups name an inode, so `..` is listed with the number of `.`",
