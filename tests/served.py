@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mounting import Mount, Mounts, wait_for
-from sandbox import make_app
+from sandbox import end, make_app, start_python
 from sidebyside import ROOT, Script, Who, difference, run, tree
 
 SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
@@ -106,6 +106,45 @@ def _pair(served: Served, mount: Mount, base: Path) -> Iterator[Pair]:
     yield Pair(mount, base, plain, served.place, mount is served.ordinary)
     for directory in (plain, base):
         clear(directory)
+
+
+_SWITCHER = """
+import itertools, os, select, sys
+from pathlib import Path
+from clients import RawClient
+app = Path(sys.argv[1])
+with RawClient(app / ".relfs") as client:
+    for number in itertools.count(1):
+        release = f"4{number % 3}"
+        if number % 2:
+            answer = client.switch(release, f"{os.getpid()}-{number}")
+            assert "result" in answer, answer
+        else:
+            os.symlink(f"releases/{release}", app / "current.new")
+            os.rename(app / "current.new", app / "current")
+        assert os.readlink(app / "current") == f"releases/{release}"
+        if number == 2:
+            print("ready", flush=True)
+        if number >= 2 and select.select([0], [], [], 0)[0]:
+            break
+print(number, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def switching(mount: Mount) -> Iterator[None]:
+    """While inside, somebody switches without a pause: by the control socket, and by a rename as deploy tools do it."""
+    process = start_python(_SWITCHER, str(mount.app))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+        assert process.poll() is None, "the switching went on to the end"
+        out, _ = process.communicate("\n")
+        assert process.returncode == 0
+        assert int(out) > 2
+    finally:
+        end(process)
 
 
 def clear(directory: Path) -> None:
