@@ -7,15 +7,46 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conformance import Tally, render
 from mounting import Mount, Mounts
 from sandbox import ACTOR, make_app
 from served import Pair, Served, below_a_release, serving, top_level
 
 from relfs.journal import Actor
 from relfs.layout import DeployPath, open_deploy_path
+
+TALLY = pytest.StashKey[Tally]()
+"""What this session has compared with plain directories."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--conformance", metavar="FILE", help="write there what was compared with plain directories")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TALLY] = Tally()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What checks the tally comes after what is tallied."""
+    items.sort(key=lambda item: item.path.name == "test_conformance.py")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    file = session.config.getoption("--conformance")
+    if file is not None and exitstatus == 0:
+        Path(file).write_text(render(session.config.stash[TALLY]))
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """What this session has compared so far."""
+    return request.config.stash[TALLY]
 
 
 def pytest_configure() -> None:
@@ -89,5 +120,7 @@ def served() -> Iterator[Served]:
 def pair(request: pytest.FixtureRequest, served: Served) -> Iterator[Pair]:
     """Below a release of a mount without native directories; the very top of an ordinary mount."""
     make = {"no-bind": below_a_release, "top level": top_level}[request.param]
+    function = request.node.function
     with make(served) as made:
-        yield made
+        tally = request.config.stash[TALLY]
+        yield replace(made, compared=partial(tally.count, function.__module__, function.__name__, native=made.native))

@@ -19,7 +19,7 @@ from typing import Any
 
 from mounting import Mount, Mounts, wait_for
 from sandbox import end, make_app, start_python
-from sidebyside import ROOT, Script, Who, difference, run, tree
+from sidebyside import ROOT, Script, Trace, Who, difference, run, tree
 
 SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
 """What a script finds at the top of a mount, and did not make."""
@@ -27,13 +27,15 @@ SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
 
 @dataclass
 class Pair:
-    """A directory that relfs serves, and a plain one; `native`: the mount has native directories."""
+    """A directory that relfs serves, and a plain one; `native`: the mount has native directories. `compared` is told of
+    each trace that was the same in both."""
 
     mount: Mount
     served: Path
     plain: Path
     place: Path
     native: bool
+    compared: Callable[[Trace], None] = lambda _trace: None
 
     def fill(self, name: str, count: int) -> None:
         """In both, a directory with that many empty files called 0, 1, 2 …; made natively, which is faster."""
@@ -55,6 +57,7 @@ class Pair:
         here, natively = run(script, self.served, who, umask), run(script, self.plain, who, umask)
         assert not (found := difference(here, natively)), found
         assert not trees or tree(self.served, SPECIAL) == tree(self.plain)
+        self.compared(natively)
         return here.outcome
 
 

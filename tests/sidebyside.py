@@ -47,33 +47,35 @@ BOB = Who(1001, 1001, (2000, 2001))
 class Trace:
     """What a script saw, step by step: results that do not depend on where it ran, and errnos.
 
-    It is called with a label, a function and the function's arguments.
+    It is called with a label, a function and the function's arguments. `users` has who took each step.
     """
 
     steps: list[tuple[str, Any]] = field(default_factory=list)
+    users: list[int] = field(default_factory=list)
 
     def __call__(self, label: str, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         """Note what `call` returns or raises; returns the result, or None."""
         try:
             result = call(*args, **kwargs)
         except OSError as error:
-            self.steps.append((label, errno_name(error)))
+            self.note(label, errno_name(error))
             return None
-        self.steps.append((label, _shown(result)))
+        self.note(label, _shown(result))
         return result
 
     def note(self, label: str, value: object) -> None:
         """Note something that the script found out by itself."""
         self.steps.append((label, value))
+        self.users.append(os.geteuid())
 
     def open(self, label: str, path: str | bytes, flags: int, mode: int = 0o666) -> int:
         """Note whether open(2) succeeds; the descriptor, or -1."""
         try:
             fd = os.open(path, flags, mode)
         except OSError as error:
-            self.steps.append((label, errno_name(error)))
+            self.note(label, errno_name(error))
             return -1
-        self.steps.append((label, "opened"))
+        self.note(label, "opened")
         return fd
 
     @property

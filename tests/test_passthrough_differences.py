@@ -153,10 +153,8 @@ KNOWN_DIFFERENCES: dict[str, Known] = {
 def test_known_differences_are_honest(pair: Pair, name: str) -> None:
     known = KNOWN_DIFFERENCES[name]
     assert run(known.script, pair.plain).outcome["result"] == known.natively
-    if known.where == EVERYWHERE or pair.native:
-        assert run(known.script, pair.served).outcome["result"] == known.here, known.reason
-    else:
-        assert run(known.script, pair.served).outcome["result"] == known.natively
+    expected = known.here if known.where == EVERYWHERE or pair.native else known.natively
+    assert run(known.script, pair.served).outcome["result"] == expected, known.reason
 
 
 def test_access_lists_never_grant_more_than_natively(pair: Pair) -> None:

@@ -373,3 +373,7 @@ def test_locks_between_processes(pair: Pair, kind: str) -> None:
     here, natively = (_lock_in_turn(base / "file", kind) for base in (pair.served, pair.plain))
     assert here == natively
     assert here == ["yes", "11", "11", "yes", "yes", "11", "yes", "yes", "11", "yes"]
+    trace = Trace()
+    for answer in natively:
+        trace.note("lock", answer)
+    pair.compared(trace)

@@ -30,6 +30,7 @@ def _operations(seed: int, base: str = "base") -> Script:
 def _require_same(pair: Pair, here: Trace, natively: Trace, seed: int) -> None:
     assert not (found := difference(here, natively)), f"seed {seed}: {found}"
     assert tree(pair.served, SPECIAL) == tree(pair.plain), f"seed {seed}: other trees are left"
+    pair.compared(natively)
 
 
 @pytest.mark.parametrize("seed", range(6))
