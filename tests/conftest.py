@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """A shell ignores SIGINT for what it runs in the background, and what ignores it hands that on to its children; the
+    tests that press Ctrl-C are about programs that do not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[TALLY] = Tally()
 
 
@@ -47,12 +50,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def tally(request: pytest.FixtureRequest) -> Tally:
     """What this session has compared so far."""
     return request.config.stash[TALLY]
-
-
-def pytest_configure() -> None:
-    """A shell ignores SIGINT for what it runs in the background, and what ignores it hands that on to its children; the
-    tests that press Ctrl-C are about programs that do not."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
