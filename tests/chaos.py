@@ -6,8 +6,9 @@ import mmap
 import os
 import random
 import stat
+from collections.abc import Sequence
 
-from sidebyside import ADA, NOBODY, Trace, acting, swap
+from sidebyside import ACCESS, ADA, DEFAULT, NOBODY, Trace, Who, access_list, acting, swap
 
 from relfs.libc import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -17,7 +18,10 @@ NAMES = ("a", "b", "c", "d")
 class Chaos:
     """Random operations on few names, so that they meet. What is chosen depends on the seed alone, never on results."""
 
-    def __init__(self, seed: int, t: Trace) -> None:
+    def __init__(self, seed: int, t: Trace, users: Sequence[Who] = (ADA, NOBODY), *, lists: bool = False) -> None:
+        """`users` do some of it instead of root; `lists`: access control lists are set, too."""
+        self._users = users
+        self._lists = lists
         self._random = random.Random(seed)
         self._t = t
         self._open: dict[int, int] = {}
@@ -30,9 +34,9 @@ class Chaos:
                       self.remove_directory, self.rename, self.rename, self.exchange, self.open, self.write, self.read,
                       self.cut, self.close, self.mode, self.owner, self.look, self.list, self.times, self.attribute,
                       self.map)  # fmt: skip
-        operation = self._random.choice(operations)
-        if self._random.random() < 0.3:
-            with acting(self._random.choice((ADA, NOBODY))):
+        operation = self._random.choice((*operations, self.access_list) if self._lists else operations)
+        if self._users and self._random.random() < 0.3:
+            with acting(self._random.choice(self._users)):
                 operation()
         else:
             operation()
@@ -135,6 +139,13 @@ class Chaos:
     def owner(self) -> None:
         path, uid, gid = self.path(), self._random.choice((-1, 0, ADA.uid)), self._random.choice((-1, 0, 2000, 2001))
         self._t(f"chown {path} {uid} {gid}", os.lchown, path, uid, gid)
+
+    def access_list(self) -> None:
+        path, kind = self.path(), self._random.choice((ACCESS, DEFAULT))
+        owner, group, other, mask, named = (self._random.randrange(8) for _ in range(5))
+        name = self._random.choice(("u1000", "u65534", "g2000"))
+        self._t(f"set {kind} {path}", os.setxattr, path, kind, access_list(owner, group, other, mask, **{name: named}))
+        self._t(f"get {kind} {path}", os.getxattr, path, kind)
 
     def look(self) -> None:
         path = self.path()

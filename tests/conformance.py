@@ -111,13 +111,14 @@ def render_rows(tally: Tally) -> str:
 
 def _table(tally: Tally, name: str) -> str:
     module = f"test_passthrough_{name}"
-    rows = [f"| {_words(test)} | {_cells(tally.rows.get((module, test), Row()))} |\n" for test in tests_of(module)]
+    counted = {test: tally.rows.get((module, test), Row()) for test in comparing_tests(module)}
+    rows = [f"| {_words(test)} | {_cells(row)} |\n" for test, row in counted.items()]
     head = "| | `--no-bind`: root | users | top level: root | users |\n|---|--:|--:|--:|--:|\n"
     title = (inspect.getdoc(importlib.import_module(module)) or "").split(":")[0].split("\n")[0].rstrip(".")
     return f"### {title}\n\n{head}{''.join(rows)}"
 
 
-def tests_of(module: str) -> list[str]:
+def comparing_tests(module: str) -> list[str]:
     """The tests of a module that compare something, in their order."""
     found = inspect.getmembers(importlib.import_module(module), inspect.isfunction)
     comparing = [(each.__code__.co_firstlineno, name) for name, each in found

@@ -147,11 +147,11 @@ def run(script: Script, base: Path, who: Who = ROOT, umask: int = 0o022) -> Trac
 def _run_and_exit(script: Script, base: Path, who: Who, umask: int, sending: int) -> NoReturn:
     trace, trouble = Trace(), ""
     try:
-        os.chdir(base)
         os.umask(umask)
         os.setgroups(who.groups)
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
+        os.chdir(base)
         script(trace)
     except BaseException:
         trouble = traceback.format_exc()

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conformance import DOCUMENT, MODULES, Tally, counted_rows, render_differences, tests_of, written_rows
+from conformance import DOCUMENT, MODULES, Tally, comparing_tests, counted_rows, render_differences, written_rows
 from mounting import environment
 
 _TESTS = Path(__file__).resolve().parent
 
 
 def _comparable(rows: dict[str, str]) -> dict[str, str]:
-    random = {test.removeprefix("test_").replace("_", " ") for test in tests_of("test_passthrough_random")}
+    random = {test.removeprefix("test_").replace("_", " ") for test in comparing_tests("test_passthrough_random")}
     return {name: cells for name, cells in rows.items() if name not in random}
 
 
@@ -26,13 +26,13 @@ def test_known_differences_are_in_the_document() -> None:
 
 
 def test_every_comparing_test_is_in_the_document() -> None:
-    names = [test for module in MODULES for test in tests_of(f"test_passthrough_{module}")]
+    names = [test for module in MODULES for test in comparing_tests(f"test_passthrough_{module}")]
     assert [name.removeprefix("test_").replace("_", " ") for name in names] == list(written_rows())
 
 
 def test_no_comparing_test_is_forgotten() -> None:
     modules = {path.stem.removeprefix("test_passthrough_") for path in _TESTS.glob("test_passthrough_*.py")}
-    comparing = {name for name in modules if tests_of(f"test_passthrough_{name}")}
+    comparing = {name for name in modules if comparing_tests(f"test_passthrough_{name}")}
     assert comparing == {*MODULES, "differences"}
 
 
@@ -49,7 +49,7 @@ def test_the_document_says_what_is_counted_anew(tmp_path: Path) -> None:
     file = tmp_path / "conformance.md"
     command = [sys.executable, "-m", "pytest", "-q", f"--conformance={file}", "tests/test_passthrough_names.py"]
     subprocess.run(command, cwd=_TESTS.parent, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    names = [test.removeprefix("test_").replace("_", " ") for test in tests_of("test_passthrough_names")]
+    names = [test.removeprefix("test_").replace("_", " ") for test in comparing_tests("test_passthrough_names")]
     written = written_rows()
     lines = file.read_text().splitlines()
     assert len(names) > 3

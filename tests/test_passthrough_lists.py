@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos import Chaos
 from mounting import Mount, Mounts, wait_for
 from sandbox import make_app
 from served import Pair, Served, behind, serving
@@ -185,6 +186,18 @@ def test_a_list_holds_for_everybody_at_once(pair: Pair) -> None:
 
     seen = pair.same(script)
     assert (seen["18"], seen["19"]) == ("EACCES", b"x")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_anything_with_lists_in_any_order(pair: Pair, seed: int) -> None:
+    def script(t: Trace) -> None:
+        make("base", 0o777)
+        os.chdir("base")
+        chaos = Chaos(seed, t, lists=True)
+        for _ in range(400):
+            chaos.step()
+
+    assert any(label.startswith("get system") and isinstance(what, bytes) for label, what in pair.same(script).items())
 
 
 def _visit(path: Path) -> str:

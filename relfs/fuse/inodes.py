@@ -112,12 +112,17 @@ class InodeTable:
         if node is not None:
             os.close(fd)
             return node
-        node = Node(self._number(key), fd, key)
+        node = Node(self.number(key), fd, key)
         self._nodes[node.id] = node
         self._by_key[key] = node
         return node
 
-    def _number(self, key: tuple[int, int]) -> InodeT:
+    def held(self, key: tuple[int, int]) -> Node | None:
+        """The node of an inode that is known already."""
+        return self._by_key.get(key)
+
+    def number(self, key: tuple[int, int]) -> InodeT:
+        """A nodeid that is free, for (st_dev, st_ino) that no node has: the inode's own number if that can be."""
         device, inode = key
         root = self._nodes.get(ROOT)
         if root is not None and root.key[0] == device and inode >= _FIRST_FREE and not self._is_taken(InodeT(inode)):

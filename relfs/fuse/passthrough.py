@@ -48,13 +48,14 @@ _ACCESS_LISTS = (ACCESS_LIST, b"system.posix_acl_default")
 @dataclass
 class _Listing:
     """An open directory: `names` is what it held when it was last read from the start, less what `hide` hides, and
-    with what `show` adds."""
+    with what `show` adds; `kinds`, where somebody had to ask, each one's inode number and file type."""
 
     fd: int
     node: Node
     hide: Callable[[bytes], bool]
     show: Sequence[bytes]
     names: list[bytes]
+    kinds: dict[bytes, tuple[int, int]] | None = None
 
 
 class Passthrough:
@@ -275,6 +276,7 @@ class Passthrough:
         listing = self._listings[fh]
         if start == 0:
             found = [os.fsencode(name) for name in os.listdir(listing.fd)]
+            listing.kinds = None
             listing.names = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
         for index in range(start, len(listing.names)):
             yield index + 1, listing.names[index]
@@ -292,10 +294,34 @@ class Passthrough:
             entry = self.lookup(directory.id, name)
         except FileNotFoundError:
             return True
+        except PermissionError:
+            found = self._unsearched(self._listings[fh], name)
+            if found is None:
+                return True
+            entry = found
         if readdir_reply(token, name, entry, position):
             return True
         self.table.forget(entry.st_ino, 1)
         return False
+
+    def _unsearched(self, listing: _Listing, name: bytes) -> EntryAttributes | None:
+        """What the listing itself says of a name, where it may be read and not be searched (a user's own daemon). The
+        kernel learns a number that nobody answers for: whoever asks further is looked up, and refused, anew."""
+        if listing.kinds is None:
+            with os.scandir(listing.fd) as entries:
+                listing.kinds = {os.fsencode(each.name): (each.inode(), _type(each)) for each in entries}
+        if name not in listing.kinds:
+            return None
+        inode, kind = listing.kinds[name]
+        key = (listing.node.key[0], inode)
+        node = self.table.held(key)
+        if node is not None:
+            return self._reply(node, os.fstat(node.fd))
+        entry = EntryAttributes()
+        entry.st_ino = self.table.number(key)
+        entry.st_mode = kind
+        entry.attr_timeout = entry.entry_timeout = 0.0
+        return entry
 
     def releasedir(self, fh: FileHandleT) -> None:
         del self._listings[fh]
@@ -332,6 +358,15 @@ class Passthrough:
     def removexattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> None:
         with acting_as(context):
             os.removexattr(self.table.node(nodeid).path, name)
+
+
+def _type(entry: os.DirEntry[str]) -> int:
+    """As far as entries tell: all that is special is the same."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else stat.S_IFSOCK
 
 
 def _is_nothing(fields: SetattrFields) -> bool:
