@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from relfs.errors import RefusedError
@@ -40,12 +39,6 @@ def check_content(deploy: DeployPath, text: str, checks: Checks) -> None:
         os.close(directory)
     if marker is not None:
         raise RefusedError(f"{text}: is unfinished: it holds {marker}", errno.EBUSY)
-
-
-def check_mark(release: str | None, bad: Collection[str], checks: Checks) -> None:
-    """Refuse a release that is among the `bad` ones, if that is asked for. Raises RefusedError with EPERM."""
-    if checks.bad and release in bad:
-        raise RefusedError(f"{release}: is marked bad; `relfsctl switch --force` makes it current and lifts the mark")
 
 
 def _is_empty(directory: int) -> bool:

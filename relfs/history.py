@@ -6,12 +6,12 @@ Pure: events go in, answers come out. Nothing here reads or writes a file.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from relfs.errors import RefusedError, UsageError
-from relfs.journal import Event
+from relfs.journal import IMPORTED, Event
 from relfs.layout import Release
 
 _ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
@@ -34,12 +34,14 @@ class History:
     INVARIANT: `path` is the way that led to the current release: a rollback takes back what came after its target,
     so `path[-1]` is current, and going back again goes further back, not forth.
     INVARIANT: no release in `bad` is current.
+    `witnessed` is the time of the last event that relfs saw itself (None: it knows of others' records only).
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.activations: list[Activation] = []
         self.path: list[str] = []
         self.bad: set[str] = set()
+        self.witnessed: float | None = None
         self._by_id: OrderedDict[str, Event] = OrderedDict()
         for event in events:
             self.add(event)
@@ -49,6 +51,8 @@ class History:
         self._by_id[event.id] = event
         if len(self._by_id) > _KEEP_IDS:
             self._by_id.popitem(last=False)
+        if event.outcome != IMPORTED:
+            self.witnessed = event.time
         if event.succeeded and event.action in _ACTIVATIONS and event.release is not None:
             self._activate(event, event.release)
 
@@ -95,15 +99,30 @@ class History:
 
 def rollback_target(history: History, current: str | None, usable: Iterable[str]) -> str:
     """The last good release before the current one, by activation. Raises RefusedError: there is nowhere to go."""
-    candidates = set(usable) - history.bad - {current}
-    for release in reversed(history.path):
-        if release in candidates:
-            return release
+    for release in ways_back_among(history, current, usable):
+        return release
     raise RefusedError("no earlier release to go back to; `relfsctl switch RELEASE` goes to any")
 
 
-def resolve(reference: str, history: History, current: str | None, releases: Iterable[Release]) -> str:
+def ways_back_among(history: History, current: str | None, usable: Iterable[str]) -> Iterator[str]:
+    """Where going back, again and again, leads: the good ones among the releases `usable`, each once."""
+    candidates = set(usable) - history.bad - {current}
+    for release in reversed(history.path):
+        if release in candidates:
+            candidates.discard(release)
+            yield release
+
+
+def resolve(
+    reference: str,
+    history: History,
+    current: str | None,
+    releases: Iterable[Release],
+    is_good: Callable[[str], bool] = lambda _: True,
+) -> str:
     """The release that `reference` names: itself, or what an `@` name stands for.
+
+    `is_good` tells of what is in a release whether it speaks against going back there.
 
     Raises UsageError for an unknown `@` name, RefusedError for one that stands for nothing now.
     """
@@ -114,7 +133,7 @@ def resolve(reference: str, history: History, current: str | None, releases: Ite
         "@current": lambda: current,
         "@previous": lambda: history.previous,
         "@latest": lambda: existing[-1] if existing else None,
-        "@last-good": lambda: rollback_target(history, current, existing),
+        "@last-good": lambda: rollback_target(history, current, filter(is_good, existing)),
     }
     meaning = meanings.get(reference)
     release = meaning() if meaning is not None else history.at(_moment(reference))

@@ -4,9 +4,9 @@
     release  the release (or link text)     from     the release before it, or null
     uid user pid command                    who asked
     host     this host's name               id       the request id, made by whoever asked
-    outcome  done, recovered, failed: WHY, lapsed: WHY
+    outcome  done, recovered, imported, failed: WHY, lapsed: WHY
 
-A line is written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
+Lines are written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
 the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
 change lock (lock.py); reading needs no lock.
 """
@@ -30,6 +30,8 @@ JOURNAL = "journal"
 
 DONE = "done"
 RECOVERED = "recovered"
+IMPORTED = "imported"
+"""It happened without relfs, and a deploy tool's own records tell of it (relfs/records)."""
 
 _TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
 _COMMAND_MAX = 4096
@@ -60,7 +62,7 @@ class Event:
 
     @property
     def succeeded(self) -> bool:
-        return self.outcome in (DONE, RECOVERED)
+        return self.outcome in (DONE, RECOVERED, IMPORTED)
 
     def as_json(self) -> dict[str, object]:
         """The event under its published field names."""
@@ -137,14 +139,15 @@ class Journal:
         """Raise OSError if the journal cannot be written, before anything is done that would have to be in it."""
         os.close(self._open())
 
-    def append(self, event: Event) -> None:
-        """Write `event` durably. On OSError the journal is as it was, or ends in a torn line that nobody reads."""
+    def append(self, *events: Event) -> None:
+        """Write `events` durably. On OSError the journal is as it was, or has the first of them and ends in a torn line
+        that nobody reads."""
         fd = self._open()
         try:
             end = _repair(fd)
-            line = encode(event)
+            lines = b"".join(map(encode, events))
             try:
-                if os.write(fd, line) != len(line):
+                if os.write(fd, lines) != len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
                 os.fdatasync(fd)
                 if end == 0 and self._directory is not None:

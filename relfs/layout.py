@@ -26,10 +26,16 @@ from relfs.errors import RefusedError, RelfsError, UsageError, reason
 from relfs.names import CURRENT, RELEASES, SHARED, STATE
 
 __all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
-__all__ += ["UNFINISHED_MARKER", "check_name", "find_marker", "open_deploy_path"]
+__all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "open_deploy_path"]
 
 UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
 """What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
+
+BAD_MARKER = "BAD_RELEASE"
+"""What Deployer leaves in a release that somebody rolled back from."""
+
+DIRTY_MARKER = "DIRTY_RELEASE"
+"""What `dep push` leaves in a release that somebody changed in place."""
 
 LinkStyle = Literal["relative", "absolute"]
 
@@ -204,6 +210,24 @@ class DeployPath:
             return find_marker(directory, markers)
         finally:
             os.close(directory)
+
+    def is_marked_bad(self, name: str) -> bool:
+        """Whether the release carries Deployer's mark that somebody rolled back from it; the journal may know more."""
+        return self._has_file(name, BAD_MARKER)
+
+    def is_dirty(self, name: str) -> bool:
+        """Whether the release carries Deployer's mark that somebody changed it in place."""
+        return self._has_file(name, DIRTY_MARKER)
+
+    def is_good(self, name: str, markers: Iterable[str] = (UNFINISHED_MARKER,)) -> bool:
+        """Whether nothing in the release speaks against going back to it."""
+        return self.unfinished_marker(name, markers) is None and not self.is_marked_bad(name)
+
+    def _has_file(self, name: str, marker: str) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(f"{RELEASES}/{name}/{marker}", dir_fd=self.fd).st_mode)  # test -f
+        except (OSError, ValueError):
+            return False
 
     def check_release(self, name: str, *, allow_empty: bool) -> None:
         """Refuse what cannot be served.

@@ -29,20 +29,21 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from relfs import hold
 from relfs import journal as journal_module
-from relfs.checks import Checks, check_mark
+from relfs import records
+from relfs.checks import Checks
 from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
 from relfs.hold import Hold
 from relfs.hooks import PRE_SWITCH, run_hook
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
-from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Release, Target, check_name
+from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.store import Owner, open_store, peek
@@ -122,9 +123,10 @@ class Pointer:
             if known is not None:
                 return known
             self._require_unlocked(actor, tools=not force)
-            name = resolve(reference, self.history, self._current_release(), self.deploy.releases())
+            current, releases = self._current_release(), self.deploy.releases()
+            name = resolve(reference, self.history, current, releases, self._is_good)
             self._check(name, _NO_CHECKS if force else self._config.checks)
-            return self._ask_and_change("switch", self._text_for(name), actor, request_id, owner)
+            return self._ask_and_change("switch", self._text_for(name), actor, request_id, owner, tell=True)
 
     def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
@@ -137,23 +139,25 @@ class Pointer:
             releases = self.deploy.releases()
             current = self._current_release()
             if reference is None:
-                name = rollback_target(self.history, current, self._finished(releases))
+                usable = (release.name for release in releases if self._is_good(release.name))
+                name = rollback_target(self.history, current, usable)
             else:
-                name = resolve(reference, self.history, current, releases)
+                name = resolve(reference, self.history, current, releases, self._is_good)
             if name == current:
                 raise RefusedError(f"{name}: is current already; there is nothing to roll back")
             self._check(name, self._config.checks)
-            return self._ask_and_change("rollback", self._text_for(name), actor, request_id, owner)
+            return self._ask_and_change("rollback", self._text_for(name), actor, request_id, owner, tell=True)
 
     def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
-        """Make a link text current that somebody's deploy tool wrote; the caller has checked what it leads to.
+        """Make a link text current that somebody's deploy tool wrote; the caller has checked what it leads to. What the
+        tool has for records, it keeps by itself.
 
         Raises RefusedError, LockedError, RelfsError.
         """
         with self._locked():
             self._take_stock()
             self._require_unlocked(actor, tools=False)
-            check_mark(self.deploy.target(text).release, self.history.bad, self._config.checks)
+            self._check_mark(self.deploy.target(text).release, self._config.checks)
             return self._ask_and_change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
 
     def record(
@@ -238,22 +242,27 @@ class Pointer:
         if tools:
             hold.require_no_tool(self.deploy)
 
-    def _finished(self, releases: list[Release]) -> list[str]:
-        markers = self._config.checks.unfinished
-        return [each.name for each in releases if self.deploy.unfinished_marker(each.name, markers) is None]
+    def _is_good(self, name: str) -> bool:
+        return self.deploy.is_good(name, self._config.checks.unfinished)
 
     def _check(self, name: str, checks: Checks) -> None:
         self.deploy.check_release(name, allow_empty=not checks.empty)
         marker = self.deploy.unfinished_marker(name, checks.unfinished)
         if marker is not None:
             raise RefusedError(f"{name}: is unfinished: it holds {marker}; use --force to switch to it all the same")
-        check_mark(name, self.history.bad, checks)
+        self._check_mark(name, checks)
 
-    def _ask_and_change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
-        """The hook is asked last, when nothing else can be in the way."""
+    def _check_mark(self, name: str | None, checks: Checks) -> None:
+        if checks.bad and name is not None and (name in self.history.bad or self.deploy.is_marked_bad(name)):
+            raise RefusedError(f"{name}: is marked bad; `relfsctl switch --force` makes it current and lifts the mark")
+
+    def _ask_and_change(
+        self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool = False
+    ) -> Event:
+        """The hook is asked last, when nothing else can be in the way; deploy tools are told (`tell`) afterwards."""
         self._require_journal()
         self._ask_hook(self.deploy.target(text), actor)
-        return self._change(action, text, actor, request_id, owner)
+        return self._change(action, text, actor, request_id, owner, tell=tell)
 
     def _ask_hook(self, target: Target, actor: Actor) -> None:
         previous = self._current_release()
@@ -287,7 +296,10 @@ class Pointer:
                 f"the journal cannot be written: {reason(self._behind)}; nothing was changed"
             ) from self._behind
 
-    def _change(self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None) -> Event:
+    def _change(
+        self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool
+    ) -> Event:
+        """Steps 1 to 5; `tell` deploy tools of it, in their records."""
         target = self.deploy.target(text)
         origin = self.target.label if self.target is not None else None
         event = new_event(action, target.label, origin, actor, request_id)
@@ -304,6 +316,8 @@ class Pointer:
         self.target = target
         self.diverged = None
         self._write_or_owe(event)
+        if tell:
+            records.tell(self.deploy, event, self.history)
         self._forget_pending()
         if self._behind is not None:
             _log.warning("%s is current, but that is not in the journal yet: %s", target.label, reason(self._behind))
@@ -355,17 +369,26 @@ class Pointer:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.deploy.state_fd)
 
     def _write_line(self, event: Event) -> None:
-        self._journal.append(event)
-        self.history.add(event)
+        self._write_lines([event])
+
+    def _write_lines(self, events: Sequence[Event]) -> None:
+        self._journal.append(*events)
+        for event in events:
+            self.history.add(event)
         self._seen = self._journal_identity()
-        if self._on_event is not None:
-            self._on_event(event)
+        for event in events:
+            if self._on_event is not None:
+                self._on_event(event)
 
     def _write_or_owe(self, event: Event) -> None:
         """Write the line; if that fails, whoever takes stock next finds that it is missing, and tries again."""
         try:
             self._write_line(event)
         except OSError as error:
+            self._owe(error, event)
+
+    def _owe(self, error: OSError, *events: Event) -> None:
+        for event in events:
             self.history.add(event)
             self._unwritten, self._behind, self._seen = event, error, None
             _log.info("%s of %s, %s, is not in the journal: %s", event.action, event.release, event.outcome, error)
@@ -396,8 +419,8 @@ class Pointer:
         self.diverged = None if first or found == self.target else self._trouble_with(found)
         if self.diverged is not None:
             found = self.target
-        if found is not None and self.history.path[-1:] != [found.label]:
-            self._note_change(found)
+        if found is not None and (self.history.witnessed is None or self.history.path[-1:] != [found.label]):
+            self._note_change(found, first=first)
         self.target = found
 
     def _trouble_with(self, found: Target | None) -> str | None:
@@ -421,13 +444,43 @@ class Pointer:
             outcome = RECOVERED if wanted == text else "failed: interrupted before it took effect"
             ours = self._unwritten if self._unwritten is not None and self._unwritten.id == event.id else None
             self._write_or_owe(ours or replace(event, outcome=outcome))
+        if event.action == "rollback" and wanted == text:  # tools' own swaps are none, and these they record themselves
+            records.tell(self.deploy, event, self.history)
         self._forget_pending()
 
-    def _note_change(self, found: Target) -> None:
-        """The link says what the journal does not: the first record of it, or somebody went behind our back."""
-        action = "follow" if self.history.path else "adopt"
-        origin = self.history.path[-1] if self.history.path else None
-        self._write_or_owe(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+    def _note_change(self, found: Target, *, first: bool) -> None:
+        """The link says what the journal does not: the first record of it, or somebody went behind our back. Deploy
+        tools' records may tell more of it.
+
+        `adopt` is written last of all, so that a journal without it shows that taking over the records was cut off.
+        Where they cannot be read as yet, none is written, for the next opening to try again; only a change that is to
+        be written cannot wait for that.
+        """
+        fresh = self.history.witnessed is None
+        told = self._untold(found)
+        events = [*told] if told is not None else []
+        before = (events[-1].release,) if events else self.history.path[-1:]
+        if fresh or [*before] != [found.label]:
+            origin = before[0] if before else None
+            action = "adopt" if fresh else "follow"
+            events.append(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+        if told is None and fresh and first:
+            self.history.add(events[-1])
+            self._seen = None
+            return
+        try:
+            self._write_lines(events)
+        except OSError as error:
+            self._owe(error, *events)
+
+    def _untold(self, found: Target) -> list[Event] | None:
+        """What deploy tools' records tell and the journal does not; None if they cannot be read."""
+        try:
+            return records.untold(self.deploy, found.release, self.history)
+        except (OSError, RelfsError) as error:
+            why = reason(error) if isinstance(error, OSError) else error
+            _log.warning("%s: deploy tools' records cannot be read: %s", self.deploy.path, why)
+            return None
 
     def _owner_of_link(self) -> Actor:
         """All that the disk can tell about who changed the link."""

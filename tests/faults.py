@@ -20,12 +20,13 @@ import relfs.layout
 import relfs.libc
 import relfs.lock
 import relfs.pointer
+import relfs.records.files
 import relfs.store
 
 CHANGING = frozenset({"open", "write", "pwrite", "mkdir", "symlink", "unlink", "rename", "chown", "ftruncate"})
 SYNCING = frozenset({"fsync", "fdatasync", "syncfs"})
 
-_MODULES = (relfs.journal, relfs.layout, relfs.lock, relfs.pointer, relfs.store)
+_MODULES = (relfs.journal, relfs.layout, relfs.lock, relfs.pointer, relfs.records.files, relfs.store)
 
 
 class Crash(BaseException):

@@ -51,6 +51,7 @@ class PointerModel(RuleBasedStateMachine):
     """Drives one Pointer at a time over one deploy path. `pointer_class` is what a broken subclass replaces."""
 
     pointer_class: type[Pointer] = Pointer
+    make_app: Callable[[Path], Path] = staticmethod(make_app)
 
     deploy: DeployPath
     pointer: Pointer
@@ -58,7 +59,7 @@ class PointerModel(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="relfs-model-", dir=_memory()))
-        self.app = make_app(self.directory / "app")
+        self.app = self.make_app(self.directory / "app")
         (self.app / "releases" / EMPTY).mkdir()
         self.links = True
         self.current: str | None = "40"  # what the disk must say

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from relfs.journal import Actor, Event, Journal
 from relfs.layout import DeployPath
+from relfs.records import capistrano, deployer
 
 RELEASES = ("40", "41", "42")
 
@@ -22,6 +23,18 @@ def make_app(path: Path) -> Path:
     for name in RELEASES:
         add_release(path, name)
     (path / "current").symlink_to("releases/40")
+    return path
+
+
+def make_recorded_app(path: Path) -> Path:
+    """The same where Deployer and Capistrano have been, and left records of all three releases, 42 the last one."""
+    make_app(path)
+    (path / ".dep").mkdir()
+    for number, name in enumerate(RELEASES):
+        with (path / ".dep/releases_log").open("ab") as log:
+            log.write(deployer.compose(1_700_000_000.0 + number, name, "ada", "HEAD"))
+        with (path / "revisions.log").open("ab") as log:
+            log.write(capistrano.compose(capistrano.Entry(name, "ada", "main", "0123abc")))
     return path
 
 

@@ -16,7 +16,7 @@ from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import add_release, link_of
 
-from relfs.checks import Checks, check_content, check_mark
+from relfs.checks import Checks, check_content
 from relfs.config import Config
 from relfs.errors import EXIT_REFUSED, RefusedError
 from relfs.journal import Actor
@@ -98,13 +98,19 @@ def test_markers_of_ones_own(app: Path, deploy: DeployPath, make: Callable[[Path
     assert errno_of(deploy, "releases/40", checks) == 0
 
 
-def test_the_mark_of_a_bad_release() -> None:
-    check_mark("41", {"41"}, Checks())
-    check_mark("40", {"41"}, Checks(bad=True))
-    check_mark(None, {"41"}, Checks(bad=True))
-    with pytest.raises(RefusedError, match="41: is marked bad") as raised:
-        check_mark("41", {"41"}, Checks(bad=True))
-    assert raised.value.number == errno.EPERM
+def test_the_mark_of_a_bad_release(app: Path, deploy: DeployPath, actor: Actor) -> None:
+    """Ours, or Deployer's: refused if that is asked for, and then --force lifts it."""
+    pointer = Pointer(deploy, config=Config(checks=Checks(bad=True)))
+    pointer.switch("41", actor, "first")
+    pointer.rollback(None, actor, "second")
+    (app / "releases/42/BAD_RELEASE").touch()
+    for name in ("41", "42"):
+        for attempt in (pointer.switch, lambda *words: pointer.replace(f"releases/{words[0]}", *words[1:])):
+            with pytest.raises(RefusedError, match=f"{name}: is marked bad") as raised:
+                attempt(name, actor, f"attempt at {name}")
+            assert raised.value.number == errno.EPERM
+        pointer.switch(name, actor, f"force {name}", force=True)
+        assert link_of(app) == f"releases/{name}"
 
 
 def test_rollback_passes_over_configured_markers(app: Path, actor: Actor) -> None:

@@ -91,7 +91,7 @@ def test_programs_get_json(anywhere: Path) -> None:
     releases = ctl("-C", anywhere, "--json", "releases").json
     assert [entry["name"] for entry in releases] == ["40", "41", "42"]
     assert [entry["states"] for entry in releases] == [["previous"], ["current"], []]
-    assert all(entry.keys() == {"name", "created", "states"} for entry in releases)
+    assert all(entry.keys() == {"name", "created", "states", "revision"} for entry in releases)
     assert ctl("-C", anywhere, "--json", "rollback").json["action"] == "rollback"
     log = [json.loads(line) for line in ctl("-C", anywhere, "--json", "log").out.splitlines()]
     assert [event["action"] for event in log] == ["adopt", "switch", "rollback"]
@@ -139,13 +139,28 @@ def test_terminals_get_tables(anywhere: Path) -> None:
     assert re.search(r"current\W.* 40\n", shown)
 
 
+def test_what_deployer_left_in_releases(anywhere: Path) -> None:
+    (anywhere / "releases/41/BAD_RELEASE").touch()
+    (anywhere / "releases/42/DIRTY_RELEASE").touch()
+    (anywhere / "releases/40/REVISION").write_bytes(b"0123abc\n")
+    (anywhere / "releases/41/REVISION").write_bytes(b"\xff\x1b[2J\tred\nmore\n")
+    (anywhere / "releases/42/REVISION").symlink_to("/etc/passwd")
+    entries = ctl("-C", anywhere, "--json", "releases").json
+    assert [entry["states"] for entry in entries] == [["current"], ["bad"], ["dirty"]]
+    assert [entry["revision"] for entry in entries] == ["0123abc", "\udcff\x1b[2J\tred", None]
+    shown = ctl("-C", anywhere, "releases").rows
+    assert [row[3] for row in shown] == ["0123abc", r"\xff\x1b[2J\x09red", ""]
+    (anywhere / "releases/41/REVISION").write_bytes(b"x" * 1_000_000)
+    assert len(ctl("-C", anywhere, "--json", "releases").json[1]["revision"]) == 100
+
+
 def test_sizes_on_request(anywhere: Path) -> None:
     (anywhere / "releases/41/data").write_bytes(b"x" * 100_000)
     os.link(anywhere / "releases/41/data", anywhere / "releases/41/again")
     sizes = {entry["name"]: entry["size"] for entry in ctl("-C", anywhere, "--json", "releases", "--size").json}
     assert 100_000 <= sizes["41"] < 200_000, "a hard link takes no room of its own"
     assert sizes["40"] < 100_000
-    assert ctl("-C", anywhere, "releases", "--size").rows[1][3].endswith("KiB")
+    assert ctl("-C", anywhere, "releases", "--size").rows[1][4].endswith("KiB")
 
 
 def test_log_of_the_last(app: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from sandbox import ACTOR
 
 from relfs.errors import EXIT_REFUSED, EXIT_USAGE, RefusedError, UsageError
-from relfs.history import History, resolve, rollback_target
-from relfs.journal import DONE, RECOVERED, Event
+from relfs.history import History, resolve, rollback_target, ways_back_among
+from relfs.journal import DONE, IMPORTED, RECOVERED, Event
 from relfs.layout import Release
 
 RELEASES = ["40", "41", "42", "43"]
@@ -234,3 +235,33 @@ def test_the_size_is_bounded() -> None:
     assert max(sizes.values()) <= 10_000, sizes
     assert history.path[-1] == history.at(1e8) == "10999"
     assert history.find("id-4999") is not None
+
+
+# ---- what others recorded -----------------------------------------------------------------------------------------
+
+
+def test_what_was_imported_counts() -> None:
+    history = History(replace(event, outcome=IMPORTED) for event in happened("40", "41", "42", "<41"))
+    assert (history.path, history.bad) == (["40", "41"], {"42"})
+    assert history.at(1_070.0) == "41"
+
+
+def test_when_relfs_was_there_itself() -> None:
+    events = happened("40", "41", "!42", "42")
+    assert History().witnessed is None
+    assert History(replace(event, outcome=IMPORTED) for event in events).witnessed is None
+    assert History(events[:3]).witnessed == events[2].time, "a failure, too, it has seen"
+    assert History([*events, replace(events[0], outcome=IMPORTED)]).witnessed == events[3].time
+
+
+def test_every_way_back_once() -> None:
+    history = History(happened("40", "41", "40", "42", "<40", "43"))
+    assert list(ways_back_among(history, "43", RELEASES)) == ["40", "41"]
+    assert list(ways_back_among(history, "43", ["41"])) == ["41"]
+
+
+def test_the_last_good_one_is_good_in_every_respect() -> None:
+    history = History(happened("40", "41", "42"))
+    releases = [Release(name, 0.0) for name in RELEASES]
+    assert resolve("@last-good", history, "42", releases) == "41"
+    assert resolve("@last-good", history, "42", releases, lambda name: name != "41") == "40"

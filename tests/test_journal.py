@@ -179,6 +179,19 @@ def test_an_append_that_dies_half_way_is_repaired(state: int) -> None:
     assert list(journal.events()) == [FIRST, THIRD]
 
 
+def test_of_many_events_any_beginning_may_survive(state: int, path: Path) -> None:
+    journal = Journal(state)
+    journal.append(FIRST)
+    journal.append(SECOND, THIRD)
+    assert list(journal.events()) == [FIRST, SECOND, THIRD]
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        journal.append(FIRST)
+        events = list(journal.events())
+        assert [*events[:-1], FIRST] == [*[FIRST, SECOND, THIRD][: len(events) - 1], FIRST], length
+
+
 def test_a_line_is_safe_before_append_returns(state: int) -> None:
     with watched(Calls()) as first:
         Journal(state).append(FIRST)

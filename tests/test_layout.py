@@ -178,6 +178,16 @@ def test_the_marker_of_an_unfinished_release(app: Path, deploy: DeployPath) -> N
     assert deploy.unfinished_marker("41") is None
 
 
+def test_the_markers_of_deployer(app: Path, deploy: DeployPath) -> None:
+    (app / "releases" / "41" / "BAD_RELEASE").touch()
+    (app / "releases" / "42" / "DIRTY_RELEASE").touch()
+    (app / "releases" / "40" / "BAD_RELEASE").mkdir()  # test -f
+    assert [deploy.is_marked_bad(name) for name in ("40", "41", "42", "99")] == [False, True, False, False]
+    assert [deploy.is_dirty(name) for name in ("40", "41", "42", "99")] == [False, False, True, False]
+    (app / "releases" / "42" / "DEPLOY_UNFINISHED").touch()
+    assert [deploy.is_good(name) for name in ("40", "41", "42")] == [True, False, False]
+
+
 # ---- link texts ---------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from faults import Calls, Fault, watched
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from model import CALLS, FAULTS, PointerModel
-from sandbox import ACTOR
+from sandbox import ACTOR, make_recorded_app
 
 from relfs.journal import Event
 from relfs.layout import CURRENT, DeployPath
@@ -28,6 +28,14 @@ MODEL = settings(
 
 TestPointer = PointerModel.TestCase
 TestPointer.settings = MODEL
+
+
+class _RecordedModel(PointerModel):
+    make_app = staticmethod(make_recorded_app)
+
+
+TestPointerWithRecords = _RecordedModel.TestCase
+TestPointerWithRecords.settings = MODEL
 
 
 # ---- every system call, one by one --------------------------------------------------------------------------------

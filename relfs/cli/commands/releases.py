@@ -16,7 +16,7 @@ from relfs.layout import RELEASES, DeployPath
 @click.option("--size", "with_size", is_flag=True, help="Add what each takes on disk (reads every directory).")
 @pass_session
 def command(session: Session, with_size: bool) -> None:
-    """List the releases, oldest first: name, created, states (current, previous, bad, unfinished)."""
+    """List the releases, oldest first: name, created, states (current, previous, bad, dirty, unfinished), revision."""
     deploy = open_here(session.place(), create_state=False)
     try:
         listing = _listing(deploy, with_size=with_size)
@@ -25,21 +25,25 @@ def command(session: Session, with_size: bool) -> None:
     if session.json:
         show_json(listing)
         return
-    header = ["NAME", "CREATED", "STATES", *(["SIZE"] if with_size else [])]
+    header = ["NAME", "CREATED", "STATES", "REVISION", *(["SIZE"] if with_size else [])]
     show_table(header, [_row(entry) for entry in listing])
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
-    row = [entry["name"], moment(entry["created"]), ", ".join(entry["states"])]
+    row = [entry["name"], moment(entry["created"]), ", ".join(entry["states"]), entry["revision"] or ""]
     return [*row, size(entry["size"])] if "size" in entry else row
 
 
 def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
+    from relfs.config import Config, load_config
     from relfs.history import History
     from relfs.journal import Journal
+    from relfs.records import made_at, revision
     from relfs.store import peek
 
     history = History(Journal(deploy.state_fd).events())
+    config = load_config(deploy.state_fd, deploy.state_path) if deploy.state_fd is not None else Config()
+    markers = config.checks.unfinished
     text = peek(deploy)
     current = deploy.target(text).release if text is not None else None
     listing: list[dict[str, Any]] = []
@@ -47,13 +51,15 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
         states = {
             "current": release.name == current,
             "previous": release.name == history.previous,
-            "bad": release.name in history.bad,
-            "unfinished": deploy.unfinished_marker(release.name) is not None,
+            "bad": release.name in history.bad or deploy.is_marked_bad(release.name),
+            "dirty": deploy.is_dirty(release.name),
+            "unfinished": deploy.unfinished_marker(release.name, markers) is not None,
         }
         entry = {
             "name": release.name,
-            "created": release.created,
+            "created": made_at(deploy, release),
             "states": [state for state, holds in states.items() if holds],
+            "revision": revision(deploy, release.name),
         }
         if with_size:
             entry["size"] = _disk_usage(os.path.join(deploy.path, RELEASES, release.name))

@@ -1,0 +1,174 @@
+"""Files in directories that belong to somebody else: read and written by a daemon that may be root.
+
+Whoever deploys can put anything under these names, at any moment: a link to /etc/shadow, a second name of somebody's
+file, a fifo, a file without end. So everything is opened by descriptor, step by step, and no link is ever followed;
+only regular files are read, in bounded parts; only those with one name are written, since another name of theirs may be
+anywhere (open(2), O_NOFOLLOW; proc_sys_fs(5), protected_hardlinks). What is made is given to the owner of the directory
+that it is in: the tool that made the directory has to be able to replace it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+MAX_BYTES = 4 << 20
+"""Bytes of a log that are read, from its end; and the longest log that is rewritten."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""ENOENT and ENOTDIR, and what open(2) says of links, of sockets and of devices without a driver."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The end of a file, beginning with a whole line. `complete`: it is all of it. `modified` in seconds since the
+    epoch."""
+
+    data: bytes
+    complete: bool
+    modified: float
+
+
+@contextmanager
+def below(top: int, *names: str) -> Iterator[int]:
+    """A descriptor of the directory that is reached from `top` by `names`. Raises OSError, also for a link."""
+    with ExitStack() as stack:
+        directory = top
+        for name in names:
+            directory = os.open(name, _DIRECTORY, dir_fd=directory)
+            stack.callback(os.close, directory)
+        yield directory
+
+
+def is_absent(error: OSError) -> bool:
+    """Whether `error` says that there is nothing of the kind that was looked for."""
+    return error.errno in _ABSENT
+
+
+def read_end(directory: int, name: str) -> Contents | None:
+    """The last MAX_BYTES of a regular file; None if there is none. Raises OSError if it cannot be read."""
+    with _open_to_read(directory, name) as fd:
+        if fd is None:
+            return None
+        status = os.fstat(fd)
+        start = max(0, status.st_size - MAX_BYTES)
+        data = _read_at(fd, status.st_size - start, start)
+        return Contents(data[data.find(b"\n") + 1 :] if start else data, not start, status.st_mtime)
+
+
+def read_start(directory: int, name: str, limit: int) -> bytes | None:
+    """The first `limit` bytes of a regular file, likewise."""
+    with _open_to_read(directory, name) as fd:
+        return _read_at(fd, limit, 0) if fd is not None else None
+
+
+@contextmanager
+def _open_to_read(directory: int, name: str) -> Iterator[int | None]:
+    try:
+        fd = os.open(name, os.O_RDONLY | _CAREFUL, dir_fd=directory)
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        yield None
+        return
+    with _closing(fd):
+        yield fd if stat.S_ISREG(os.fstat(fd).st_mode) else None
+
+
+def _read_at(fd: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(fd, length, offset)):
+        parts.append(part)
+        length, offset = length - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+def append(directory: int, name: str, data: bytes) -> None:
+    """Add `data` to a file that exists, in one write, beginning a line. Raises OSError."""
+    with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        _write(fd, data)
+
+
+def overwrite(directory: int, name: str, line: bytes) -> None:
+    """Make the line `line` all that a file says, which is made if it is missing. At no moment is it empty, or shorter
+    than `line`, if it was not before. Raises OSError."""
+    try:
+        fd = _open_to_write(directory, name, 0)
+    except FileNotFoundError:
+        fd = _make(directory, name)
+    with _closing(fd):
+        _write(fd, line)
+        os.ftruncate(fd, len(line))
+
+
+def remove(directory: int, name: str) -> None:
+    """Remove a name, if it is there. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def replace(directory: int, name: str, old: bytes, new: bytes) -> bool:
+    """Put `new` in the place of a file that says `old`, by rename(2), with its owner and mode; False: it says something
+    else by now. What others append meanwhile is kept. Raises OSError; then nothing is changed."""
+    temporary = f".{name}.relfs"
+    with _closing(_open_to_write(directory, name, 0)) as fd:
+        status = os.fstat(fd)
+        if _read_at(fd, len(old) + 1, 0) != old:
+            return False
+        remove(directory, temporary)  # a crash may have left it
+        with _closing(_make(directory, temporary)) as copy:
+            try:
+                os.fchown(copy, status.st_uid, status.st_gid)
+                os.fchmod(copy, stat.S_IMODE(status.st_mode))
+                _write(copy, new)
+                os.fsync(copy)
+                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            except OSError:
+                remove(directory, temporary)
+                raise
+        late = _read_at(fd, MAX_BYTES, len(old))  # by whoever had it open
+    if late:
+        append(directory, name, late)
+    return True
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    """Close `fd` at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_to_write(directory: int, name: str, flags: int) -> int:
+    fd = os.open(name, os.O_RDWR | flags | _CAREFUL, dir_fd=directory)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(fd)
+        raise OSError(errno.EPERM, "not a regular file with one name")
+    return fd
+
+
+def _make(directory: int, name: str) -> int:
+    """A new file that the directory's owner, and its group where that may write there, can replace."""
+    owner = os.fstat(directory)
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o600, dir_fd=directory)
+    with suppress(PermissionError):  # an ordinary user makes files as itself
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    os.fchmod(fd, 0o644 | owner.st_mode & stat.S_IWGRP)
+    return fd
+
+
+def _write(fd: int, data: bytes) -> None:
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
