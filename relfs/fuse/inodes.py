@@ -39,7 +39,8 @@ class Node:
     """An inode of the covered file system, held by an O_PATH descriptor, so that it outlives its name.
 
     INVARIANT: `fd` is open, and `key` is its (st_dev, st_ino), which nobody else can get while it is.
-    `volatile`: others write here while we run (relfs's own state), so nothing of it may be cached.
+    `volatile`: others write here while we run (relfs's own state, deploy tools' records), so nothing of it may be
+    cached.
     """
 
     id: InodeT

@@ -28,12 +28,16 @@ from pyfuse3 import (
 from relfs import libc
 from relfs.fuse.caller import CAP_FOWNER, acting_as, creating_as, is_administrator
 from relfs.fuse.inodes import ROOT, InodeTable, Node
+from relfs.records import TOP_NAMES
 
 FOR_EVER = 1e9
 """Seconds; more than thirty years, for what never changes."""
 
 MOMENT = 1.0
 """Seconds for which the kernel may keep what only changes through the mount: how late it notices other writers."""
+
+_WRITTEN_BESIDE = frozenset(map(os.fsencode, TOP_NAMES))
+"""Deploy tools' records, which relfs itself writes beside the mount: a stale size would have `echo >>` undo that."""
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_OURS = os.O_DIRECT  # what it asks of buffers, Python's do not have; the kernel's own caching obeys it
@@ -145,7 +149,7 @@ class Passthrough:
             os.close(fd)
             raise
         node = self.table.adopt(fd, status)
-        node.volatile = node.volatile or directory.volatile
+        node.volatile = node.volatile or directory.volatile or (parent == ROOT and name in _WRITTEN_BESIDE)
         entry = self._reply(node, status)
         if parent == ROOT and stat.S_ISLNK(status.st_mode):
             entry.entry_timeout = 0.0  # a rename onto `current` moves this dentry there, with its timeouts
@@ -208,7 +212,7 @@ class Passthrough:
 
     def open(self, nodeid: InodeT, flags: int, context: RequestContext) -> FileInfo:
         node = self.table.node(nodeid)
-        opening = self._flags(flags) & ~_NAMING
+        opening = self._flags(flags, appending=node.volatile) & ~_NAMING
         if flags & _EXECUTE:
             fd = os.open(node.path, opening)
         else:
@@ -218,13 +222,14 @@ class Passthrough:
             self._written[FileHandleT(fd)] = node
         return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
 
-    def _flags(self, flags: int) -> int:
+    def _flags(self, flags: int, *, appending: bool = False) -> int:
         """The caller's flags, as far as they are for us to obey.
 
         Not O_APPEND where the file changes only through the mount: the kernel sends the offset of the end then, and
-        offsets of its own for what was mapped, which pwrite(2) on an appending descriptor would not honour.
+        offsets of its own for what was mapped, which pwrite(2) on an appending descriptor would not honour. With
+        `appending` it may have grown beside the mount.
         """
-        ours = flags & ~(_NOT_OURS | _EXECUTE | (os.O_APPEND if self._exclusive else 0))
+        ours = flags & ~(_NOT_OURS | _EXECUTE | (os.O_APPEND if self._exclusive and not appending else 0))
         return ours | os.O_CLOEXEC
 
     def create(
