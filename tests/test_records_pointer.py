@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -384,6 +385,15 @@ def test_a_name_that_json_cannot_say(dep: Path, caplog: pytest.LogCaptureFixture
     assert events[-1].outcome == DONE
     assert "bytes that are no text" in caplog.text
     assert logged(dep) == ["40", "41", "42", "43"]
+
+
+def test_what_is_only_shown_may_be_anything(dep: Path) -> None:
+    (dep / "releases/41/REVISION").write_bytes(b"\xff\x1b\n")
+    (dep / ".dep/releases_log").write_bytes(b"")
+    strange = type(ACTOR)(1000, os.fsdecode(b"\xfe\n"), 1, "")
+    opened(dep, lambda pointer: pointer.switch("41", strange, "request"))
+    line = json.loads((dep / ".dep/releases_log").read_bytes())
+    assert (line["release_name"], line["user"], line["target"]) == ("41", "??", "??")
 
 
 def test_a_swap_of_a_tool_is_left_to_the_tool(dep: Path) -> None:

@@ -29,7 +29,7 @@ import os
 import re
 import stat
 from calendar import timegm
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,10 +50,6 @@ _DEPLOYED = re.compile(
     r"Branch (?P<branch>.*) \(at (?P<sha>.*?)\) deployed as release (?P<release>\S+) by (?P<user>.*)"
 )
 _ROLLED_BACK = re.compile(r"(?P<user>.*) rolled back to release (?P<release>\S+)")
-
-Write = tuple[str, Callable[[], None]]
-"""What is written, for people, and what writes it. Raises OSError."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -145,7 +141,7 @@ def _entries(contents: files.Contents) -> list[Entry]:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[Write]:
+def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[files.Write]:
     """What there is to write, now that relfs has made `event.release` current. Raises OSError, RelfsError."""
     contents = files.read_end(deploy.fd, LOG)
     if contents is None or event.release is None:

@@ -57,10 +57,6 @@ _OLD_TIME_DIGITS = 14
 _NUMBER_DIGITS = 18  # PHP's integers have 64 bits
 _SMALL = 4096  # bytes; more than a marker or a number takes
 
-Write = tuple[str, Callable[[], None]]
-"""What is written, for people, and what writes it. Raises OSError."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """One line of a log: `release` was made at `created` (seconds since the epoch) by `user`."""
@@ -97,8 +93,11 @@ def parse(line: bytes) -> Entry | None:
 def compose(created: float, release: str, user: str, target: str) -> bytes:
     """A line of releases_log, as PHP's json_encode() writes it. Raises OSError for a name that JSON cannot say."""
     fields = {
-        "created_at": _compose_time(created), "release_name": release, "user": one_line(user), "target": target,
-    }  # fmt: skip
+        "created_at": _compose_time(created),
+        "release_name": release,
+        "user": _as_text(user),
+        "target": _as_text(target),
+    }
     return b"{%s}\n" % b",".join(_php_string(name) + b":" + _php_string(value) for name, value in fields.items())
 
 
@@ -139,6 +138,11 @@ def _parse_time(text: str) -> float:
 
 def _compose_time(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(math.floor(moment)))
+
+
+def _as_text(text: str) -> str:
+    """What is only shown may lose what JSON cannot hold."""
+    return one_line(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def _php_string(text: str) -> bytes:
@@ -278,7 +282,7 @@ def _unfinished(deploy: DeployPath) -> str | None:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[Write]:
+def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[files.Write]:
     """What there is to write, now that relfs has made `event.release` current. Raises OSError, RelfsError."""
     found = _read_log(deploy)
     if found is None or event.release is None:
@@ -392,14 +396,14 @@ def with_lines(
     if back is None:
         new.append(new.pop(_last(names, unfinished)))
         return new
-    own = new.pop(_last(names, current))
-    names.pop(_last(names, current))
-    at = _last(names, back)
-    if len(names) - at >= _WINDOW:  # too far up for Deployer to see
-        new.append(new.pop(at))
-        at = len(new) - 1
-    new.insert(at + 1, own)
-    return new
+    *repeated, own = [line for line, name in zip(new, names, strict=True) if name == current]
+    rest = [(line, name) for line, name in zip(new, names, strict=True) if name != current]
+    at = _last((name for _, name in rest), back)
+    if len(rest) - at + 1 > _WINDOW:  # too far up for Deployer to see
+        rest.append(rest.pop(at))
+        at = len(rest) - 1
+    others = [line for line, _ in rest]
+    return [*others[:at], *repeated, others[at], own, *others[at + 1 :]]
 
 
 def with_old_lines(

@@ -12,12 +12,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 MAX_BYTES = 4 << 20
 """Bytes of a log that are read, from its end; and the longest log that is rewritten."""
+
+Write = tuple[str, Callable[[], None]]
+"""What is to be written, by the name that people know it by, and what writes it. Raises OSError."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
