@@ -33,9 +33,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from relfs import hold
+from relfs import hold, records
 from relfs import journal as journal_module
-from relfs import records
 from relfs.checks import Checks
 from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
