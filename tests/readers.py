@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ print(json.dumps([reads, neither, failed, sorted(word.decode() for word in seen)
 """
 
 
+READY = b"ready\n"
+
+
 @dataclass(frozen=True)
 class Seen:
     """What all readers together saw. `reads` counts the failed ones too; `contents` is every content that was read."""
@@ -46,13 +49,33 @@ class Seen:
     contents: frozenset[str]
 
 
+def reader_command(file: Path, *known: str) -> list[str]:
+    """One reader: it says READY, reads until a line comes on its standard input, and then tells what `total` takes."""
+    return [sys.executable, "-S", "-E", "-c", _PROGRAM, str(file), ",".join(known)]
+
+
+def total(told: Iterable[bytes]) -> Seen:
+    """What readers saw together, of what each told."""
+    reads = neither = 0
+    failed: dict[str, int] = {}
+    contents: set[str] = set()
+    for line in told:
+        counted = json.loads(line)
+        reads += counted[0]
+        neither += counted[1]
+        for name, count in counted[2].items():
+            failed[name] = failed.get(name, 0) + count
+        contents |= set(counted[3])
+    return Seen(reads, neither, failed, frozenset(contents))
+
+
 class Readers:
     """Running readers; `stop` tells what they saw."""
 
     def __init__(self, file: Path, known: tuple[str, ...], count: int, *, session: bool) -> None:
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _PROGRAM, str(file), ",".join(known)],
+                reader_command(file, *known),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=session,
@@ -61,21 +84,10 @@ class Readers:
         ]
         for process in self._processes:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
+            assert process.stdout.readline() == READY
 
     def stop(self) -> Seen:
-        reads = neither = 0
-        failed: dict[str, int] = {}
-        contents: set[str] = set()
-        for process in self._processes:
-            out, _ = process.communicate(b"\n")
-            counted = json.loads(out)
-            reads += counted[0]
-            neither += counted[1]
-            for name, count in counted[2].items():
-                failed[name] = failed.get(name, 0) + count
-            contents |= set(counted[3])
-        return Seen(reads, neither, failed, frozenset(contents))
+        return total([process.communicate(b"\n")[0] for process in self._processes])
 
     def end(self) -> None:
         for process in self._processes:

@@ -34,7 +34,7 @@ need_fuse() {
 
 missing_packages() {
     local package
-    for package in "${PACKAGES[@]}"; do
+    for package in "$@"; do
         case $(dpkg-query -W -f '${db:Status-Status} ' "$package" 2>/dev/null) in
             installed*) ;;
             *) echo "$package" ;;
@@ -42,10 +42,11 @@ missing_packages() {
     done
 }
 
+# install_packages [PACKAGE...]: these, and what everybody needs.
 install_packages() {
-    local missing nginx_is_new=
-    command -v dpkg-query >/dev/null || fail "this is not Debian: install by hand what is like ${PACKAGES[*]}"
-    mapfile -t missing < <(missing_packages)
+    local wanted=("${PACKAGES[@]}" "$@") missing nginx_is_new=
+    command -v dpkg-query >/dev/null || fail "this is not Debian: install by hand what is like ${wanted[*]}"
+    mapfile -t missing < <(missing_packages "${wanted[@]}")
     [[ ${#missing[@]} -gt 0 ]] || return 0
     say "installing ${missing[*]}"
     [[ -e /usr/sbin/nginx ]] || nginx_is_new=yes

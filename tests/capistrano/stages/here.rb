@@ -1,0 +1,1 @@
+server :local, roles: %w[app]
