@@ -15,13 +15,15 @@ _PROC_READ = 8192
 
 @dataclass(frozen=True)
 class Process:
-    """A process. `start` is its start time in clock ticks after boot; `alive` is False for a zombie."""
+    """A process. `start` is its start time in clock ticks after boot; `alive` is False for a zombie; `terminal` is the
+    device number of its controlling terminal, 0 if it has none."""
 
     pid: int
     start: int
     parent: int
     session: int
     alive: bool
+    terminal: int = 0
 
     def same(self, other: Process) -> bool:
         return self.pid == other.pid and self.start == other.start
@@ -35,7 +37,29 @@ def process(pid: int) -> Process | None:
     except OSError:  # gone, or hidden from us (proc(5), hidepid)
         return None
     fields = stat[stat.rindex(b")") + 2 :].split(b" ")  # the name before it may hold anything
-    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0] not in (b"Z", b"X"))
+    alive = fields[0] not in (b"Z", b"X")
+    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
+
+
+def runs_terminal_of(pid: int, other: Process) -> bool:
+    """Whether process `pid` holds the master end of the pseudo-terminal (pty(7)) that `other` runs on: it made that
+    terminal, and stands between it and somebody else. False where /proc does not tell (Linux before 4.14)."""
+    if not other.terminal:
+        return False
+    index = f"tty-index:\t{os.minor(other.terminal)}\n"
+    try:
+        return any(_is_master(pid, fd, index) for fd in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
+
+
+def _is_master(pid: int, fd: str, index: str) -> bool:
+    """Only a master end has the line `index`, which names the terminal by its number in /dev/pts."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            return index in file.read()
+    except OSError:
+        return False
 
 
 def thread_group(tid: int) -> int:

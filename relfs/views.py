@@ -15,6 +15,9 @@ The choice. A replacement belongs to one process at a time, its *actor*. That is
 unlink(2). While it lives, nobody else is meant: BusyBox ln will make the link itself. When it has ended, whoever
 waited for it goes on: its parent becomes the actor, and so on upwards, each only when the one below has ended, and
 never past the session (setsid(2)), since what started a session (sshd, cron, a web server) is not a deploy script.
+One kind of session is no end: `sudo rm current; sudo ln -s ...`, typed or in a script that somebody runs in a terminal,
+makes one for each command (sudoers(5), use_pty, on by default), as script(1) and `su --pty` do. Whoever holds the other
+end of the terminal that the session runs on only stands in between, so the chain goes on through him.
 With the actor belong its descendants that were started after the unlink, unless something that was running already
 stands between. So a reader or a web server that was started earlier from the same shell, and whatever that starts
 now, keeps the old release; so does the shell itself as long as the script that it started is running.
@@ -31,7 +34,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from relfs.journal import Actor
-from relfs.processes import Process, all_pids, process, ticks_now
+from relfs.processes import Process, all_pids, process, runs_terminal_of, ticks_now
 
 _DEPTH_MAX = 64
 
@@ -40,7 +43,8 @@ _DEPTH_MAX = 64
 class Replacement:
     """A replacement of `current` that has begun, at `since` (seconds since the epoch).
 
-    INVARIANT: `chain` is the process that began it and ancestors in its session, nearest first, as they were then.
+    INVARIANT: `chain` is the process that began it and ancestors in its session, nearest first, as they were then; and
+    whoever runs the session's terminal, with ancestors in his.
     """
 
     actor: Actor
@@ -99,7 +103,9 @@ def _chain(first: Process) -> tuple[Process, ...]:
     chain = [first]
     while len(chain) < _DEPTH_MAX and chain[-1].parent > 1:
         parent = process(chain[-1].parent)
-        if parent is None or parent.session != first.session:
+        if parent is None:
+            break
+        if parent.session != chain[-1].session and not runs_terminal_of(parent.pid, chain[-1]):
             break
         chain.append(parent)
     return tuple(chain)

@@ -22,7 +22,9 @@ ROUNDS = 50
 @pytest.mark.parametrize("tool", TOOLS)
 def test_no_reader_notices(mount: Mount, tool: str) -> None:
     before = len(mount.journal())
-    assert_nobody_noticed(deploy(mount.app, TOOLS[tool], SWAPS))
+    run = deploy(mount.app, TOOLS[tool], SWAPS)
+    assert_nobody_noticed(run)
+    assert all(seen.contents == {"40", "41"} for seen in run.seen.values()), "every reader saw both"
     assert_journalled(mount, TOOLS[tool], SWAPS, skip=before)
     assert os.path.realpath(mount.app / "current") == str(mount.app / "releases/40")
     assert sorted(os.listdir(mount.app)) == [".relfs", "current", "releases"], "nothing is left lying about"
