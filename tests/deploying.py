@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deploytools import Tool
 from mounting import Mount, environment
@@ -56,27 +56,31 @@ class Run:
 def deploy(app: Path, tool: Tool, swaps: int, *, user: int | None = None) -> Run:
     """Swap `swaps` times, to releases 41 and 40 by turns, in one shell; as `user`, who owns the deploy path."""
     file = app / "current/index.html"
-    with reading(file, "40", "41", count=1) as siblings, reading(file, "40", "41", count=1, session=True) as strangers:
-        shell = _Shell(app, tool, swaps, user)
-        status, errors = shell.deploy()
+    with (
+        reading(file, "40", "41", count=1) as siblings,
+        reading(file, "40", "41", count=1, session=True) as strangers,
+        tempfile.TemporaryFile() as errors,  # no pipe, whose end would wait for the shell's reader, too
+    ):
+        shell = _Shell(app, tool, swaps, user, errors)
+        status = shell.deploy()
         seen = {CHILD: shell.stop_reader(), SIBLING: siblings.stop(), STRANGER: strangers.stop()}
-    return Run(status, errors, seen)
+        errors.seek(0)
+        return Run(status, errors.read().decode(), seen)
 
 
 class _Shell:
     """The shell, with a reader that it started itself. Two pipes lead to that reader, past the shell."""
 
-    def __init__(self, app: Path, tool: Tool, swaps: int, user: int | None) -> None:
+    def __init__(self, app: Path, tool: Tool, swaps: int, user: int | None, errors: IO[bytes]) -> None:
         (stopped, stop), (seen, tell) = os.pipe(), os.pipe()
         for end in (stopped, tell):  # which the reader opens again, as that user
             os.fchown(end, user if user is not None else -1, -1)
-        self._stop, self._seen = open(stop, "wb", buffering=0), open(seen, "rb")
-        self._errors = tempfile.TemporaryFile()  # no pipe, whose end would wait for the reader, too
+        self._stop, self._seen = os.fdopen(stop, "wb", buffering=0), os.fdopen(seen, "rb")
         self._process = subprocess.Popen(
             ["sh", "-c", _script(tool), "deploy", *reader_command(app / "current/index.html", "40", "41")],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._errors,
+            stderr=errors,
             pass_fds=(stopped, tell),
             cwd="/",
             env=_environment(app, N=str(swaps), IN=str(stopped), OUT=str(tell)),
@@ -87,13 +91,11 @@ class _Shell:
         os.close(stopped)
         os.close(tell)
 
-    def deploy(self) -> tuple[int, str]:
-        """Once the reader reads, let the shell deploy; its status, and what it and its tools wrote to standard error."""
+    def deploy(self) -> int:
+        """Once the reader reads, let the shell deploy; its status."""
         assert self._seen.readline() == READY
         self._process.communicate(b"go\n", timeout=300)
-        with self._errors as errors:
-            errors.seek(0)
-            return self._process.returncode, errors.read().decode()
+        return self._process.returncode
 
     def stop_reader(self) -> Seen:
         with self._stop, self._seen:

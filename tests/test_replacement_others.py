@@ -1,10 +1,9 @@
-"""Sequences that are no row of the table in test_replacement.py: other tools' own, rarer options, and ways to run them."""
+"""Sequences that are no row of the table in test_replacement.py: other tools' own, rare options, ways to run them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from deploying import assert_journalled, assert_nobody_noticed, deploy
@@ -12,7 +11,7 @@ from deploytools import Tool
 from mounting import Mount, Mounts
 from sandbox import make_app
 
-SWAPS = 10
+SWAPS = 6
 
 BY_TOOL = {
     "deployer without mv -T": Tool(
@@ -28,7 +27,7 @@ BY_TOOL = {
     "fabric": Tool(
         'cd "$D" && rm -f previous && mv current previous && ln -s "$R" current && rm previous', "ln -s releases/"
     ),
-    "rocketeer": Tool('ln -s "$D/$R" "$D/current-temp" && mv -Tf "$D/current-temp" "$D/current"', "mv -Tf {D}/current-"),
+    "rocketeer": Tool('ln -s "$D/$R" "$D/cur-temp" && mv -Tf "$D/cur-temp" "$D/current"', "mv -Tf {D}/cur-temp"),
     "shipit": Tool(
         'cd "$D" && if [ -d current ] && [ ! -L current ]; then exit 1; fi && '
         'ln -nfs "$R" current_tmp && mv -fT current_tmp current',
@@ -49,7 +48,8 @@ BY_TOOL = {
         "/usr/bin/python3 -c",
     ),
     "rsync -l": Tool(
-        'mkdir "$D/.tmp" && ln -s "$R" "$D/.tmp/current" && rsync -l "$D/.tmp/current" "$D/" && rm -r "$D/.tmp"', "rsync"
+        'mkdir "$D/.tmp" && ln -s "$R" "$D/.tmp/current" && rsync -l "$D/.tmp/current" "$D/" && rm -r "$D/.tmp"',
+        "rsync -l {D}/.tmp/current",
     ),
     "tar": Tool(
         'mkdir "$D/.tmp" && ln -s "$R" "$D/.tmp/current" && tar -C "$D/.tmp" -c current | tar -C "$D" -x && '
@@ -94,7 +94,8 @@ BY_WAY = {
     "timeout": Tool('timeout 60 rm "$D/current"; timeout 60 ln -s "$R" "$D/current"', "ln -s releases/"),
     "relative, from within": Tool('cd "$D/releases" && rm ../current && ln -s "$R" ../current', "ln -s releases/"),
     "through a link to the deploy path": Tool(
-        'ln -s "$D" "$D.link" && rm "$D.link/current" && ln -s "$R" "$D.link/current" && rm "$D.link"', "ln -s releases/"
+        'ln -s "$D" "$D.link" && rm "$D.link/current" && ln -s "$R" "$D.link/current" && rm "$D.link"',
+        "ln -s releases/",
     ),
     "a script in a session of its own": Tool(
         'setsid -w sh -c \'rm "$D/current"; ln -s "$1" "$D/current"\' - "$R"', "ln -s releases/"
