@@ -13,21 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-HERE = Path(__file__).resolve().parent
-BIN = Path(sys.prefix) / "bin"
+from common import (
+    BIN,
+    compile_timer,
+    make_deploy_path,
+    option_parser,
+    positive,
+    run,
+    run_benchmark,
+    scratch_directory,
+    verdict,
+)
 
 STAT_LIMIT = 1.35
 READ_LIMIT = 1.25
@@ -104,89 +109,44 @@ class Report:
 
 
 def main() -> None:
-    options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with _scratch(options.directory) as scratch:
-            report = _measure(scratch, options.rounds)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except subprocess.CalledProcessError as error:
-        _fail(f"{' '.join(map(str, error.cmd))} failed with status {error.returncode}")
-    except OSError as error:
-        _fail(str(error))
-    print(json.dumps(asdict(report), indent=2) if options.json else _as_text(report))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="contrib/bench/resolve", description="What relfs costs, measured.")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--directory", default="/var/tmp", help="where to work (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=30, help="how often to repeat each (%(default)s)")
-    return parser.parse_args()
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"contrib/bench/resolve: {message}", file=sys.stderr)
-    sys.exit(1)
+    parser = option_parser("resolve", "What relfs costs, measured.")
+    parser.add_argument("--rounds", type=positive, default=30, help="how often to repeat each (%(default)s)")
+    run_benchmark(parser, _measure, _as_text)
 
 
 # ---- the two deploy paths ----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _scratch(parent: str) -> Iterator[Path]:
+def _deploy_paths(parent: str) -> Iterator[Path]:
     """Two deploy paths with equally long names in a new directory: `plain`, and `relfs`, mounted over."""
-    scratch = Path(tempfile.mkdtemp(prefix="relfs-bench-", dir=parent))
-    try:
+    with scratch_directory(parent) as scratch:
         for name in ("plain", "relfs"):
-            _make_deploy_path(scratch / name)
-        _run(BIN / "relfs", scratch / "relfs")
+            make_deploy_path(scratch / name)
+        run(BIN / "relfs", scratch / "relfs")
         yield scratch
-    finally:
-        _unmount(scratch / "relfs")
-        shutil.rmtree(scratch)
-
-
-def _make_deploy_path(path: Path) -> None:
-    for release in ("1", "2"):
-        page = path / "releases" / release / "index.html"
-        page.parent.mkdir(parents=True)
-        page.write_text(f"release {release}\n")
-    (path / "shared").mkdir()
-    (path / "current").symlink_to("releases/1")
-
-
-def _unmount(path: Path) -> None:
-    """Lazily, whatever state it is in; what was bound inside goes with it."""
-    while os.path.ismount(path):
-        _run("umount", "--internal-only", "--lazy", path)
-
-
-def _run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 # ---- the measurements --------------------------------------------------------------------------------------
 
 
-def _measure(scratch: Path, rounds: int) -> Report:
-    return Report(
-        kernel=os.uname().release,
-        relfs=sys.prefix,
-        rounds=rounds,
-        resolution=_resolution(scratch, rounds),
-        switch=_switch(scratch / "relfs", rounds),
-        memory=_memory(scratch / "relfs"),
-    )
+def _measure(options: argparse.Namespace) -> Report:
+    with _deploy_paths(options.directory) as scratch:
+        return Report(
+            kernel=os.uname().release,
+            relfs=sys.prefix,
+            rounds=options.rounds,
+            resolution=_resolution(scratch, options.rounds),
+            switch=_switch(scratch / "relfs", options.rounds),
+            memory=_memory(scratch / "relfs"),
+        )
 
 
 def _resolution(scratch: Path, rounds: int) -> tuple[Resolution, ...]:
     """In many short rounds, of which some are likely to pass without an interruption."""
-    timer = scratch / "resolve"
-    _run("gcc", "-O2", "-Wall", "-o", timer, HERE / "resolve.c")
+    timer = compile_timer("resolve.c", scratch)
     paths = [scratch / name / "current" / "index.html" for name in ("plain", "relfs")]
-    lines = _run(timer, str(rounds * ROUNDS_OF_CALLS), str(CALLS), *paths).splitlines()
+    lines = run(timer, str(rounds * ROUNDS_OF_CALLS), str(CALLS), *paths).splitlines()
     columns = list(zip(*(map(float, line.split()) for line in lines), strict=True))
     return (
         _compare("stat", columns[0], columns[1], STAT_LIMIT),
@@ -227,7 +187,7 @@ def _times(switch: float, python: float, fsync: float) -> Times:
 
 def _process_ms(*command: str | Path) -> float:
     start = time.perf_counter()
-    _run(*command)
+    run(*command)
     return (time.perf_counter() - start) * 1e3
 
 
@@ -253,7 +213,7 @@ def _memory(app: Path) -> Memory:
 
 def _pids(app: Path) -> set[int]:
     """Those that `relfsctl status` names, their descendants, and the fusermount3 that waits to detach."""
-    status = json.loads(_run(BIN / "relfsctl", "-C", app, "--json", "status"))
+    status = json.loads(run(BIN / "relfsctl", "-C", app, "--json", "status"))
     named = {status[f"{part}_pid"] for part in ("supervisor", "worker", "standby")} - {None}
     parents = {int(entry.name): _parent(entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
     found = named | {pid for pid in parents if _is_helper(pid, app)}
@@ -317,14 +277,14 @@ def _resolution_lines(rows: tuple[Resolution, ...]) -> Iterator[str]:
     for row in rows:
         yield (
             f"{row.call:<16}{row.symlink_min:>9.0f}{row.relfs_min:>9.0f}{'':>9}{row.ratio_min:>8.2f}"
-            f"   limit {row.limit:.2f}: {_verdict(row.ok)}"
+            f"   limit {row.limit:.2f}: {verdict(row.ok)}"
         )
         yield f"{'(medians':<16}{row.symlink_median:>9.0f}{row.relfs_median:>9.0f}{'':>9}{row.ratio_median:>8.2f})"
 
 
 def _switch_lines(switch: Switch) -> Iterator[str]:
     yield f"{'ms':<16}{'switch':>9}{'pass':>9}{'fsync':>9}{'ratio':>8}"
-    yield f"{_times_line('medians', switch.medians)}   limit {switch.limit:.2f}: {_verdict(switch.ok)}"
+    yield f"{_times_line('medians', switch.medians)}   limit {switch.limit:.2f}: {verdict(switch.ok)}"
     yield f"{_times_line('(least', switch.least)})"
 
 
@@ -336,11 +296,7 @@ def _memory_lines(memory: Memory) -> Iterator[str]:
     for process in memory.processes:
         yield f"{process.command:<16}{process.pid:>9}   VmRSS {process.rss_mb:5.1f} MB{_pss(process.pss_mb)}"
     total = f"{'in all':<16}{'':>9}   VmRSS {memory.rss_mb:5.1f} MB{_pss(memory.pss_mb)}"
-    yield f"{total}   limit {memory.limit:.0f} MB of VmRSS: {_verdict(memory.ok)}"
-
-
-def _verdict(ok: bool) -> str:
-    return "ok" if ok else "over"
+    yield f"{total}   limit {memory.limit:.0f} MB of VmRSS: {verdict(memory.ok)}"
 
 
 def _pss(megabytes: float | None) -> str:
