@@ -1,0 +1,142 @@
+"""contrib/bench: the benchmarks run, report every row, and leave nothing behind. What they measure is not tested.
+
+They start as they do for everybody, by the wrapper, but with the relfs that is being tested ($RELFS_VENV).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mounting import wait_for
+
+from relfs.mountinfo import mounts
+
+_BENCH = Path(__file__).resolve().parent.parent / "contrib/bench"
+_SMALL = ("--rounds", "1", "--calls", "3", "--megabytes", "1", "--files", "50")
+_PATIENCE = 300
+_PLACES = ["plain", "binds", "top level", "no-bind", "thinnest", "bindfs"]
+_CALLS = {
+    "create+write+close", "open+read+close", "stat, first time", "stat, again", "readdir, an entry", "rename", "unlink",
+    "symlink", "readlink", "mkdir", "rmdir", "random read of 4 KiB",
+}  # fmt: skip
+_TRANSFERS = {"write", "read, first time", "read, again"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where a benchmark works, and nobody else does."""
+    path = tmp_path / "bench"
+    path.mkdir()
+    return path
+
+
+def _start(name: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [_BENCH / name, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RELFS_VENV": sys.prefix},
+    )
+
+
+def _run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    process = _start(name, *arguments)
+    out, err = process.communicate(timeout=_PATIENCE)
+    return subprocess.CompletedProcess(name, process.returncode, out, err)
+
+
+def _mounted(place: Path) -> set[str]:
+    return {Path(mount.target).name for mount in mounts() if mount.target.startswith(f"{place}/")}
+
+
+def _is_clean(place: Path) -> bool:
+    return not list(place.iterdir()) and not _mounted(place)
+
+
+def _report(place: Path, name: str, *arguments: str) -> dict[str, Any]:
+    done = _run(name, "--json", "--directory", place, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert _is_clean(place)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+# ---- passthrough -------------------------------------------------------------------------------------------
+
+
+def test_passthrough_reports_every_call_at_every_place(place: Path) -> None:
+    report = _report(place, "passthrough", *_SMALL)
+    assert {row["call"] for row in report["rows"] if row["unit"] == "us"} == _CALLS
+    assert {row["call"] for row in report["rows"] if row["unit"] == "MB/s"} == _TRANSFERS
+    for row in report["rows"]:
+        assert [figure["place"] for figure in row["figures"]] == _PLACES
+        assert all(figure["least"] > 0 and figure["median"] > 0 for figure in row["figures"])
+        assert [ratio["to"] for ratio in row["ratios"]] == ["thinnest", "bindfs"]
+
+
+def test_passthrough_judges_unpacking_and_nothing_else(place: Path) -> None:
+    report = _report(place, "passthrough", *_SMALL)
+    assert [row["how"] for row in report["unpacking"]] == ["from within", "by full path"]
+    for row in report["unpacking"]:
+        assert row["limit"] == 1.05
+        assert row["ok"] is (row["ratio"] <= row["limit"])
+    assert [figure["place"] for figure in report["served"]] == ["no-bind", "thinnest", "bindfs"]
+
+
+def test_passthrough_prints_a_line_a_row(place: Path) -> None:
+    done = _run("passthrough", "--directory", place, *_SMALL)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for title in (*_CALLS, *_TRANSFERS, "by full path"):
+        assert len([line for line in lines if line.startswith(f"{title}  ")]) == 1, title
+    assert len([line for line in lines if "limit 1.05" in line]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_passthrough_takes_its_mounts_away_when_it_is_told_to_end(place: Path, number: signal.Signals) -> None:
+    process = _start("passthrough", "--directory", place, "--rounds", "1000")
+    try:
+        wait_for(lambda: len(_mounted(place)) >= 4 or process.poll() is not None, "it mounts", _PATIENCE)
+        process.send_signal(number)
+        process.communicate(timeout=_PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number
+    assert _is_clean(place)
+
+
+@pytest.mark.parametrize("benchmark", ["passthrough", "resolve"])
+def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark: str) -> None:
+    done = _run(benchmark, "--directory", place / "missing")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"contrib/bench/{benchmark}: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert str(place / "missing") in done.stderr
+
+
+@pytest.mark.parametrize("benchmark", ["passthrough", "resolve"])
+def test_no_rounds_at_all_is_wrong_usage(place: Path, benchmark: str) -> None:
+    done = _run(benchmark, "--directory", place, "--rounds", "0")
+    assert done.returncode == 2
+    assert "--rounds: must be at least 1" in done.stderr
+    assert _is_clean(place)
+
+
+# ---- resolve -----------------------------------------------------------------------------------------------
+
+
+def test_resolve_reports_resolution_switch_and_memory(place: Path) -> None:
+    report = _report(place, "resolve", "--rounds", "1")
+    assert [row["call"] for row in report["resolution"]] == ["stat", "open+read+close"]
+    assert report["switch"]["medians"]["switch"] > 0
+    assert report["memory"]["processes"]
