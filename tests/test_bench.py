@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from relfs.mountinfo import mounts
 _BENCH = Path(__file__).resolve().parent.parent / "contrib/bench"
 _SMALL = ("--rounds", "1", "--calls", "3", "--megabytes", "1", "--files", "50")
 _PATIENCE = 300
+_FEW_FILES = ("setpriv", "--bounding-set=-sys_resource", "prlimit", "--nofile=300:300")
+"""Runs a command that may have no more files open, and may not raise that limit (capabilities(7))."""
 _PLACES = ["plain", "binds", "top level", "no-bind", "thinnest", "bindfs"]
 _CALLS = {
-    "create+write+close", "open+read+close", "stat, first time", "stat, again", "readdir, an entry", "rename", "unlink",
-    "symlink", "readlink", "mkdir", "rmdir", "random read of 4 KiB",
+    "create+write+close", "open+read+close", "stat, first time", "stat, again", "stat, no such name",
+    "readdir, an entry", "rename", "unlink", "symlink", "readlink", "mkdir", "rmdir", "random read of 4 KiB",
 }  # fmt: skip
 _TRANSFERS = {"write", "read, first time", "read, again"}
 
@@ -37,9 +40,10 @@ def place(tmp_path: Path) -> Path:
     return path
 
 
-def _start(name: str, *arguments: str | Path) -> subprocess.Popen[str]:
+def _start(name: str, *arguments: str | Path, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """`within`: a command that runs another."""
     return subprocess.Popen(
-        [_BENCH / name, *map(str, arguments)],
+        [*within, _BENCH / name, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,8 +51,8 @@ def _start(name: str, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def _run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    process = _start(name, *arguments)
+def _run(name: str, *arguments: str | Path, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    process = _start(name, *arguments, within=within)
     out, err = process.communicate(timeout=_PATIENCE)
     return subprocess.CompletedProcess(name, process.returncode, out, err)
 
@@ -88,7 +92,8 @@ def test_passthrough_judges_unpacking_and_nothing_else(place: Path) -> None:
     for row in report["unpacking"]:
         assert row["limit"] == 1.05
         assert row["ok"] is (row["ratio"] <= row["limit"])
-    assert [figure["place"] for figure in report["served"]] == ["no-bind", "thinnest", "bindfs"]
+    assert [each["place"] for each in report["served"]] == ["no-bind", "thinnest", "bindfs"]
+    assert all(each["seconds"] > 0 and each["failure"] is None for each in report["served"])
 
 
 def test_passthrough_prints_a_line_a_row(place: Path) -> None:
@@ -98,6 +103,18 @@ def test_passthrough_prints_a_line_a_row(place: Path) -> None:
     for title in (*_CALLS, *_TRANSFERS, "by full path"):
         assert len([line for line in lines if line.startswith(f"{title}  ")]) == 1, title
     assert len([line for line in lines if "limit 1.05" in line]) == 2
+
+
+def test_passthrough_reports_what_broke_without_native_directories_and_fails(place: Path) -> None:
+    """The archive does not fit into the limit of open files; the report is whole all the same."""
+    many = (*_SMALL[:-1], "500")
+    done = _run("passthrough", "--json", "--directory", place, *many, within=_FEW_FILES)
+    assert done.returncode == 1, done.stderr
+    assert _is_clean(place)
+    served = {each["place"]: each for each in json.loads(done.stdout)["served"]}
+    assert served["no-bind"]["seconds"] is None
+    assert "Too many open files" in served["no-bind"]["failure"]
+    assert served["bindfs"]["seconds"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

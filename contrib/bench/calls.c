@@ -66,6 +66,13 @@ static void stat_again(int i) {
     must(stat("first/0", &st), "stat");
 }
 
+static void stat_missing(int i) {
+    struct stat st;
+    (void)i;
+    if (stat("first/missing", &st) == 0)
+        must(-1, "first/missing is there");
+}
+
 static void rename_file(int i) { must(rename(name("f", i), name("r", i)), "rename"); }
 static void unlink_file(int i) { must(unlink(name("r", i)), "unlink"); }
 static void make_link(int i) { must(symlink("first/0", name("l", i)), "symlink"); }
@@ -140,6 +147,7 @@ int main(int argc, char **argv) {
     measure("open+read+close", count, read_file);
     measure("stat, first time", count, stat_first);
     measure("stat, again", count * 10, stat_again);
+    measure("stat, no such name", count, stat_missing);
     measure_readdir();
     measure("rename", count, rename_file);
     measure("unlink", count, unlink_file);

@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.prefix) / "bin"
 
-_Report = TypeVar("_Report")
+_Report = TypeVar("_Report", bound="DataclassInstance")
 
 
 class BenchmarkError(Exception):
@@ -53,19 +56,21 @@ def run_benchmark(
     parser: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], _Report],
     as_text: Callable[[_Report], str],
-) -> None:
-    """Measure and print the report, a dataclass. Never returns with a status but 0; what broke is one line."""
+) -> _Report:
+    """Measure, print the report (a dataclass) and return it. What broke is one line, and the end."""
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        report: Any = measure(options)
+        report = measure(options)
     except KeyboardInterrupt:
         sys.exit(130)
     except subprocess.CalledProcessError as error:
-        _fail(parser.prog, f"{' '.join(map(str, error.cmd))} failed with status {error.returncode}")
+        words = f": {error.stderr.splitlines()[0]}" if error.stderr else ""
+        _fail(parser.prog, f"{' '.join(map(str, error.cmd))} failed with status {error.returncode}{words}")
     except (BenchmarkError, OSError) as error:
         _fail(parser.prog, str(error))
-    print(json.dumps(asdict(report), indent=2) if options.json else as_text(report))
+    print(json.dumps(asdict(report), indent=2) if options.json else as_text(report), flush=True)
+    return report
 
 
 def _fail(program: str, message: str) -> NoReturn:

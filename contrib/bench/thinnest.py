@@ -12,6 +12,7 @@ here, and the kernel does not ask again: no FLUSH and no GETXATTR, of which relf
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
@@ -73,7 +74,7 @@ class Thinnest(pyfuse3.Operations):
         try:
             return self._enter(parent_inode, name)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:  # noqa: ARG002
         return _attributes(inode, os.fstat(self._fds[inode]))
@@ -92,7 +93,7 @@ class Thinnest(pyfuse3.Operations):
             if fields.update_atime and fields.update_mtime:
                 os.utime(path, ns=(attr.st_atime_ns, attr.st_mtime_ns))
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
         return await self.getattr(inode, ctx)
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:  # noqa: ARG002
@@ -105,38 +106,38 @@ class Thinnest(pyfuse3.Operations):
             os.mkdir(name, mode & 0o7777, dir_fd=self._fds[parent_inode])
             return self._enter(parent_inode, name)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def symlink(self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:  # noqa: ARG002
         try:
             os.symlink(target, name, dir_fd=self._fds[parent_inode])
             return self._enter(parent_inode, name)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:  # noqa: ARG002
         try:
             os.unlink(name, dir_fd=self._fds[parent_inode])
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:  # noqa: ARG002
         try:
             os.rmdir(name, dir_fd=self._fds[parent_inode])
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def rename(
         self, parent_inode_old: InodeT, name_old: bytes, parent_inode_new: InodeT, name_new: bytes, flags: int,
         ctx: RequestContext,  # noqa: ARG002
     ) -> None:  # fmt: skip
         if flags:
-            raise FUSEError(22)
+            raise FUSEError(errno.EINVAL)
         try:
             source, destination = self._fds[parent_inode_old], self._fds[parent_inode_new]
             os.rename(name_old, name_new, src_dir_fd=source, dst_dir_fd=destination)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     # ---- files
 
@@ -147,14 +148,14 @@ class Thinnest(pyfuse3.Operations):
             fd = os.open(name, flags | os.O_CREAT | os.O_CLOEXEC, mode & 0o7777, dir_fd=self._fds[parent_inode])
             return FileInfo(fh=FileHandleT(fd)), self._enter(parent_inode, name)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:  # noqa: ARG002
         try:
             fd = os.open(f"/proc/self/fd/{self._fds[inode]}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
             return FileInfo(fh=FileHandleT(fd), keep_cache=True)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return os.pread(fh, size, off)
@@ -163,7 +164,7 @@ class Thinnest(pyfuse3.Operations):
         try:
             return os.pwrite(fh, buf, off)
         except OSError as error:
-            raise FUSEError(error.errno) from None
+            raise _told(error) from None
 
     async def release(self, fh: FileHandleT) -> None:
         os.close(fh)
@@ -190,6 +191,10 @@ class Thinnest(pyfuse3.Operations):
     async def releasedir(self, fh: FileHandleT) -> None:
         del self._names[fh], self._listed[fh]
         os.close(fh)
+
+
+def _told(error: OSError) -> FUSEError:
+    return FUSEError(error.errno or errno.EIO)
 
 
 def _attributes(nodeid: InodeT, status: os.stat_result) -> EntryAttributes:
