@@ -82,16 +82,17 @@ Each of these is tested as well: natively it must be as said here, and through r
 
 _TAIL = """
 *Everywhere* is what was compared above; *beside native directories* is the top level of an ordinary mount, whose
-`releases/` and `shared/` are native and differ in nothing.
+`releases/` and `shared/` are native and differ in nothing. (Lists were compared on such a mount whose deploy path had
+one when relfs was mounted.)
 
 Besides, relfs has names of its own at the top of a mount. What may be done to `current`, `releases`, `shared`, `.relfs`
 and to names that begin with `.current.relfs` is said, call by call, in `tests/test_passthrough_special.py`; a rename
 between a native directory and the rest is one across mounts (EXDEV).
 
-A user's own mount is served by a daemon that is not root. It makes and opens files as that user, whoever asks (the
-kernel has checked that whoever asks may, by mode and list); and since the deploy path itself is another way in, the
-kernel keeps nothing, and asks each time. A disk's reserve for root and hard quotas bind a user natively, and do not
-through root's daemon, which is what writes.
+A user's own mount is served by a daemon that is not root, and is compared in `tests/test_passthrough_own.py`. It
+makes and opens files as that user, whoever asks (the kernel has checked that whoever asks may, by mode and list); and
+since the deploy path itself is another way in, the kernel keeps nothing, and asks each time. A disk's reserve for root
+and hard quotas bind a user natively, and do not through root's daemon, which is what writes.
 """
 
 

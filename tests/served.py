@@ -40,14 +40,18 @@ class Pair:
     def fill(self, name: str, count: int) -> None:
         """In both, a directory with that many empty files called 0, 1, 2 …; made natively, which is faster."""
         script = f"mkdir {name} && cd {name} && seq 0 {count - 1} | xargs touch"
-        subprocess.run(["sh", "-ec", script], cwd=self.plain, check=True)
-        self._behind(script)
+        self.natively(script)
 
     def remove(self, name: str) -> None:
         """The same as `rm -r` in both."""
         shutil.rmtree(self.plain / name)
         self._behind(f"rm -r {name}")
         wait_for(lambda: not (self.served / name).exists(), "the mount notices")
+
+    def natively(self, script: str) -> None:
+        """Run a shell script in both, past the mount."""
+        subprocess.run(["sh", "-ec", script], cwd=self.plain, check=True)
+        self._behind(script)
 
     def _behind(self, script: str) -> None:
         behind(self.place, self.mount.app, f"cd {self.served.relative_to(self.mount.app)} && {script}")
