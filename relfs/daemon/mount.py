@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -90,7 +91,7 @@ class _Mount:
         self._config = config
         self._ready = ready
         self._hub = EventHub()
-        self._table = InodeTable()
+        self._table = InodeTable(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)  # the rest is for open files
         self._seals = Seals(deploy)
         self._guard = Guard(self._table, deploy.fd)
         self._mount_id = 0

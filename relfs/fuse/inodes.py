@@ -15,6 +15,21 @@ git, rsync and tar expect. The virtual links' numbers, never used twice, begin f
 another inode after the kernel has forgotten the first, so generations are all 0. Those of the names that native
 directories are mounted on are constants: a lookup that answered with another would unmount them (d_invalidate() in the
 kernel).
+
+More inodes than descriptors
+----------------------------
+Some facts. An inode of the covered file system is held by a descriptor, so that it outlives its name and is itself
+whatever it is called. The kernel forgets inodes when it needs the memory, which may be never: after `tar x` it knows
+every file. Descriptors have a limit (RLIMIT_NOFILE), which only some may raise, and open files need theirs as well.
+
+The consequence. Beyond a number of inodes, the descriptors of those that nobody has asked for lately are let go of.
+What is kept instead is where the inode is: the nodeid of its directory, and its name there.
+
+The choice. Where it is, is found out only then (proc(5) tells under which name a descriptor was opened, and follows
+renames), so that nothing costs more until there are that many. As long as an inode is let go of, its place is kept
+true: what is removed or renamed through the mount is taken hold of before, and a directory is not forgotten before
+what was in it is held again. What others rename or remove behind the mount is found to be another inode, or none: that
+is ESTALE, upon which the VFS looks the path up again.
 """
 
 from __future__ import annotations
@@ -22,7 +37,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from dataclasses import dataclass
+from collections import OrderedDict, defaultdict
 
 from pyfuse3 import FUSEError, InodeT
 
@@ -34,25 +49,45 @@ _FIRST_FREE = 16
 _FIRST_OWN = 1 << 48
 
 
-@dataclass
-class Node:
-    """An inode of the covered file system, held by an O_PATH descriptor, so that it outlives its name.
+_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_VISITS = 16
+"""How many inodes are looked at to find one that can be let go of, if no more than one has to be."""
 
-    INVARIANT: `fd` is open, and `key` is its (st_dev, st_ino), which nobody else can get while it is.
+
+class Node:
+    """An inode of the covered file system.
+
+    INVARIANT: `key` is its (st_dev, st_ino). Either `descriptor` (O_PATH) holds it, and nobody else can get that key,
+    or `place` is the nodeid of its directory and its name there; see "More inodes than descriptors".
     `volatile`: others write here while we run (relfs's own state, deploy tools' records), so nothing of it may be
-    cached.
+    cached. `used`: somebody has asked for it since it was last considered for letting go of.
     """
 
-    id: InodeT
-    fd: int
-    key: tuple[int, int]
-    lookups: int = 0
-    pinned: bool = False
-    volatile: bool = False
+    __slots__ = ("_table", "descriptor", "id", "key", "lookups", "pinned", "place", "used", "volatile")
+
+    def __init__(self, table: InodeTable, nodeid: InodeT, fd: int, key: tuple[int, int]) -> None:
+        self._table = table
+        self.id = nodeid
+        self.key = key
+        self.descriptor: int | None = fd
+        self.place: tuple[InodeT, bytes] | None = None
+        self.lookups = 0
+        self.pinned = False
+        self.volatile = False
+        self.used = True
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, opened again where it was let go of. Raises FUSEError(ESTALE) if that cannot be.
+
+        It is ours until the next request: who needs it for longer makes a copy. As a caller's identity (caller.py) it
+        might be refused, so it is asked for before.
+        """
+        return self.descriptor if self.descriptor is not None else self._table.hold(self)
 
     @property
     def path(self) -> str:
-        """A path that reaches this very inode, whatever it is called now (proc(5), /proc/self/fd)."""
+        """A path that reaches this very inode, whatever it is called now (proc(5), /proc/self/fd). Raises as `fd`."""
         return f"/proc/self/fd/{self.fd}"
 
 
@@ -61,9 +96,15 @@ class InodeTable:
 
     INVARIANT: `_nodes` and `_by_key` hold the same nodes, `_links` and `_by_text` the same links.
     INVARIANT: a node that is not pinned has lookups > 0 as soon as the reply that names it has been sent.
+    INVARIANT: `_held` has the nodes that have a descriptor, but for the pinned ones, in the order in which they are
+    considered for letting go of; `_away` has the others, by the nodeid of their directory, which is in `_nodes`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = 1 << 20) -> None:
+        """`capacity` is the number of descriptors to hold at the most, as far as that can be; at least 64."""
+        self._capacity = max(capacity, 64)
+        self._held: OrderedDict[InodeT, Node] = OrderedDict()
+        self._away: defaultdict[InodeT, dict[InodeT, Node]] = defaultdict(dict)
         self._ids = itertools.count(_FIRST_OWN)
         self._nodes: dict[InodeT, Node] = {}
         self._by_key: dict[tuple[int, int], Node] = {}
@@ -94,7 +135,8 @@ class InodeTable:
 
         A nodeid that it had before becomes stale: the VFS looks the path up again.
         """
-        node = Node(nodeid, fd, _key(os.fstat(fd)), pinned=True)
+        node = Node(self, nodeid, fd, _key(os.fstat(fd)))
+        node.pinned = True
         for old in (self._nodes.get(nodeid), self._by_key.get(node.key)):
             if old is not None and old.id in self._nodes:
                 self._drop(old)
@@ -108,14 +150,18 @@ class InodeTable:
 
     def adopt(self, fd: int, status: os.stat_result) -> Node:
         """The node of the inode that `fd` (O_PATH) holds. The table takes the descriptor over."""
+        self._make_room()
         key = _key(status)
         node = self._by_key.get(key)
-        if node is not None:
+        if node is None:
+            node = Node(self, self.number(key), fd, key)
+            self._nodes[node.id] = node
+            self._by_key[key] = node
+            self._held[node.id] = node
+        elif node.descriptor is None:
+            self._come_back(node, fd)
+        else:
             os.close(fd)
-            return node
-        node = Node(self.number(key), fd, key)
-        self._nodes[node.id] = node
-        self._by_key[key] = node
         return node
 
     def held(self, key: tuple[int, int]) -> Node | None:
@@ -139,9 +185,108 @@ class InodeTable:
     def node(self, nodeid: InodeT) -> Node:
         """Raises FUSEError(ESTALE), upon which the VFS looks the path up again by itself."""
         try:
-            return self._nodes[nodeid]
+            node = self._nodes[nodeid]
         except KeyError:
             raise FUSEError(errno.ESTALE) from None
+        node.used = True
+        return node
+
+    # ---- descriptors
+
+    def hold(self, node: Node) -> int:
+        """The descriptor of a node that was let go of, opened again. Raises FUSEError(ESTALE), OSError."""
+        self._make_room()
+        return self._reach(node)
+
+    def _reach(self, node: Node) -> int:
+        """Open it, and the directories on its way as far as needed."""
+        missing = [node]
+        while (place := missing[-1].place) is not None and self.node(place[0]).descriptor is None:
+            missing.append(self.node(place[0]))
+        for each in reversed(missing):
+            self._come_back(each, self._open_again(each))
+        assert node.descriptor is not None
+        return node.descriptor
+
+    def hold_named(self, directory: int, name: bytes) -> None:
+        """Before a name in a directory (a descriptor) is removed or moved: hold what it is called, if it is known."""
+        if not self._away:
+            return
+        try:
+            node = self._by_key.get(_key(os.lstat(name, dir_fd=directory)))
+            if node is not None and node.descriptor is None:
+                self.hold(node)
+        except (OSError, FUSEError):
+            pass  # then there is nothing to hold
+
+    def _open_again(self, node: Node) -> int:
+        assert node.place is not None
+        parent, name = node.place
+        directory = self.node(parent).descriptor
+        assert directory is not None
+        try:
+            fd = os.open(name, _HOLD, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FUSEError(errno.ESTALE) from None
+        if _key(os.fstat(fd)) != node.key:
+            os.close(fd)
+            raise FUSEError(errno.ESTALE)
+        return fd
+
+    def _come_back(self, node: Node, fd: int) -> None:
+        self._settle(node)
+        node.descriptor = fd
+        node.used = True
+        self._held[node.id] = node
+
+    def _settle(self, node: Node) -> None:
+        """The node is not away any more."""
+        if node.place is not None:
+            siblings = self._away[node.place[0]]
+            del siblings[node.id]
+            if not siblings:
+                del self._away[node.place[0]]
+            node.place = None
+
+    def _make_room(self) -> None:
+        """Let go of what nobody has asked for since it was last looked at, if there are too many.
+
+        A request asks for a handful of nodes, and each time no more than an eighth of all is looked at, in turn: so
+        none is let go of while the request that has asked for it is still using its descriptor.
+        """
+        excess = len(self._held) - self._capacity
+        for _ in range(min(_VISITS + 2 * excess, len(self._held) // 8) if excess > 0 else 0):
+            nodeid, node = next(iter(self._held.items()))
+            if node.used or not self._let_go(node):
+                node.used = False
+                self._held.move_to_end(nodeid)
+
+    def _let_go(self, node: Node) -> bool:
+        """False: it has no name below the deploy path that we know of, and would be lost."""
+        place = self._place_of(node)
+        if place is None or node.descriptor is None:
+            return False
+        os.close(node.descriptor)
+        node.descriptor = None
+        node.place = place
+        self._away[place[0]][node.id] = node
+        del self._held[node.id]
+        return True
+
+    def _place_of(self, node: Node) -> tuple[InodeT, bytes] | None:
+        """Only the deploy path's descriptor is walked from: the path itself may lead into the mount, which waits for
+        us."""
+        root = self._nodes[ROOT]
+        try:
+            base = os.readlink(os.fsencode(root.path)).rstrip(b"/") + b"/"
+            path = os.readlink(os.fsencode(node.path))
+            inner, name = os.path.split(path.removeprefix(base))
+            if not path.startswith(base) or _key(os.lstat(path.removeprefix(base), dir_fd=root.fd)) != node.key:
+                return None
+            parent = self._by_key.get(_key(os.lstat(inner, dir_fd=root.fd))) if inner else root
+        except OSError:
+            return None
+        return (parent.id, name) if parent is not None else None
 
     # ---- lookup counts
 
@@ -167,22 +312,49 @@ class InodeTable:
                 self._drop(node)
 
     def _drop(self, node: Node) -> None:
+        for child in list(self._away.get(node.id, {}).values()):
+            self._bring_home(child)
         del self._nodes[node.id]
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
-        os.close(node.fd)
+        self._settle(node)
+        self._held.pop(node.id, None)
+        if node.descriptor is not None:
+            os.close(node.descriptor)
+
+    def _bring_home(self, child: Node) -> None:
+        """Hold what is away in a directory that is about to be forgotten; what is not there any more is forgotten too:
+        the kernel hears ESTALE."""
+        try:
+            self._reach(child)
+        except (OSError, FUSEError):
+            if child.id in self._nodes and child.descriptor is None:
+                self._drop(child)
 
     def close(self) -> None:
-        for node in list(self._nodes.values()):
-            self._drop(node)
+        for node in self._nodes.values():
+            if node.descriptor is not None:
+                os.close(node.descriptor)
+        for kept in (self._nodes, self._by_key, self._held, self._away):
+            kept.clear()
 
     def check_invariants(self) -> None:
         """For tests: raise AssertionError where an INVARIANT of this module does not hold."""
         assert {id(node) for node in self._nodes.values()} == {id(node) for node in self._by_key.values()}
         assert {text: nodeid for nodeid, text in self._links.items()} == self._by_text
         assert self._links.keys() == self._link_lookups.keys()
+        away = {child.id: child for children in self._away.values() for child in children.values()}
+        assert self._held.keys() | away.keys() == {each.id for each in self._nodes.values() if not each.pinned}
+        assert self._away.keys() <= self._nodes.keys()
+        assert all(self._away.values()), "a directory that nothing is away in"
         for node in self._nodes.values():
-            assert _key(os.fstat(node.fd)) == node.key
+            if node.descriptor is not None:
+                assert _key(os.fstat(node.descriptor)) == node.key
+                assert node.pinned or node.id in self._held
+                assert node.place is None
+            else:
+                assert node.place is not None
+                assert self._away[node.place[0]][node.id] is node
             assert node.pinned or node.lookups > 0, f"nodeid {node.id} is kept though the kernel does not know it"
 
 

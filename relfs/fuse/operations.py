@@ -12,7 +12,8 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -154,13 +155,22 @@ class Operations(pyfuse3.Operations):
             return
         self._forbid_rename(old, new)
         if new == (ROOT, _CURRENT):
-            directory = self._table.node(parent_inode_old).fd
-            await self._current.take(parent_inode_old, directory, name_old, flags, ctx)
+            with self._directory(parent_inode_old) as directory:
+                await self._current.take(parent_inode_old, directory, name_old, flags, ctx)
         elif old == (ROOT, _CURRENT):
-            directory = self._table.node(parent_inode_new).fd
-            await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
+            with self._directory(parent_inode_new) as directory:
+                await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
         else:
             self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    @contextmanager
+    def _directory(self, nodeid: InodeT) -> Iterator[int]:
+        """A descriptor that lasts, other than the table's own, for as long as a swap takes."""
+        directory = os.dup(self._table.node(nodeid).fd)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
 
     def _forbid_rename(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes]) -> None:
         """Native directories stay where they are, and no directory becomes one under a nodeid that it had before."""

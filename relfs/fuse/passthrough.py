@@ -102,13 +102,14 @@ class Passthrough:
         context: RequestContext,
     ) -> EntryAttributes:
         node = self.table.node(nodeid)
+        path = node.path
         with acting_as(context):
             if fields.update_size:
-                os.truncate(fh if fh is not None else node.path, wanted.st_size)
+                os.truncate(fh if fh is not None else path, wanted.st_size)
             if fields.update_uid or fields.update_gid:
                 uid = wanted.st_uid if fields.update_uid else -1
                 gid = wanted.st_gid if fields.update_gid else -1
-                os.chown(node.path, uid, gid)
+                os.chown(path, uid, gid)
         if fields.update_mode:
             self._chmod(node, stat.S_IMODE(wanted.st_mode), context)
         if fields.update_atime or fields.update_mtime:
@@ -122,9 +123,10 @@ class Passthrough:
         in fs/fuse/dir.c) looks like chown(2) with nothing to change, which costs them too, but is for owners only.
         Which bits, the covered file system knows. It is a write if somebody has the file open for it."""
         written = any(each is node for each in self._written.values())
+        path = node.path
         with acting_as(context, lend=CAP_FOWNER if written else 0):
             try:
-                os.chown(node.path, -1, -1)
+                os.chown(path, -1, -1)
             except PermissionError:
                 if not written:  # otherwise we are a user's own daemon, whose writing takes them by itself
                     raise
@@ -135,8 +137,9 @@ class Passthrough:
         if mode | (old & _PRIVILEGE_BITS) == old:
             os.chmod(node.path, mode)
             return
+        path = node.path
         with acting_as(context):
-            os.chmod(node.path, mode)
+            os.chmod(path, mode)
 
     def readlink(self, nodeid: InodeT) -> bytes:
         return os.readlink(b"", dir_fd=self.table.node(nodeid).fd)
@@ -172,39 +175,49 @@ class Passthrough:
         return self.lookup(parent, name)
 
     def make_directory(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> None:
+        directory = self.table.node(parent).fd
         with creating_as(context):
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory)
 
     def mknod(self, parent: InodeT, name: bytes, mode: int, device: int, context: RequestContext) -> EntryAttributes:
+        directory = self.table.node(parent).fd
         with creating_as(context):
-            os.mknod(name, mode, device, dir_fd=self.table.node(parent).fd)
+            os.mknod(name, mode, device, dir_fd=directory)
         return self.lookup(parent, name)
 
     def symlink(self, parent: InodeT, name: bytes, text: bytes, context: RequestContext) -> EntryAttributes:
+        directory = self.table.node(parent).fd
         with acting_as(context):
-            os.symlink(text, name, dir_fd=self.table.node(parent).fd)
+            os.symlink(text, name, dir_fd=directory)
         return self.lookup(parent, name)
 
     def link(self, nodeid: InodeT, parent: InodeT, name: bytes, context: RequestContext) -> EntryAttributes:
+        path, directory = self.table.node(nodeid).path, self.table.node(parent).fd
         with acting_as(context):
-            os.link(self.table.node(nodeid).path, name, dst_dir_fd=self.table.node(parent).fd, follow_symlinks=True)
+            os.link(path, name, dst_dir_fd=directory, follow_symlinks=True)
         return self.lookup(parent, name)
 
     def is_directory(self, parent: InodeT, name: bytes) -> bool:
         return stat.S_ISDIR(os.lstat(name, dir_fd=self.table.node(parent).fd).st_mode)
 
     def unlink(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
+        directory = self.table.node(parent).fd
+        self.table.hold_named(directory, name)
         with acting_as(context):
-            os.unlink(name, dir_fd=self.table.node(parent).fd)
+            os.unlink(name, dir_fd=directory)
 
     def rmdir(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
+        directory = self.table.node(parent).fd
+        self.table.hold_named(directory, name)
         with acting_as(context):
-            os.rmdir(name, dir_fd=self.table.node(parent).fd)
+            os.rmdir(name, dir_fd=directory)
 
     def rename(
         self, old_parent: InodeT, old: bytes, new_parent: InodeT, new: bytes, flags: int, context: RequestContext
     ) -> None:
         source, destination = self.table.node(old_parent).fd, self.table.node(new_parent).fd
+        self.table.hold_named(source, old)
+        self.table.hold_named(destination, new)
         with acting_as(context):
             if flags:
                 libc.renameat2(source, old, destination, new, flags)
@@ -215,17 +228,18 @@ class Passthrough:
 
     def open(self, nodeid: InodeT, flags: int, context: RequestContext) -> FileInfo:
         node = self.table.node(nodeid)
+        path = node.path
         opening = self._flags(flags, appending=node.volatile) & ~_NAMING
         if flags & _EXECUTE:
-            fd = os.open(node.path, opening)
+            fd = os.open(path, opening)
         else:
             with acting_as(context):
                 try:
-                    fd = os.open(node.path, opening)
+                    fd = os.open(path, opening)
                 except PermissionError:
                     if not flags & os.O_APPEND:
                         raise
-                    fd = os.open(node.path, opening | os.O_APPEND)  # a file that can only be appended to (chattr(1))
+                    fd = os.open(path, opening | os.O_APPEND)  # a file that can only be appended to (chattr(1))
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._written[FileHandleT(fd)] = node
         return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
@@ -243,10 +257,11 @@ class Passthrough:
     def create(
         self, parent: InodeT, name: bytes, mode: int, flags: int, context: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        directory = self.table.node(parent).fd
         with creating_as(context):
             # O_NONBLOCK: should a fifo have come there behind our back, nobody is waited for.
             opening = self._flags(flags) | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(name, opening, stat.S_IMODE(mode), dir_fd=self.table.node(parent).fd)
+            fd = os.open(name, opening, stat.S_IMODE(mode), dir_fd=directory)
         try:
             entry = self.lookup(parent, name)
         except BaseException:
@@ -279,8 +294,9 @@ class Passthrough:
         show: Sequence[bytes] = (),
     ) -> FileHandleT:
         node = self.table.node(nodeid)
+        path = node.path
         with acting_as(context):
-            fd = os.open(node.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listings[FileHandleT(fd)] = _Listing(fd, node, hide, show, [])
         return FileHandleT(fd)
 
@@ -350,8 +366,9 @@ class Passthrough:
         return data
 
     def setxattr(self, nodeid: InodeT, name: bytes, value: bytes, context: RequestContext) -> None:
+        path = self.table.node(nodeid).path
         with acting_as(context):
-            os.setxattr(self.table.node(nodeid).path, name, value)
+            os.setxattr(path, name, value)
 
     def getxattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> bytes:
         path = self.table.node(nodeid).path
@@ -363,14 +380,16 @@ class Passthrough:
             return os.getxattr(path, name)
 
     def listxattr(self, nodeid: InodeT, context: RequestContext) -> list[bytes]:
+        path = self.table.node(nodeid).path
         with acting_as(context):
-            names = [os.fsencode(name) for name in os.listxattr(self.table.node(nodeid).path)]
+            names = [os.fsencode(name) for name in os.listxattr(path)]
         trusted = {name for name in names if name.startswith(b"trusted.")}
         return names if not trusted or is_administrator(context) else [name for name in names if name not in trusted]
 
     def removexattr(self, nodeid: InodeT, name: bytes, context: RequestContext) -> None:
+        path = self.table.node(nodeid).path
         with acting_as(context):
-            os.removexattr(self.table.node(nodeid).path, name)
+            os.removexattr(path, name)
 
 
 def _type(entry: os.DirEntry[str]) -> int:
