@@ -37,7 +37,8 @@ def process(pid: int) -> Process | None:
     except OSError:  # gone, or hidden from us (proc(5), hidepid)
         return None
     fields = stat[stat.rindex(b")") + 2 :].split(b" ")  # the name before it may hold anything
-    alive = fields[0] not in (b"Z", b"X")
+    # The first thread of a process may have ended, and be a zombie, while others still work (pthread_exit(3)).
+    alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
 
 

@@ -7,6 +7,7 @@ import os
 import pytest
 from deploying import in_shell
 from mounting import Mount
+from readers import reading
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,36 @@ def test_target_that_leads_through_the_mount_itself(mount: Mount) -> None:
     assert (mount.app / "current/index.html").read_text() == "40"
     assert mount.relfsctl("switch", "41").returncode == 0
     assert (mount.app / "current/index.html").read_text() == "41"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ('ln -s releases/41 "$D/.new"; mv -nT "$D/.new" "$D/current"', ""),
+        ('ln -s releases/41 "$D/current" --no-target-directory', "File exists"),
+        ('touch "$D/.new"; install -T "$D/.new" "$D/current"', "Operation not permitted"),
+        ('touch "$D/.new"; mv -T "$D/.new" "$D/current"', "Operation not permitted"),
+        ('mkdir "$D/.new"; mv -T "$D/.new" "$D/current"', "directory"),
+        ('mkdir "$D/current"', "File exists"),
+        ('rm "$D/current"; mkdir "$D/current"', "Operation not permitted"),
+        ('rm "$D/current"; touch "$D/current"', "Operation not permitted"),
+        ('rm "$D/current"; cp -r "$D/releases/41" "$D/current"', "Operation not permitted"),
+        (
+            'mkdir "$D/.new"; ln -s "$D/releases/41" "$D/.new/current"; tar -C "$D/.new" -c current | tar -C "$D" -x',
+            "Operation not permitted",  # of an absolute link, tar(1) makes a regular file first
+        ),
+    ],
+)
+def test_what_is_no_replacement(mount: Mount, command: str, words: str) -> None:
+    """A tool that means to keep what is there, or to put something else than a link there, leaves the old release."""
+    before = mount.journal()
+    with reading(mount.app / "current/index.html", "40") as readers:
+        done = in_shell(mount.app, command)
+        seen = readers.stop()
+    assert words in done.stderr
+    assert bool(done.stderr) == bool(words)
+    assert (seen.failed, seen.neither) == ({}, 0)
+    assert mount.journal() == before
+    assert mount.terminate() == 0
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert os.listdir(mount.app / "releases/40") == ["index.html"]

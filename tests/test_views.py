@@ -135,6 +135,46 @@ def test_a_zombie_has_ended(script: Shell) -> None:
     assert replacement.hides_from(script.pid)
 
 
+_FIRST_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads() -> None:
+    tool = subprocess.Popen([sys.executable, "-c", _FIRST_THREAD_ENDS], stdout=subprocess.PIPE)
+    try:
+        assert tool.stdout is not None
+        tool.stdout.readline()
+        with open(f"/proc/{tool.pid}/stat") as stat:
+            while ") Z " not in stat.read():
+                stat.seek(0)
+        replacement = begun_by(tool.pid)
+        assert replacement.hides_from(tool.pid)
+        assert not replacement.hides_from(os.getpid())
+    finally:
+        tool.kill()
+        tool.communicate()
+    assert not replacement.hides_from(tool.pid)
+
+
+def test_through_a_terminal_that_somebody_made_for_it() -> None:
+    """`script -c "rm current"; ln -s ...`: a session, and a terminal, for one command."""
+    script = "script -qec 'echo $$; exec sleep 1000' /dev/null; :"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as deploy:
+        assert deploy.stdout is not None
+        remover = process(int(deploy.stdout.readline()))
+        assert remover is not None
+        replacement = begun_by(remover.pid)
+        os.kill(remover.pid, 9)
+    assert remover.session == remover.pid, "a session of its own"
+    members = [member.pid for member in replacement.chain]
+    assert members[0] == remover.pid
+    assert members.index(deploy.pid) < members.index(os.getpid()), "on from there, in the order of ancestry"
+
+
 def test_what_a_reader_starts_later_is_a_reader(script: Shell) -> None:
     """A loop that runs `cat current/file` beside the deploy, in the same shell."""
     loop = script.do("start-shell")

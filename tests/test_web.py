@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts
-from sandbox import make_app
-from web import Load, Web, page
+from web import Load, Web, make_site, page, start_directly
 
 from relfs.control import Connection
 
@@ -21,21 +19,14 @@ BY_PROTOCOL = 5_000
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A deploy path whose releases each have a page that names them in every line."""
-    app = make_app(tmp_path / "app")
-    for release in ("40", "41", "42"):
-        (app / "releases" / release / "page").write_text(page(release))
-    return app
+    return make_site(tmp_path / "app")
 
 
 @pytest.fixture
 def web(site: Path, tmp_path: Path) -> Iterator[Web]:
     directory = tmp_path / "nginx"
     directory.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Web(directory, site / "current", port)
+    server = Web(directory, site / "current", start_directly)
     yield server
     server.stop()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mounting import wait_for
+from sandbox import RELEASES, make_app
 
 _CONFIGURATION = """
 daemon off;
@@ -69,14 +72,15 @@ class Answers:
 
 
 class Web:
-    """A running nginx on a loopback port."""
+    """A running nginx on a loopback port, which `start` started: by itself, or by way of a shell."""
 
-    def __init__(self, directory: Path, root: Path, port: int) -> None:
+    def __init__(self, directory: Path, root: Path, start: Callable[[list[str]], subprocess.Popen[bytes]]) -> None:
+        port = _free_port()
         self.url = f"http://127.0.0.1:{port}/page"
         self._directory = directory
         configuration = directory / "nginx.conf"
         configuration.write_text(_CONFIGURATION.format(directory=directory, root=root, port=port))
-        self._process = subprocess.Popen(["nginx", "-e", directory / "error.log", "-c", configuration], cwd="/")
+        self._process = start(["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)])
         wait_for(self._answers, "nginx answers")
 
     def _answers(self) -> bool:
@@ -95,6 +99,26 @@ class Web:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(30)
+
+
+def start_directly(command: list[str]) -> subprocess.Popen[bytes]:
+    """nginx as this process's child, in this session."""
+    return subprocess.Popen(command, cwd="/")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_site(path: Path) -> Path:
+    """A deploy path whose releases each have a page that names them in every line."""
+    app = make_app(path)
+    for release in RELEASES:
+        (app / "releases" / release / "page").write_text(page(release))
+    return app
 
 
 class Load:
