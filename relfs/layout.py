@@ -37,6 +37,8 @@ BAD_MARKER = "BAD_RELEASE"
 DIRTY_MARKER = "DIRTY_RELEASE"
 """What `dep push` leaves in a release that somebody changed in place."""
 
+_MARKERS = frozenset({BAD_MARKER, DIRTY_MARKER})
+
 LinkStyle = Literal["relative", "absolute"]
 
 _NAME_MAX = 255
@@ -243,7 +245,7 @@ class DeployPath:
             raise RefusedError(f"{shown}: cannot be opened: {reason(error)}") from error
         try:
             with os.scandir(directory) as entries:
-                empty = next(entries, None) is None
+                empty = all(entry.name in _MARKERS for entry in entries)  # a mark is nothing to serve
         except OSError as error:
             raise RefusedError(f"{shown}: cannot be read: {reason(error)}") from error
         finally:

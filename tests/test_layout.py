@@ -178,6 +178,16 @@ def test_the_marker_of_an_unfinished_release(app: Path, deploy: DeployPath) -> N
     assert deploy.unfinished_marker("41") is None
 
 
+def test_a_mark_does_not_fill_a_release(app: Path, deploy: DeployPath) -> None:
+    (app / "releases" / "50").mkdir()
+    (app / "releases" / "50" / "BAD_RELEASE").touch()
+    with pytest.raises(RefusedError, match="is an empty directory"):
+        deploy.check_release("50", allow_empty=False)
+    deploy.check_release("50", allow_empty=True)
+    (app / "releases" / "50" / "index.html").touch()
+    deploy.check_release("50", allow_empty=False)
+
+
 def test_the_markers_of_deployer(app: Path, deploy: DeployPath) -> None:
     (app / "releases" / "41" / "BAD_RELEASE").touch()
     (app / "releases" / "42" / "DIRTY_RELEASE").touch()
