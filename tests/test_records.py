@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Calls, DiskFull, watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools import Dep
@@ -282,7 +283,8 @@ def test_the_times_of_a_log() -> None:
     ]  # fmt: skip
     records = capistrano.activations(entries, 2e9)
     born = [capistrano.time_of(first), capistrano.time_of(second)]
-    assert [record.time for record in records] == [*born, born[1], 2e9]
+    assert [record.time for record in records] == [*born, born[1], born[1]]
+    assert [record.time for record in capistrano.activations(entries[2:], 2e9)] == [2e9, 2e9]
     assert [record.action for record in records] == ["switch", "switch", "rollback", "rollback"]
     assert [record.left for record in records] == [None, None, second, first]
 
@@ -382,6 +384,13 @@ def test_a_log_without_its_last_newline_gets_one(tmp_path: Path, place: int) -> 
     (tmp_path / "place/log").write_bytes(b"torn")
     files.append(place, "log", b"line\n")
     assert (tmp_path / "place/log").read_bytes() == b"torn\nline\n"
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, place: int) -> None:
+    (tmp_path / "place/log").write_bytes(b"1\n")
+    with watched(Calls(DiskFull(0))), pytest.raises(OSError, match="No space left"):
+        files.append(place, "log", b"a line\n")
+    assert (tmp_path / "place/log").read_bytes() == b"1\n"
 
 
 def test_what_is_made_belongs_to_whom_the_directory_belongs(tmp_path: Path, place: int) -> None:

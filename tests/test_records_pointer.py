@@ -205,19 +205,38 @@ def test_what_capistrano_recorded_becomes_history(cap: Path) -> None:
         f"rollback {SECOND} from {THIRD} by bob",
         f"adopt {SECOND} from {SECOND} by root",
     ]
-    assert [event.time for event in events[:3]] == [capistrano.time_of(name) for name in (FIRST, SECOND, THIRD)]
-    assert events[3].time == (cap / "revisions.log").stat().st_mtime
+    assert [event.time for event in events[:4]] == [capistrano.time_of(name) for name in (FIRST, SECOND, THIRD, THIRD)]
 
 
 def test_what_capistrano_did_while_relfs_was_away(cap: Path) -> None:
     before = opened(cap, lambda pointer: pointer.switch(SECOND, ACTOR, "request"))
+    fourth = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() + 60))
     with (cap / "revisions.log").open("a") as log:
-        log.write(f"bob rolled back to release {FIRST}\n")
+        log.write(f"Branch main (at 4) deployed as release {fourth} by ada\nbob rolled back to release {FIRST}\n")
     point(cap, FIRST)
     news = looked(cap)[len(before) :]
-    assert words(news) == [f"rollback {FIRST} from {SECOND} by bob"]
+    assert words(news) == [f"switch {fourth} from {SECOND} by ada", f"rollback {FIRST} from {fourth} by bob"]
     point(cap, THIRD)
-    assert words(looked(cap)[len(before) + 1 :]) == [f"follow {THIRD} from {FIRST} by root"], "nothing is told twice"
+    assert words(looked(cap)[len(before) + 2 :]) == [f"follow {THIRD} from {FIRST} by root"], "nothing is told twice"
+
+
+def test_a_rollback_of_capistrano_by_itself_is_followed(cap: Path) -> None:
+    """Its line does not tell when; but the release that was left is gone, so that nobody goes back there."""
+    before = looked(cap)
+    with (cap / "revisions.log").open("a") as log:
+        log.write(f"bob rolled back to release {SECOND}\n")
+    point(cap, SECOND)
+    assert words(looked(cap)[len(before) :]) == [f"follow {SECOND} from {THIRD} by root"]
+
+
+def test_a_line_of_relfs_is_not_news(cap: Path) -> None:
+    before = opened(cap, lambda pointer: pointer.rollback(None, ACTOR, "request"))
+    with (cap / "revisions.log").open("a") as log:
+        log.write("something else\n")
+    point(cap, FIRST)
+    assert words(looked(cap)[len(before) :]) == [f"follow {FIRST} from {SECOND} by root"]
+    point(cap, THIRD)
+    assert words(looked(cap)[len(before) + 1 :]) == [f"follow {THIRD} from {FIRST} by root"]
 
 
 def test_a_log_of_any_length(app: Path) -> None:

@@ -30,8 +30,7 @@ _log = logging.getLogger(__name__)
 def untold(deploy: DeployPath, current: str | None, history: History) -> list[Event]:
     """Events, oldest first, that deploy tools' records tell of and `history` does not, `current` being where the link
     leads. Raises OSError, RelfsError if records that are there cannot be read."""
-    known = history.path[-1] if history.path else None
-    tools = [records for records in (deployer.records(deploy, current), capistrano.records(deploy, known)) if records]
+    tools = [records for records in (deployer.records(deploy, current), capistrano.records(deploy, history)) if records]
     told = [record for records in tools for record in records]
     if len(tools) > 1:
         told.sort(key=lambda record: record.time)

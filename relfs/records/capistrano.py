@@ -25,6 +25,7 @@ are named by time, so that these times mean nothing to anybody else.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -104,8 +105,8 @@ def is_used(deploy: DeployPath) -> bool:
         return False
 
 
-def records(deploy: DeployPath, known: str | None) -> list[Record]:
-    """What the log tells of the past, oldest first: nothing that could be new, if its last word is `known`.
+def records(deploy: DeployPath, history: History) -> list[Record]:
+    """What the log tells of the past, oldest first: nothing that could be new, if its last word is the history's.
 
     Raises OSError if it is there and cannot be read.
     """
@@ -113,23 +114,23 @@ def records(deploy: DeployPath, known: str | None) -> list[Record]:
     if contents is None:
         return []
     entries = _entries(contents)
-    if entries and entries[-1].release == known:
+    if entries and [entries[-1].release] == history.path[-1:]:
         return []
-    return activations(entries, contents.modified)
+    # When the log was modified says nothing of what is new in it, for relfs itself may have done that.
+    return activations(entries, contents.modified if history.witnessed is None else -math.inf)
 
 
-def activations(entries: Sequence[Entry], modified: float) -> list[Record]:
-    """What `entries` tell. A rollback came after the line before it, and the last one when the log was `modified`."""
+def activations(entries: Sequence[Entry], otherwise: float) -> list[Record]:
+    """What `entries` tell. One without a time of its own has that of the one before it, the first ones `otherwise`."""
     told: list[Record] = []
-    moment: float | None = None
-    for number, entry in enumerate(entries):
+    moment = otherwise
+    for entry in entries:
         deployed = entry.branch is not None
-        moment = (time_of(entry.release) if deployed else None) or moment
-        if not deployed and number == len(entries) - 1:
-            moment = max(modified, moment or 0.0)
+        named = time_of(entry.release) if deployed else None
+        moment = named if named is not None else moment
         left = told[-1].release if told and not deployed else None
         action = "switch" if deployed else "rollback"
-        told.append(Record(moment or modified, action, entry.release, entry.user, LOG, repr(entry), left))
+        told.append(Record(moment, action, entry.release, entry.user, LOG, repr(entry), left))
     return told
 
 

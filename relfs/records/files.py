@@ -93,12 +93,16 @@ def _read_at(fd: int, length: int, offset: int) -> bytes:
 
 
 def append(directory: int, name: str, data: bytes) -> None:
-    """Add `data` to a file that exists, in one write, beginning a line. Raises OSError."""
+    """Add `data` to a file that exists, in one write, beginning a line. Raises OSError; then none of it is there."""
     with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             data = b"\n" + data
-        _write(fd, data)
+        written = os.write(fd, data)
+        if written != len(data):
+            if os.fstat(fd).st_size == size + written:  # or somebody else's is behind it by now
+                os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
 
 
 def overwrite(directory: int, name: str, line: bytes) -> None:
