@@ -156,6 +156,12 @@ class Mounts:
         assert not loud, "logged above INFO, unannounced:\n" + "\n".join(loud)
 
 
+def detach_all(place: Path) -> None:
+    """Take away whatever is mounted there, one on the other: a mount of relfs, too, that a failed test has left."""
+    while mount_at(str(place)) is not None:
+        detach(str(place))
+
+
 def _wait_ready(ready: socket.socket, mount: Mount) -> None:
     ready.settimeout(0.1)
     for _ in range(READY_SECONDS * 10):

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts
+from mounting import Mount, Mounts, detach_all
 from sandbox import add_release, make_app
 from served import behind
 from sidebyside import tree
 
 from relfs.control import change
-from relfs.mounts import detach
 
 
 @pytest.fixture
@@ -245,7 +244,7 @@ def test_mounts_in_a_release_by_the_same_file_system(app: Path, mounts: Mounts) 
         assert outcome(lambda: os.rmdir(app / "releases/40/storage")) == "EBUSY"
         assert mount.terminate() == 0
     finally:
-        detach(str(app))
+        detach_all(app)
 
 
 def test_changed_behind_the_mount(bare: Mount, tmp_path: Path) -> None:

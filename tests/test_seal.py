@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
+from mounting import Mount, Mounts, detach_all, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from readers import reading
 from sandbox import add_release, make_app
 from served import behind
@@ -28,7 +28,6 @@ from writers import Tried, writing
 from relfs.control import change
 from relfs.mountinfo import mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import detach
 
 WWW = Who(33, 33)
 NOBODY = 65534
@@ -322,7 +321,7 @@ def test_a_failed_swap_leaves_the_seals(app: Path, mounts: Mounts, way: Way) -> 
         assert sealed(site) == ["41"]
         assert mount.terminate() == 0
     finally:
-        detach(str(full))
+        detach_all(full)
 
 
 def take_all_inodes(place: Path) -> list[Path]:
@@ -570,7 +569,7 @@ def test_mounts_below_a_release(app: Path, mounts: Mounts, way: Way) -> None:
         assert (app / "shared/file").read_text() == "changed, too"
         assert can_write(app / "releases/40")
     finally:
-        detach(str(app))
+        detach_all(app)
 
 
 @pytest.mark.parametrize(
@@ -645,9 +644,7 @@ def test_covered_read_only(app: Path, mounts: Mounts, tmp_path: Path) -> None:
             assert relfsctl(app, "switch", "41").returncode == 0
             assert sealed(app) == ["40", "41", "42"]
     finally:
-        for mount in mounts._mounts:
-            mount.terminate()
-        detach(str(app))
+        detach_all(app)
 
 
 def test_elsewhere_as_root(app: Path, mounts: Mounts, tmp_path: Path, way: Way) -> None:
