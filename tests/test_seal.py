@@ -33,6 +33,8 @@ WWW = Who(33, 33)
 NOBODY = 65534
 MANY = 60
 
+WHOEVER = pytest.mark.parametrize("who", [ROOT, WWW], ids=["root", "owner"])
+
 
 @dataclass(frozen=True)
 class Way:
@@ -58,6 +60,11 @@ def ask_for_seals(app: Path) -> Path:
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     return ask_for_seals(make_app(tmp_path / "app"))
+
+
+def give(place: Path, who: Who) -> None:
+    for path in (place, *place.rglob("*")):
+        os.chown(path, who.uid, who.gid, follow_symlinks=False)
 
 
 def seals(app: Path) -> list[str]:
@@ -111,7 +118,7 @@ def sitting_in(place: Path) -> Iterator[subprocess.Popen[bytes]]:
 # ---- the live release
 
 
-@pytest.mark.parametrize("who", [ROOT, WWW], ids=["root", "owner"])
+@WHOEVER
 def test_rm_takes_nothing(open_place: Path, mounts: Mounts, way: Way, who: Who) -> None:
     app = ask_for_seals(make_app(open_place / "app"))
     live = app / "releases/40"
@@ -119,8 +126,7 @@ def test_rm_takes_nothing(open_place: Path, mounts: Mounts, way: Way, who: Who) 
     (live / "deep/er/file").write_text("x" * 10_000)
     (live / "link").symlink_to("index.html")
     os.link(live / "index.html", live / "second")
-    for path in (app, *app.rglob("*")):
-        os.chown(path, who.uid, who.gid, follow_symlinks=False)
+    give(app, who)
     mounts.start(app, *way.arguments)
     before = tree(app, frozenset({".relfs"}))
     with acting(who):
@@ -155,8 +161,9 @@ def changes_of(live: Path, other: Path) -> dict[str, Callable[[], object]]:
         "truncate": lambda: os.truncate(file, 0),
         "chmod": lambda: os.chmod(file, 0o600),
         "chmod of a directory": lambda: os.chmod(live / "sub", 0o700),
-        "chown": lambda: os.chown(file, 1, 1),
-        "chown of a link": lambda: os.chown(live / "symlink", 1, 1, follow_symlinks=False),
+        "fchmod": lambda: fchmod(file),
+        "chown": lambda: os.chown(file, WWW.uid, WWW.gid),
+        "chown of a link": lambda: os.chown(live / "symlink", WWW.uid, WWW.gid, follow_symlinks=False),
         "utime": lambda: os.utime(file, (1, 1)),
         "setxattr": lambda: os.setxattr(file, "user.new", b"x"),
         "removexattr": lambda: os.removexattr(file, "user.old"),
@@ -171,6 +178,14 @@ def changes_of(live: Path, other: Path) -> dict[str, Callable[[], object]]:
     }
 
 
+def fchmod(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
+
+
 NATIVELY = dict.fromkeys(("rename from", "rename to", "rename over", "rename a directory from"), errno.EXDEV)
 """What does not fail with EROFS: it is between two mounts, or what is mounted on (EBUSY)."""
 NATIVELY |= dict.fromkeys(("rmdir of it", "rename of it", "rename onto it"), errno.EBUSY)
@@ -183,14 +198,17 @@ def fill(release: Path) -> None:
     os.setxattr(release / "file", "user.old", b"x")
 
 
-def test_every_change_is_refused(app: Path, mounts: Mounts, way: Way) -> None:
+@WHOEVER
+def test_every_change_is_refused(open_place: Path, mounts: Mounts, way: Way, who: Who) -> None:
+    app = ask_for_seals(make_app(open_place / "app"))
     for name in ("40", "41"):
         fill(app / "releases" / name)
+    give(app, who)
     mounts.start(app, *way.arguments)
     before = tree(app, frozenset({".relfs"}))
     outcomes = {}
     for what, attempt in changes_of(app / "releases/40", app / "releases/41").items():
-        with pytest.raises(OSError) as raised:
+        with acting(who), pytest.raises(OSError) as raised:
             attempt()
         outcomes[what] = errno.errorcode[raised.value.errno or 0]
     expected = dict.fromkeys(outcomes, errno.errorcode[way.errno])
@@ -539,6 +557,28 @@ def test_what_was_open_for_writing_stays_so(app: Path, mounts: Mounts, way: Way)
     assert (app / "current/log").read_text() == "wri"
 
 
+def test_what_had_its_working_directory_there(app: Path, mounts: Mounts, way: Way) -> None:
+    """By the native way, it came there before the seal, and is not under it; relfs itself knows where it is."""
+    mounts.start(app, *way.arguments)
+    with sitting_in(app / "releases/41") as worker:
+        switch(app, "41")
+        made = Path(f"/proc/{worker.pid}/cwd/made")
+        if way.errno == errno.EROFS:
+            made.touch()
+        else:
+            with pytest.raises(OSError, match="Device or resource busy"):
+                made.touch()
+    assert not can_write(app / "current/")
+
+
+def test_a_file_of_several_names_is_not_seen_by_a_mount(app: Path, mounts: Mounts) -> None:
+    """What the documentation says that native seals cannot do; relfs itself can (test_guard.py)."""
+    os.link(app / "releases/40/index.html", app / "releases/41/second")
+    mounts.start(app)
+    (app / "releases/41/second").write_text("changed")
+    assert (app / "current/index.html").read_text() == "changed"
+
+
 # ---- what is mounted in a release, links, names
 
 
@@ -665,8 +705,8 @@ def test_elsewhere_as_root(app: Path, mounts: Mounts, tmp_path: Path, way: Way) 
 def mounted_by_nobody(open_place: Path) -> tuple[Path, Path]:
     app, live = ask_for_seals(make_app(open_place / "app")), open_place / "live"
     live.mkdir()
-    for path in (app, *app.rglob("*"), live):
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    for place in (app, live):
+        give(place, Who(NOBODY, NOBODY))
     return app, live
 
 
