@@ -11,11 +11,12 @@ The choice.
     1. the new release is sealed               prepare(), by the pointer, under its locks; failing, nothing changes
     2. disk and memory are flipped             (or not, and then the release is as good as replaced)
     3. it is settled what is live now          decided(), still in the thread that made the change
-    4. what need not be sealed is noted        replaced(), before
+    4. what need not be sealed is noted        note_replaced(), before
     5. the kernel drops the old link
-    6. what was noted is unsealed              release(), less what has come back meanwhile
+    6. what was noted is unsealed              release(), less what was prepared again meanwhile
 
-4 to 6 are done by one thread at a time: what was noted long ago may have been live once more since, and still be seen.
+Step 5 may take long, if somebody has the directory locked. Whatever is prepared after 4 is not released in 6, even if
+it was live and has been replaced by then: its own link may still be in the cache. One thread at a time does 4 to 6.
 
 A path walk that had read the old link before 5 may end in the old release after 6. It meets a release that is not the
 live one, as it would had it come a moment later.
@@ -45,9 +46,6 @@ class Sealer(Protocol):
     def unseal(self, name: str) -> bool:
         """Let release `name` be changed again. False: somebody keeps a part of the seal busy. Raises OSError."""
 
-    def close(self) -> None:
-        """Let go of what was kept for sealing; the seals themselves go with the mount."""
-
 
 class Seals:
     """The seals of one mount.
@@ -65,11 +63,12 @@ class Seals:
         self._deploy = deploy
         self._live: frozenset[str] = frozenset()
         self._coming: dict[Target, str | None] = {}
+        self._replaced: frozenset[str] = frozenset()
         self._sealer: Sealer | None = None
         self._lock = threading.Lock()
 
     def begin(self, sealer: Sealer, live: Iterable[Target]) -> None:
-        """Seal from now on. Takes the sealer over. Raises OSError if what is live cannot be sealed."""
+        """Seal from now on. Raises OSError if what is live cannot be sealed."""
         with self._lock:
             self._sealer = sealer
         live = tuple(live)
@@ -82,9 +81,7 @@ class Seals:
         before = self._coming
         try:
             name = self._deploy.release_of(target.text)
-            with self._lock:
-                self._coming = {**before, target: name}  # from here on release() lets it be
-                sealer = self._sealer
+            sealer = self._mark(target, name)
             if sealer is None or name is None:
                 return
             if name not in self.sealed:
@@ -97,21 +94,29 @@ class Seals:
             self.sealed |= {name}
             self.left -= {name}
 
+    def _mark(self, target: Target, name: str | None) -> Sealer | None:
+        """From here on release() lets it be. Returns who is to seal it."""
+        with self._lock:
+            self._coming = {**self._coming, target: name}
+            self._replaced -= {name}
+            return self._sealer
+
     def decided(self, live: Iterable[Target]) -> None:
         """A change has ended, well or not, and these are the targets in force. No other is under way."""
         with self._lock:
             self._coming = {target: self._coming[target] for target in live if target in self._coming}
             self._live = _names(self._coming)
 
-    def replaced(self) -> frozenset[str]:
-        """What is sealed and need not be, once nobody sees it as `current` any more."""
+    def note_replaced(self) -> None:
+        """Before the kernel is told: note what is sealed and need not be, once nobody sees it as `current` any more."""
         with self._lock:
-            return self.sealed - self._needed()
+            self._replaced = self.sealed - self._needed()
 
-    def release(self, names: frozenset[str]) -> None:
-        """Unseal these, but for those that are live again or about to be. What somebody keeps busy is in `left`."""
+    def release(self) -> None:
+        """After the kernel was told: unseal what was noted. What somebody keeps busy is in `left`."""
         with self._lock:
-            self._unseal(names)
+            self._unseal(self._replaced)
+            self._replaced = frozenset()
 
     def retry(self) -> None:
         """Try to free what is `left`."""
@@ -119,10 +124,8 @@ class Seals:
             self._unseal(self.left)
 
     def end(self) -> None:
-        """The mount is gone, and all seals with it."""
+        """The mount is about to go, and all seals with it. Changes that are still made are not sealed any more."""
         with self._lock:
-            if self._sealer is not None:
-                self._sealer.close()
             self._sealer = None
             self.sealed = self.left = frozenset()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -422,7 +423,8 @@ import time
 from relfs.fuse import changes
 drop = changes._drop
 def early(seals):
-    seals.release(seals.replaced())
+    seals.note_replaced()
+    seals.release()
     time.sleep(0.02)
     drop(changes.ROOT, b"current")
 changes._drop_current = early
@@ -441,7 +443,8 @@ def late(seals):
     for target in seals.wanted:
         prepare(seals, target)
     decided(seals, seals.wanted)
-    seals.release(seals.replaced())
+    seals.note_replaced()
+    seals.release()
 Seals.prepare, Seals.decided, changes._drop_current = lambda self, target: None, note, late
 """,
 }
@@ -778,6 +781,18 @@ def test_the_end_takes_all_seals_away(app: Path, mounts: Mounts, how: str) -> No
     assert seals(app) == []
     assert sealed(app) == []
     shutil.rmtree(app / "releases/40")
+
+
+def test_a_switch_while_the_mount_goes_away(app: Path, mounts: Mounts, way: Way) -> None:
+    """Somebody still is in it, so the daemon lingers, and there is nothing to seal any more."""
+    mount = mounts.start(app, *way.arguments)
+    with sitting_in(app):
+        mount.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: mount_at(str(app)) is None, "the mount is gone")
+        done = relfsctl(app, "switch", "41")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert os.readlink(app / "current") == "releases/41"
+    assert sealed(app) == []
 
 
 def test_a_seal_that_somebody_else_took_away(app: Path, mounts: Mounts) -> None:

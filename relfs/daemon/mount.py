@@ -123,7 +123,6 @@ class _Mount:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(connection.close)
-                await trio.to_thread.run_sync(self._seals.end)
             self._table.close()
         if failure is not None:
             raise failure
@@ -253,8 +252,7 @@ class _Mount:
 
     def _sealer(self) -> Sealer:
         if self._attached_releases is not None:
-            attached, self._attached_releases = self._attached_releases, None
-            return Binds(self._deploy, attached, self._plan.mount_options)
+            return Binds(self._deploy, self._attached_releases, self._plan.mount_options)
         if not _is_real_directory(self._deploy.fd, RELEASES):
             raise RelfsError(
                 f"{self._deploy.path}/{RELEASES}: is a link, and what it leads to cannot be sealed; {_WITHOUT_SEAL}"
@@ -317,6 +315,7 @@ class _Mount:
         self._leaving = True
         notify("STOPPING=1")
         _log.info("%s is being unmounted", self._plan.mountpoint)
+        await trio.to_thread.run_sync(self._seals.end)  # a switch that is still asked for does without
         await self._detach()
         await trio.sleep(_LINGER_SECONDS)
         _log.info("%s: a process still uses what was mounted; it gets errors from now on", self._plan.mountpoint)

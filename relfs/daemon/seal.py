@@ -32,9 +32,9 @@ class Binds:
     """A Sealer. INVARIANT: `_covers` has the mounts made here by release, the topmost last, until they are gone."""
 
     def __init__(self, deploy: DeployPath, attached: int, options: Iterable[str]) -> None:
-        """`attached` is a descriptor of `releases` in the mount, which is taken over; `options` are mount(8)'s.
+        """`attached` is a descriptor of `releases` in the mount; `options` are mount(8)'s. Raises OSError.
 
-        Raises OSError.
+        Descriptors stay open until the process ends: a thread that was left behind may still be unmounting.
         """
         self._covered = os.open(RELEASES, _LOOK, dir_fd=deploy.fd)
         self._attached = attached
@@ -55,10 +55,6 @@ class Binds:
                 return False
             covers.pop()
         return True
-
-    def close(self) -> None:
-        os.close(self._covered)
-        os.close(self._attached)
 
     def _close_again(self, name: str, left: Cover) -> bool:
         """Make what an earlier seal left read-only again. False: it is not what one meets there, or a file is open for

@@ -142,9 +142,9 @@ class Changes:
 
 
 def _drop_current(seals: Seals) -> None:
-    replaced = seals.replaced()
+    seals.note_replaced()
     if _drop(ROOT, CURRENT.encode()):
-        seals.release(replaced)
+        seals.release()
 
 
 def _drop(parent: pyfuse3.InodeT, name: bytes) -> bool:

@@ -77,9 +77,6 @@ class Guard:
         self._put(name, None)
         return True
 
-    def close(self) -> None:
-        """See Sealer."""
-
     def _put(self, name: str, live: _Live | None) -> None:
         key = os.fsencode(name)
         with self._lock:
