@@ -34,6 +34,7 @@ class History:
     INVARIANT: `path` is the way that led to the current release: a rollback takes back what came after its target,
     so `path[-1]` is current, and going back again goes further back, not forth.
     INVARIANT: no release in `bad` is current.
+    `written` is what the current link was given for a text, where the real link says it otherwise.
     `witnessed` is the time of the last event that relfs saw itself (None: it knows of others' records only).
     """
 
@@ -41,6 +42,7 @@ class History:
         self.activations: list[Activation] = []
         self.path: list[str] = []
         self.bad: set[str] = set()
+        self.written: str | None = None
         self.witnessed: float | None = None
         self._by_id: OrderedDict[str, Event] = OrderedDict()
         for event in events:
@@ -55,6 +57,7 @@ class History:
             self.witnessed = event.time
         if event.succeeded and event.action in _ACTIVATIONS and event.release is not None:
             self._activate(event, event.release)
+            self.written = event.text
 
     def _activate(self, event: Event, release: str) -> None:
         if event.action == "rollback":

@@ -4,6 +4,7 @@
     release  the release (or link text)     from     the release before it, or null
     uid user pid command                    who asked
     host     this host's name               id       the request id, made by whoever asked
+    text     what a tool wrote into the link, if the real link must say it otherwise (a path through a mountpoint)
     outcome  done, recovered, imported, failed: WHY, lapsed: WHY
 
 Lines are written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
@@ -59,6 +60,7 @@ class Event:
     host: str
     id: str
     outcome: str
+    text: str | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -66,7 +68,7 @@ class Event:
 
     def as_json(self) -> dict[str, object]:
         """The event under its published field names."""
-        return {
+        fields: dict[str, object] = {
             "time": self.time,
             "action": self.action,
             "release": self.release,
@@ -79,6 +81,7 @@ class Event:
             "id": self.id,
             "outcome": self.outcome,
         }
+        return fields if self.text is None else {**fields, "text": self.text}
 
 
 def encode(event: Event) -> bytes:
@@ -99,6 +102,7 @@ def decode(line: bytes) -> Event | None:
             host=str(fields["host"]),
             id=str(fields["id"]),
             outcome=str(fields["outcome"]),
+            text=_optional(fields.get("text")),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

@@ -56,10 +56,19 @@ class Release:
 
 @dataclass(frozen=True)
 class Target:
-    """Where `current` leads: the text of the link, and the release it means (None: none below releases/)."""
+    """Where `current` leads: the text of the link, and the release it means (None: none below releases/).
+
+    `written` is what a tool wrote, if that is a path through a mountpoint, which the real link must not hold.
+    """
 
     text: str
     release: str | None
+    written: str | None = None
+
+    @property
+    def as_written(self) -> str:
+        """What whoever made the link expects to read."""
+        return self.written if self.written is not None else self.text
 
     @property
     def label(self) -> str:

@@ -157,7 +157,7 @@ class Pointer:
             self._take_stock()
             self._require_unlocked(actor, tools=False)
             self._check_mark(self.deploy.target(text).release, self._config.checks)
-            return self._ask_and_change("switch", self.deploy.persistent_text(text), actor, request_id, owner)
+            return self._ask_and_change("switch", text, actor, request_id, owner)
 
     def record(
         self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None = None
@@ -260,7 +260,7 @@ class Pointer:
     ) -> Event:
         """The hook is asked last, when nothing else can be in the way; deploy tools are told (`tell`) afterwards."""
         self._require_journal()
-        self._ask_hook(self.deploy.target(text), actor)
+        self._ask_hook(self._target_of(text), actor)
         return self._change(action, text, actor, request_id, owner, tell=tell)
 
     def _ask_hook(self, target: Target, actor: Actor) -> None:
@@ -299,15 +299,15 @@ class Pointer:
         self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool
     ) -> Event:
         """Steps 1 to 5; `tell` deploy tools of it, in their records."""
-        target = self.deploy.target(text)
+        target = self._target_of(text)
         origin = self.target.label if self.target is not None else None
-        event = new_event(action, target.label, origin, actor, request_id)
+        event = replace(new_event(action, target.label, origin, actor, request_id), text=target.written)
         try:
             self._journal.probe()
             self._announce(target)
-            self._write_pending(event, text)
-            self._flush_target(text)
-            open_store(self.deploy).write(text, owner)
+            self._write_pending(event, target.text)
+            self._flush_target(target.text)
+            open_store(self.deploy).write(target.text, owner)
         except OSError as error:
             self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
@@ -321,6 +321,17 @@ class Pointer:
         if self._behind is not None:
             _log.warning("%s is current, but that is not in the journal yet: %s", target.label, reason(self._behind))
         return event
+
+    def _target_of(self, text: str) -> Target:
+        """What a link saying `text` leads to, with the text that the real link is to hold."""
+        persistent = self.deploy.persistent_text(text)
+        return replace(self.deploy.target(persistent), written=text if text != persistent else None)
+
+    def _target_on_disk(self, text: str) -> Target:
+        """The target that the real link tells, as it was written if the journal knows that it was written otherwise."""
+        written = self.history.written
+        known = written is not None and self.deploy.persistent_text(written) == text
+        return replace(self.deploy.target(text), written=written if known else None)
 
     def _announce(self, target: Target) -> None:
         if self._on_target is not None:
@@ -414,7 +425,7 @@ class Pointer:
         text = peek(self.deploy)
         self._reload_history()
         self._finish_pending(text)
-        found = self.deploy.target(text) if text is not None else None
+        found = self._target_on_disk(text) if text is not None else None
         self.diverged = None if first or found == self.target else self._trouble_with(found)
         if self.diverged is not None:
             found = self.target

@@ -122,8 +122,37 @@ def assert_truth(site: Site, text: str, before: int, swaps: int) -> None:
     events = site.mount.journal()[before:]
     assert [event["release"] for event in events] == [RELEASES[number % 2] for number in range(swaps)]
     assert {event["outcome"] for event in events} == {"done"}
+    release = RELEASES[(swaps - 1) % 2]
     if not site.elsewhere:
-        assert os.readlink(site.mount.app / "current") == expected(site, text, RELEASES[(swaps - 1) % 2])
+        assert os.readlink(site.mount.app / "current") == expected(site, text, release)
+    elif text.startswith("$"):
+        live = site.mount.mountpoint
+        written = text.replace("$D", str(live)).replace("$APP", str(site.mount.app)).replace("$r", release)
+        assert os.readlink(live / "current") == written
+
+
+def test_what_was_written_is_remembered(tmp_path: Path, mounts: Mounts) -> None:
+    """A path through a mountpoint is read back so, also after the mount was away; the real link leads there too."""
+    app = make_app(tmp_path / "app")
+    live = tmp_path / "live"
+    live.mkdir()
+    for release in ("41", "42"):
+        mount = mounts.start(app, at=live)
+        site = Site(mount, elsewhere=True)
+        swap(site, DIRECT["ln -sfn"], "$D/releases/$r", release)
+        assert os.readlink(live / "current") == f"{live}/releases/{release}"
+        assert mount.terminate() == 0
+        assert os.readlink(app / "current") == f"{app}/releases/{release}"
+        again = mounts.start(app, at=live)
+        assert os.readlink(live / "current") == f"{live}/releases/{release}"
+        assert again.status()["diverged"] is None
+        assert [event["action"] for event in again.journal()].count("follow") == 0
+        assert again.terminate() == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    mounts.start(app, at=other)
+    assert os.readlink(other / "current") == f"{app}/releases/42"
+    assert (other / "current/index.html").read_text() == "42"
 
 
 def test_the_real_link_says_it_too(tmp_path: Path, mounts: Mounts) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -558,6 +559,25 @@ def test_what_was_open_for_writing_stays_so(app: Path, mounts: Mounts, way: Way)
             (app / "releases/41/log").open("a")
         assert raised.value.errno == way.errno
     assert (app / "current/log").read_text() == "wri"
+
+
+def test_what_was_open_for_writing_loses_its_set_id_bits(app: Path, mounts: Mounts, way: Way) -> None:
+    """A write takes them, which the kernel asks us to see to; that is not somebody's change of the file."""
+    mounts.start(app, *way.arguments)
+    program = app / "releases/41/program"
+    program.touch()
+    program.chmod(0o4777)
+    script = "import os, sys; sys.stdin.readline(); os.write(int(sys.argv[1]), b'x')"
+    with open(program, "wb") as file:
+        writer = subprocess.Popen(
+            ["/usr/bin/python3", "-c", script, str(file.fileno())],
+            stdin=subprocess.PIPE, pass_fds=[file.fileno()], user=NOBODY, group=NOBODY, extra_groups=[],
+        )  # fmt: skip
+        switch(app, "41")
+        writer.communicate(b"\n")
+        assert writer.returncode == 0
+    assert program.read_bytes() == b"x"
+    assert stat.S_IMODE(program.stat().st_mode) == 0o777
 
 
 def test_what_had_its_working_directory_there(app: Path, mounts: Mounts, way: Way) -> None:

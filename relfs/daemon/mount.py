@@ -207,8 +207,10 @@ class _Mount:
         self._ready()
 
     def _show(self, target: Target) -> str:
-        """What readers get to read. A mount elsewhere without native directories leads into the deploy path itself, so
-        that bytes are native there too."""
+        """What readers get to read: what was written, since Capistrano's clean-up goes by that. A mount elsewhere
+        without native directories leads into the deploy path itself, so that bytes are native there too."""
+        if target.written is not None:
+            return target.written
         if not self._plan.over and self._config.seal and target.text.startswith("/"):
             inside = self._deploy.inside(target.text)  # what is sealed is sealed in the mount
             return f"{self._plan.mountpoint}/{inside}" if inside is not None else target.text

@@ -161,7 +161,7 @@ class CurrentLink:
         if flags & libc.RENAME_EXCHANGE:
             if hidden or self._pointer.target is None:
                 raise FUSEError(errno.ENOENT)
-            return os.fsencode(self._pointer.target.text)
+            return os.fsencode(self._pointer.target.as_written)
         if flags & libc.RENAME_NOREPLACE and not hidden:
             raise FUSEError(errno.EEXIST)
         if flags & ~libc.RENAME_NOREPLACE:
@@ -177,7 +177,7 @@ class CurrentLink:
             raise FUSEError(errno.ENOENT)
         self._require_known(context)
         with acting_as(context):
-            text = os.fsencode(self._pointer.target.text)
+            text = os.fsencode(self._pointer.target.as_written)
             if flags & libc.RENAME_NOREPLACE:
                 os.symlink(text, name, dir_fd=directory)
             else:

@@ -34,7 +34,7 @@ from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
-from relfs.fuse.passthrough import ACCESS_LIST, Passthrough
+from relfs.fuse.passthrough import ACCESS_LIST, Passthrough, is_nothing
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
@@ -258,8 +258,8 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
     ) -> EntryAttributes:
         if self._table.text(inode) is None:
-            if fh is None:  # ftruncate(2), by whoever had it open for writing before
-                self._guard.inode(inode)
+            if fh is None and not (is_nothing(fields) and self._files.is_written(self._table.node(inode))):
+                self._guard.inode(inode)  # but for ftruncate(2) and write(2), by whoever had it open before
             return self._files.setattr(inode, attr, fields, fh, ctx)
         self._current.setattr(inode, attr, fields, ctx)
         return self._current.attributes(inode)

@@ -114,7 +114,7 @@ class Passthrough:
             self._chmod(node, stat.S_IMODE(wanted.st_mode), context)
         if fields.update_atime or fields.update_mtime:
             _set_times(node, wanted, fields)
-        if _is_nothing(fields):
+        if is_nothing(fields):
             self._drop_privileges(node, context)
         return self.attributes(node)
 
@@ -122,7 +122,7 @@ class Passthrough:
         """What the kernel asks before a write that costs the file its set-id bits (HANDLE_KILLPRIV_V2; fuse_setattr()
         in fs/fuse/dir.c) looks like chown(2) with nothing to change, which costs them too, but is for owners only.
         Which bits, the covered file system knows. It is a write if somebody has the file open for it."""
-        written = any(each is node for each in self._written.values())
+        written = self.is_written(node)
         path = node.path
         with acting_as(context, lend=CAP_FOWNER if written else 0):
             try:
@@ -130,6 +130,10 @@ class Passthrough:
             except PermissionError:
                 if not written:  # otherwise we are a user's own daemon, whose writing takes them by itself
                     raise
+
+    def is_written(self, node: Node) -> bool:
+        """Whether somebody has the file open for writing."""
+        return any(each is node for each in self._written.values())
 
     def _chmod(self, node: Node, mode: int, context: RequestContext) -> None:
         """Losing only set-id bits is the kernel's doing when somebody else writes the file: not his to be refused."""
@@ -401,7 +405,8 @@ def _type(entry: os.DirEntry[str]) -> int:
     return stat.S_IFREG if entry.is_file(follow_symlinks=False) else stat.S_IFSOCK
 
 
-def _is_nothing(fields: SetattrFields) -> bool:
+def is_nothing(fields: SetattrFields) -> bool:
+    """Whether no attribute is to be changed: see Passthrough._drop_privileges()."""
     times = fields.update_atime or fields.update_mtime
     return not (times or fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid)
 
