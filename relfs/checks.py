@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 
 from relfs.errors import RefusedError
-from relfs.layout import UNFINISHED_MARKER, DeployPath, find_marker
+from relfs.layout import UNFINISHED_MARKER, DeployPath, find_marker, is_empty
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,10 @@ def check_content(deploy: DeployPath, text: str, checks: Checks) -> None:
     """
     directory = deploy.open_target(text)
     try:
-        if checks.empty and _is_empty(directory):
+        if checks.empty and is_empty(directory):
             raise RefusedError(f"{text}: is an empty directory", errno.ENODATA)
         marker = find_marker(directory, checks.unfinished)
     finally:
         os.close(directory)
     if marker is not None:
         raise RefusedError(f"{text}: is unfinished: it holds {marker}", errno.EBUSY)
-
-
-def _is_empty(directory: int) -> bool:
-    with os.scandir(directory) as entries:
-        return next(entries, None) is None

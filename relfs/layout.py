@@ -26,7 +26,7 @@ from relfs.errors import RefusedError, RelfsError, UsageError, reason
 from relfs.names import CURRENT, RELEASES, SHARED, STATE
 
 __all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
-__all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "open_deploy_path"]
+__all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "is_empty", "open_deploy_path"]
 
 UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
 """What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
@@ -253,8 +253,7 @@ class DeployPath:
         except OSError as error:
             raise RefusedError(f"{shown}: cannot be opened: {reason(error)}") from error
         try:
-            with os.scandir(directory) as entries:
-                empty = all(entry.name in _MARKERS for entry in entries)  # a mark is nothing to serve
+            empty = is_empty(directory)
         except OSError as error:
             raise RefusedError(f"{shown}: cannot be read: {reason(error)}") from error
         finally:
@@ -340,6 +339,15 @@ def check_name(name: str) -> None:
         raise UsageError(f"{shown}: not a release name: it cannot be written in bytes") from error
     if length > _NAME_MAX:
         raise UsageError(f"{shown}: not a release name: {length} bytes, {_NAME_MAX} at most")
+
+
+def is_empty(directory: int) -> bool:
+    """Whether there is nothing to serve in `directory` (a descriptor): the marks that deploy tools leave are none.
+
+    Raises OSError.
+    """
+    with os.scandir(directory) as entries:
+        return all(os.fsdecode(entry.name) in _MARKERS for entry in entries)
 
 
 def find_marker(directory: int, markers: Iterable[str]) -> str | None:

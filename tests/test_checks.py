@@ -68,6 +68,8 @@ def errno_of(deploy: DeployPath, text: str, checks: Checks | None = None) -> int
 def test_what_a_target_must_be(app: Path, deploy: DeployPath) -> None:
     (app / "releases/file").touch()
     (app / "releases/empty").mkdir()
+    (app / "releases/marked").mkdir()
+    (app / "releases/marked/BAD_RELEASE").touch()
     (app / "releases/dangling").symlink_to("nowhere")
     (add_release(app, "half") / "DEPLOY_UNFINISHED").touch()
     assert errno_of(deploy, "releases/41") == 0
@@ -78,6 +80,7 @@ def test_what_a_target_must_be(app: Path, deploy: DeployPath) -> None:
     assert errno_of(deploy, "releases/dangling") == errno.ENOENT
     assert errno_of(deploy, "releases/file") == errno.ENOTDIR
     assert errno_of(deploy, "releases/empty") == errno.ENODATA
+    assert errno_of(deploy, "releases/marked") == errno.ENODATA
     assert errno_of(deploy, "releases/half") == errno.EBUSY
 
 

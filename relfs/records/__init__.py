@@ -2,7 +2,7 @@
 they go on telling the truth when relfs has made a change.
 
 A path uses Deployer if it has one of its logs in `.dep`, and Capistrano if it has `revisions.log`; it may use both.
-Who calls this holds the deploy lock. How files of other people are touched is in files.py, what they mean in a module
+Who calls this holds the change lock. How files of other people are touched is in files.py, what they mean in a module
 a tool; nothing here knows of FUSE, trio or the command line.
 """
 
