@@ -35,14 +35,13 @@ from dataclasses import replace
 
 from relfs import hold, records
 from relfs import journal as journal_module
-from relfs.checks import Checks
+from relfs.admission import Admission
 from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
 from relfs.hold import Hold
-from relfs.hooks import PRE_SWITCH, run_hook
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
-from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
+from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.store import Owner, open_store, peek
@@ -50,8 +49,6 @@ from relfs.store import Owner, open_store, peek
 PENDING = "pending"
 
 _log = logging.getLogger(__name__)
-
-_NO_CHECKS = Checks(empty=False, unfinished=(), bad=False)
 
 _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
 
@@ -91,8 +88,7 @@ class Pointer:
         self.diverged: str | None = None
         self.history = History()
         self._style = style
-        self._config = config
-        self._hide = hide
+        self._admission = Admission(deploy, config, hide)
         self._lock = threading.Lock()
         self._journal = Journal(deploy.state_fd)
         self._on_event = on_event
@@ -121,10 +117,10 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._require_unlocked(actor, tools=not force)
+            self._admission.require_unlocked(actor, tools=not force)
             current, releases = self._current_release(), self.deploy.releases()
-            name = resolve(reference, self.history, current, releases, self._is_good)
-            self._check(name, _NO_CHECKS if force else self._config.checks)
+            name = resolve(reference, self.history, current, releases, self._admission.is_good)
+            self._admission.check_release(name, self.history, force=force)
             return self._ask_and_change("switch", self._text_for(name), actor, request_id, owner, tell=True)
 
     def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
@@ -134,17 +130,17 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._require_unlocked(actor, tools=True)
+            self._admission.require_unlocked(actor, tools=True)
             releases = self.deploy.releases()
             current = self._current_release()
             if reference is None:
-                usable = (release.name for release in releases if self._is_good(release.name))
+                usable = (release.name for release in releases if self._admission.is_good(release.name))
                 name = rollback_target(self.history, current, usable)
             else:
-                name = resolve(reference, self.history, current, releases, self._is_good)
+                name = resolve(reference, self.history, current, releases, self._admission.is_good)
             if name == current:
                 raise RefusedError(f"{name}: is current already; there is nothing to roll back")
-            self._check(name, self._config.checks)
+            self._admission.check_release(name, self.history, force=False)
             return self._ask_and_change("rollback", self._text_for(name), actor, request_id, owner, tell=True)
 
     def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
@@ -155,8 +151,8 @@ class Pointer:
         """
         with self._locked():
             self._take_stock()
-            self._require_unlocked(actor, tools=False)
-            self._check_mark(self.deploy.target(text).release, self._config.checks)
+            self._admission.require_unlocked(actor, tools=False)
+            self._admission.check_mark(self.deploy.target(text).release, self.history)
             return self._ask_and_change("switch", text, actor, request_id, owner)
 
     def record(
@@ -236,51 +232,13 @@ class Pointer:
             raise RelfsError(f"{event.release}: {event.outcome}")
         return event
 
-    def _require_unlocked(self, actor: Actor, *, tools: bool) -> None:
-        hold.require(self.deploy.state_fd, actor.pid)
-        if tools:
-            hold.require_no_tool(self.deploy)
-
-    def _is_good(self, name: str) -> bool:
-        return self.deploy.is_good(name, self._config.checks.unfinished)
-
-    def _check(self, name: str, checks: Checks) -> None:
-        self.deploy.check_release(name, allow_empty=not checks.empty)
-        marker = self.deploy.unfinished_marker(name, checks.unfinished)
-        if marker is not None:
-            raise RefusedError(f"{name}: is unfinished: it holds {marker}; use --force to switch to it all the same")
-        self._check_mark(name, checks)
-
-    def _check_mark(self, name: str | None, checks: Checks) -> None:
-        if checks.bad and name is not None and (name in self.history.bad or self.deploy.is_marked_bad(name)):
-            raise RefusedError(f"{name}: is marked bad; `relfsctl switch --force` makes it current and lifts the mark")
-
     def _ask_and_change(
         self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool = False
     ) -> Event:
         """The hook is asked last, when nothing else can be in the way; deploy tools are told (`tell`) afterwards."""
         self._require_journal()
-        self._ask_hook(self._target_of(text), actor)
+        self._admission.ask_hook(self._target_of(text), self._current_release(), actor)
         return self._change(action, text, actor, request_id, owner, tell=tell)
-
-    def _ask_hook(self, target: Target, actor: Actor) -> None:
-        previous = self._current_release()
-        variables = {
-            "RELFS_HOOK": PRE_SWITCH,
-            "RELFS_DEPLOY_PATH": self.deploy.path,
-            "RELFS_RELEASE": target.label,
-            "RELFS_RELEASE_PATH": self._path_of(target),
-            "RELFS_PREVIOUS": previous or "",
-            "RELFS_PREVIOUS_PATH": f"{self.deploy.path}/{RELEASES}/{previous}" if previous else "",
-            "RELFS_USER": actor.user,
-            "RELFS_PID": str(actor.pid),
-            "RELFS_COMMAND": actor.command,
-        }
-        run_hook(PRE_SWITCH, self.deploy, variables, seconds=self._config.hook_timeout, hide=self._hide)
-
-    def _path_of(self, target: Target) -> str:
-        inner = self.deploy.inside(target.text)
-        return f"{self.deploy.path}/{inner}" if inner is not None else target.text
 
     def _text_for(self, name: str) -> str:
         style = self._style
