@@ -1,4 +1,5 @@
-"""Who is asking: processes as /proc tells of them (proc(5)). Linux only; knows nothing of releases.
+"""Who is asking: processes as /proc tells of them (proc(5)). Where there is none, nobody is known. Knows nothing of
+releases.
 
 A process is known by its pid and start time together, so that a reused pid is never taken for its former owner.
 """
