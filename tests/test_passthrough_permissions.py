@@ -6,10 +6,30 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from mounting import Mounts
+from sandbox import make_app
 from served import Pair
-from sidebyside import ACCESS, ADA, BOB, NOBODY, ROOT, Trace, Who, access_list, acting, get, make, put, swap
+from sidebyside import (
+    ACCESS,
+    ADA,
+    BOB,
+    NOBODY,
+    ROOT,
+    Trace,
+    Who,
+    access_list,
+    acting,
+    difference,
+    get,
+    make,
+    put,
+    run,
+    swap,
+)
 
 from relfs.libc import RENAME_EXCHANGE, set_thread_capabilities
 
@@ -296,3 +316,38 @@ def test_a_write_takes_set_id_bits_and_a_strangers_chown_does_not(pair: Pair) ->
     assert (seen["6755 chown"], seen["6755 write"], seen["6755 owner's chown"]) == ("EPERM", 1, None)
     assert int(seen["6755 kept"][0], 8) & 0o6000 == 0o6000
     assert int(seen["6755 taken"][0], 8) & 0o6000 == 0
+
+
+def test_a_kernel_that_offers_less(open_place: Path, mounts: Mounts) -> None:
+    """Without FUSE_DONT_MASK and FUSE_HANDLE_KILLPRIV_V2 it applies the umask, and takes set-id bits, by itself."""
+    program = """if True:
+        import relfs.fuse.handshake as handshake
+        handshake._WANTED = handshake.CACHE_SYMLINKS
+        from relfs.cli.relfs import main
+        main()"""
+
+    def command(*arguments: str | Path) -> list[str]:
+        return [sys.executable, "-c", program, *map(str, arguments)]
+
+    app = make_app(open_place / "app")
+    mounts.start(app, "--no-bind", command=command)
+
+    def script(t: Trace) -> None:
+        make("d", 0o777)
+        os.umask(0o027)
+        with acting(ADA):
+            os.close(t.open("create", "d/file", os.O_CREAT | os.O_WRONLY, 0o666))
+            t("mkdir", os.mkdir, "d/sub")
+        for name in ("d/file", "d/sub"):
+            t(name, os.stat, name)
+        for writer in (ROOT, BOB):
+            put("program", b"data", 0o6777, ADA)
+            with acting(writer):
+                t("write", os.write, os.open("program", os.O_WRONLY), b"!")
+            t(f"set-id after {writer.uid}", os.stat, "program")
+
+    plain = open_place / "plain"
+    plain.mkdir()
+    natively = run(script, plain)
+    assert not (found := difference(run(script, app / "releases/40"), natively)), found
+    assert int(natively.outcome["set-id after 1001"][0], 8) & 0o6000 == 0
