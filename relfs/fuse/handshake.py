@@ -41,7 +41,6 @@ import trio
 from relfs.fuse.connection import Connection
 from relfs.fuse.protocol import CACHE_SYMLINKS, DONT_MASK, HANDLE_KILLPRIV_V2, POSIX_ACL, baton, want
 
-_WANTED = CACHE_SYMLINKS | DONT_MASK | HANDLE_KILLPRIV_V2
 _REPLY_MAX = 4096
 
 
@@ -51,7 +50,8 @@ class Handshake:
     def __init__(self, connection: Connection, *, access_lists: bool) -> None:
         """`access_lists`: the kernel shall obey access control lists, at that price."""
         self._connection = connection
-        self._wanted = connection.init.flags & (_WANTED | (POSIX_ACL if access_lists else 0))
+        wanted = CACHE_SYMLINKS | DONT_MASK | HANDLE_KILLPRIV_V2 | (POSIX_ACL if access_lists else 0)
+        self._wanted = connection.init.flags & wanted
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session_fd = theirs.detach()
         self._ours.send(connection.init.raw)
