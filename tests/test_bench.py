@@ -91,6 +91,7 @@ def test_passthrough_judges_unpacking_and_nothing_else(place: Path) -> None:
     assert [row["how"] for row in report["unpacking"]] == ["from within", "by full path"]
     for row in report["unpacking"]:
         assert row["limit"] == 1.05
+        assert row["rounds"] == 2
         assert row["ok"] is (row["ratio"] <= row["limit"])
     assert [each["place"] for each in report["served"]] == ["no-bind", "thinnest", "bindfs"]
     assert all(each["seconds"] > 0 and each["failure"] is None for each in report["served"])
