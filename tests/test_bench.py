@@ -65,8 +65,8 @@ def _is_clean(place: Path) -> bool:
     return not list(place.iterdir()) and not _mounted(place)
 
 
-def _report(place: Path, name: str, *arguments: str) -> dict[str, Any]:
-    done = _run(name, "--json", "--directory", place, *arguments)
+def _report(place: Path, name: str, *arguments: str, within: Sequence[str] = ()) -> dict[str, Any]:
+    done = _run(name, "--json", "--directory", place, *arguments, within=within)
     assert done.returncode == 0, done.stderr
     assert _is_clean(place)
     report: dict[str, Any] = json.loads(done.stdout)
@@ -92,7 +92,8 @@ def test_passthrough_judges_unpacking_and_nothing_else(place: Path) -> None:
     for row in report["unpacking"]:
         assert row["limit"] == 1.05
         assert row["rounds"] == 2
-        assert row["ok"] is (row["ratio"] <= row["limit"])
+        quiet = 1 / 1.05 <= row["ratio_again"] <= 1.05
+        assert row["ok"] is (row["ratio"] <= 1.05 if quiet else None)
     assert [each["place"] for each in report["served"]] == ["no-bind", "thinnest", "bindfs"]
     assert all(each["seconds"] > 0 and each["failure"] is None for each in report["served"])
 
@@ -106,15 +107,14 @@ def test_passthrough_prints_a_line_a_row(place: Path) -> None:
     assert len([line for line in lines if "limit 1.05" in line]) == 2
 
 
-def test_passthrough_reports_what_broke_without_native_directories_and_fails(place: Path) -> None:
-    """The archive does not fit into the limit of open files; the report is whole all the same."""
+def test_passthrough_reports_what_the_others_cannot_do(place: Path) -> None:
+    """The archive does not fit into the limit of open files, and the thinnest needs one for every file."""
     many = (*_SMALL[:-1], "500")
-    done = _run("passthrough", "--json", "--directory", place, *many, within=_FEW_FILES)
-    assert done.returncode == 1, done.stderr
-    assert _is_clean(place)
-    served = {each["place"]: each for each in json.loads(done.stdout)["served"]}
-    assert served["no-bind"]["seconds"] is None
-    assert "Too many open files" in served["no-bind"]["failure"]
+    report = _report(place, "passthrough", *many, within=_FEW_FILES)
+    served = {each["place"]: each for each in report["served"]}
+    assert served["thinnest"]["seconds"] is None
+    assert "Too many open files" in served["thinnest"]["failure"]
+    assert served["no-bind"]["seconds"] > 0
     assert served["bindfs"]["seconds"] > 0
 
 
