@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +93,8 @@ def scratch_directory(parent: str) -> Iterator[Path]:
     finally:
         for entry in scratch.iterdir():
             unmount(entry)
-        shutil.rmtree(scratch)
+        # Not shutil.rmtree(): a relfs whose mount has gone takes its own things away at the same time.
+        run("rm", "-rf", "--one-file-system", scratch)
 
 
 def make_deploy_path(path: Path) -> None:
