@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deploying import in_shell
 from deploytools import TOOLS
-from mounting import Mounts
+from mounting import Mounts, wait_for
 from sandbox import add_release
 
 FIRST = {
@@ -49,4 +49,7 @@ def test_first_deploy_of_what_cannot_be_served(tmp_path: Path, mounts: Mounts) -
     assert done.returncode != 0
     assert "No such file or directory" in done.stderr
     assert not os.path.lexists(app / "current")
-    assert mount.journal() == []
+    wait_for(lambda: len(mount.journal()) == 1, "the journal tells")
+    (event,) = mount.journal()
+    assert (event["action"], event["release"], event["from"]) == ("replace", "gone", None)
+    assert event["outcome"] == "refused: releases/gone: No such file or directory"
