@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell ignores SIGINT for what it runs in the background, nohup(1) SIGHUP, and what ignores a signal hands that on
+    """A shell ignores SIGINT for what it runs in the background, nohup(1) SIGHUP; what ignores a signal hands that on
     to its children; the tests that send them are about programs that do not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

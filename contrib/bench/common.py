@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from relfs.mountinfo import mount_at
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,9 +109,13 @@ def make_deploy_path(path: Path) -> None:
 
 
 def unmount(path: Path) -> None:
-    """Lazily, whatever state it is in; what was bound inside goes with it."""
-    while os.path.ismount(path):
-        run("umount", "--internal-only", "--lazy", path)
+    """Lazily, whatever state it is in; what was bound inside goes with it. Whoever serves it may do so as well."""
+    while mount_at(str(path)) is not None:
+        try:
+            run("umount", "--internal-only", "--lazy", path)
+        except subprocess.CalledProcessError:
+            if mount_at(str(path)) is not None:
+                raise
 
 
 # ---- processes ---------------------------------------------------------------------------------------------
