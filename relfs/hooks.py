@@ -12,7 +12,8 @@ it is below the mount, and where relfs can (as root), it sees that everywhere: i
 from which the mount has been removed. Its `current` is the real link, which still says the old release.
 
 A hook that fails, or that takes too long, refuses what it was asked about. What it prints goes to the log; its last
-line is part of the refusal.
+line is part of the refusal. One that takes too long is killed, but not waited for: it may hang in the kernel until the
+tool that we keep waiting has its answer, as it does where the mount could not be removed from its sight.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from relfs.errors import RefusedError, RelfsError, reason
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _OUTPUT_MAX = 1 << 16
 _SHOWN_MAX = 200
+_KILLED_SECONDS = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -144,12 +146,18 @@ def _run(
             raise RefusedError(f"{shown}: did not end within {seconds:g} s", errno.EBUSY) from None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _kill(process)
         last = _log_output(output, shown)
     if status != 0:
         how = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
         raise RefusedError(f"{shown}: {how}{': ' + last if last else ''}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill it with all that it started. Should it hang in the kernel, subprocess reaps it when the next one is run."""
+    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_KILLED_SECONDS)
 
 
 def _log_output(output: IO[bytes], shown: str) -> str:

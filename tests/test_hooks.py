@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clients import ctl
+from clients import SECONDS, ctl
 from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import link_of, make_app
@@ -141,6 +142,23 @@ def test_it_takes_too_long(app: Path, mounts: Mounts) -> None:
     assert not os.path.exists(f"/proc/{pid}"), "it was ended"
     assert "busy" in swap(app, "gnu ln", "releases/41").err
     assert (app / "current/index.html").read_text() == "40"
+
+
+def test_it_hangs_in_the_kernel(open_place: Path, mounts: Mounts) -> None:
+    """A user's own daemon cannot keep the mount from its hook. If that looks there at what the tool keeps locked,
+    nothing can end it before the tool is answered; so the tool is."""
+    app = make_app(open_place / "app")
+    configure(app, "[hooks]\ntimeout = 0.3\n")
+    write_hook(app, "test -e $RELFS_DEPLOY_PATH/uncached")
+    subprocess.run(["chown", "-R", str(USER), app], check=True)
+    mounts.start(app, "-o", "noallow_other", user=USER)
+    for _ in range(2):
+        done = subprocess.run(
+            ["ln", "-sfn", "releases/41", app / "current"], user=USER, group=USER, env={"LC_ALL": "C"},
+            capture_output=True, text=True, check=False, timeout=SECONDS,
+        )  # fmt: skip
+        assert (done.returncode, "busy" in done.stderr) == (1, True), done.stderr
+    assert ctl("-C", app, "--json", "status", user=USER).json["current"] == "40"
 
 
 def test_what_it_leaves_running_keeps_nobody_waiting(app: Path, mounts: Mounts) -> None:
