@@ -309,8 +309,8 @@ class Pointer:
     # ---- pending and the journal
 
     def _write_pending(self, event: Event, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(PENDING, flags, 0o644, dir_fd=self.deploy.state_fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(PENDING, flags, 0o644, dir_fd=self.deploy.state_fd)  # a fifo that nobody reads is ENXIO
         try:
             data = journal_module.encode(event) + os.fsencode(text)
             if os.write(fd, data) != len(data):
