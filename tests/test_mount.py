@@ -167,6 +167,16 @@ def test_background_returns_when_it_answers(app: Path) -> None:
     assert (app / ".relfs/log").stat().st_mode & 0o777 == 0o640
 
 
+def test_background_with_a_fifo_for_a_log(app: Path) -> None:
+    (app / ".relfs").mkdir()
+    os.mkfifo(app / ".relfs/log")
+    done = subprocess.run(
+        relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (1, "relfs: .relfs/log: cannot be written: No such device or address\n")
+    assert not is_mounted(app)
+
+
 def test_second_mount_is_refused(mount: Mount, other_place: Path) -> None:
     for arguments in ([mount.app], [mount.app, other_place]):
         done = subprocess.run(relfs_command(*arguments), env=environment(), capture_output=True, text=True, check=False)

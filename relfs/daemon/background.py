@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from io import TextIOWrapper
 
-from relfs.errors import EXIT_FAILED, RelfsError, error_for
+from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
+from relfs.names import STATE
 
 LOG = "log"
 
@@ -96,8 +97,14 @@ def log_to_stderr() -> None:
 
 
 def log_to_state(state_fd: int) -> None:
-    """To `.relfs/log`, of at most twice a megabyte. By descriptor: the path may lead through the mount by now."""
-    handler = _LogFile(f"/proc/self/fd/{state_fd}/{LOG}", maxBytes=_LOG_BYTES, backupCount=1)
+    """To `.relfs/log`, of at most twice a megabyte. By descriptor: the path may lead through the mount by now.
+
+    Raises RelfsError if that cannot be written.
+    """
+    try:
+        handler = _LogFile(f"/proc/self/fd/{state_fd}/{LOG}", maxBytes=_LOG_BYTES, backupCount=1)
+    except OSError as error:
+        raise RelfsError(f"{STATE}/{LOG}: cannot be written: {reason(error)}") from error
     handler.setFormatter(logging.Formatter(_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
@@ -107,6 +114,6 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NOFOLLOW, 0o640)
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)  # a fifo would keep us waiting
 
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=opener)
