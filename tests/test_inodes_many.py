@@ -94,6 +94,41 @@ def test_no_name_is_needed_for_what_is_removed_through_the_mount(table: InodeTab
     assert os.fstat(table.node(nodes[path].id).fd).st_nlink == 0, "what has no name is never let go of"
 
 
+def test_names_that_nobody_tells_of(table: InodeTable, tmp_path: Path) -> None:
+    """Each file is made under one name and gets another, as git's objects do. Who comes by that one leads us back."""
+    before = own_descriptors()
+    nodes: dict[Path, Node] = {}
+    for number in range(MANY):
+        made, kept = tmp_path / f"made {number}", tmp_path / str(number)
+        made.touch()
+        nodes[kept] = look_up(table, made)
+        os.link(made, kept)
+        made.unlink()
+    assert own_descriptors() - before <= CAPACITY + CAPACITY // 8
+    lost = away(nodes)
+    with pytest.raises(FUSEError) as caught:
+        _ = nodes[lost].fd
+    assert caught.value.errno == errno.ESTALE
+    assert look_up(table, lost) is nodes[lost]
+    assert key_of(lost) == nodes[lost].key
+
+
+def test_a_file_that_is_open_is_not_lost(table: InodeTable, tree: list[Path], tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.touch()
+    node = look_up(table, made)
+    node.opened += 1
+    os.link(made, tmp_path / "kept")
+    made.unlink()
+    for _ in range(2):
+        look_up_all(table, tree)
+    assert is_held(node)
+    node.opened -= 1
+    for _ in range(2):
+        look_up_all(table, tree)
+    assert not is_held(node)
+
+
 def test_what_is_behind_a_directory_that_moves(table: InodeTable, tree: list[Path], tmp_path: Path) -> None:
     nodes = look_up_all(table, tree)
     inside = next(path for path in nodes if not is_held(nodes[path]) and path.parent == tmp_path / "a/b/d")
@@ -200,6 +235,15 @@ def test_a_tree_of_more_files_than_descriptors(open_place: Path, mounts: Mounts,
         "for n in range(100): os.unlink(f'd7/{n}')\n"
         "assert [os.fstat(fd).st_nlink for fd in held] == [1] * 7 + [0] + [1] * 2\n"
         "os.rmdir('d7'); os.rmdir('moved')\n"
+        "os.mkdir('objects'); os.mkdir('copy')\n"
+        "for n in range(400):\n"
+        "    with open('objects/new', 'w') as file: file.write(str(n))\n"
+        "    os.link('objects/new', f'objects/{n}'); os.unlink('objects/new')\n"
+        "for n in range(400): os.link(f'objects/{n}', f'copy/{n}')\n"
+        "kept = open('copy/9')\n"
+        "for n in range(400): os.unlink(f'copy/{n}')\n"
+        "for n in range(400): assert open(f'objects/{n}').read() == str(n)\n"
+        "assert (os.fstat(kept.fileno()).st_nlink, kept.read()) == (1, '9')\n"
     )
     release = mount.mountpoint / "releases/41"
     done = subprocess.run(

@@ -30,6 +30,10 @@ renames), so that nothing costs more until there are that many. As long as an in
 true: what is removed or renamed through the mount is taken hold of before, and a directory is not forgotten before
 what was in it is held again. What others rename or remove behind the mount is found to be another inode, or none: that
 is ESTALE, upon which the VFS looks the path up again.
+
+A file with several names may have lost the one under which it was opened (git makes each object under a temporary name,
+and links it), and which others it has, nobody tells. Unless somebody has it open, ESTALE is the answer there, too: who
+comes by another name leads us to it again.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from collections import OrderedDict, defaultdict
 
 from pyfuse3 import FUSEError, InodeT
@@ -50,6 +55,9 @@ _FIRST_OWN = 1 << 48
 
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_ELSEWHERE = (ROOT, b"")
+"""The place of what has a name that we do not know: one that there never is."""
+
 _VISITS = 16
 """How many inodes are looked at to find one that can be let go of, if no more than one has to be."""
 
@@ -60,10 +68,11 @@ class Node:
     INVARIANT: `key` is its (st_dev, st_ino). Either `descriptor` (O_PATH) holds it, and nobody else can get that key,
     or `place` is the nodeid of its directory and its name there; see "More inodes than descriptors".
     `volatile`: others write here while we run (relfs's own state, deploy tools' records), so nothing of it may be
-    cached. `used`: somebody has asked for it since it was last considered for letting go of.
+    cached. `used`: somebody has asked for it since it was last considered for letting go of. `opened` counts the file
+    handles that it has.
     """
 
-    __slots__ = ("_table", "descriptor", "id", "key", "lookups", "pinned", "place", "used", "volatile")
+    __slots__ = ("_table", "descriptor", "id", "key", "lookups", "opened", "pinned", "place", "used", "volatile")
 
     def __init__(self, table: InodeTable, nodeid: InodeT, fd: int, key: tuple[int, int]) -> None:
         self._table = table
@@ -72,6 +81,7 @@ class Node:
         self.descriptor: int | None = fd
         self.place: tuple[InodeT, bytes] | None = None
         self.lookups = 0
+        self.opened = 0
         self.pinned = False
         self.volatile = False
         self.used = True
@@ -215,7 +225,8 @@ class InodeTable:
         try:
             node = self._by_key.get(_key(os.lstat(name, dir_fd=directory)))
             if node is not None and node.descriptor is None:
-                self.hold(node)
+                self._make_room()
+                self._come_back(node, _open(directory, name, node.key))
         except (OSError, FUSEError):
             pass  # then there is nothing to hold
 
@@ -224,14 +235,7 @@ class InodeTable:
         parent, name = node.place
         directory = self.node(parent).descriptor
         assert directory is not None
-        try:
-            fd = os.open(name, _HOLD, dir_fd=directory)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FUSEError(errno.ESTALE) from None
-        if _key(os.fstat(fd)) != node.key:
-            os.close(fd)
-            raise FUSEError(errno.ESTALE)
-        return fd
+        return _open(directory, name, node.key)
 
     def _come_back(self, node: Node, fd: int) -> None:
         self._settle(node)
@@ -263,7 +267,7 @@ class InodeTable:
 
     def _let_go(self, node: Node) -> bool:
         """False: it has no name below the deploy path that we know of, and would be lost."""
-        place = self._place_of(node)
+        place = self._place_of(node) or (_ELSEWHERE if _may_be_named_otherwise(node) else None)
         if place is None or node.descriptor is None:
             return False
         os.close(node.descriptor)
@@ -356,6 +360,25 @@ class InodeTable:
                 assert node.place is not None
                 assert self._away[node.place[0]][node.id] is node
             assert node.pinned or node.lookups > 0, f"nodeid {node.id} is kept though the kernel does not know it"
+
+
+def _open(directory: int, name: bytes, key: tuple[int, int]) -> int:
+    """The inode `key` by its name in a directory (a descriptor). Raises FUSEError(ESTALE) if that is none or another's,
+    OSError."""
+    try:
+        fd = os.open(name, _HOLD, dir_fd=directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FUSEError(errno.ESTALE) from None
+    if _key(os.fstat(fd)) != key:
+        os.close(fd)
+        raise FUSEError(errno.ESTALE)
+    return fd
+
+
+def _may_be_named_otherwise(node: Node) -> bool:
+    """A directory has one name, and may be somebody's working directory; a file that is open is asked for by nodeid."""
+    status = os.fstat(node.fd)
+    return status.st_nlink > 0 and not node.opened and not stat.S_ISDIR(status.st_mode)
 
 
 def _key(status: os.stat_result) -> tuple[int, int]:

@@ -66,8 +66,8 @@ class _Listing:
 
 
 class Passthrough:
-    """GUARDED BY the event loop: `_listings`, and `_written`, which holds what is open for writing. File handles are
-    descriptors, those of directories included."""
+    """GUARDED BY the event loop: `_listings`, and `_opened`, which holds what is open, and whether for writing. File
+    handles are descriptors, those of directories included."""
 
     def __init__(self, table: InodeTable, *, exclusive: bool) -> None:
         """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
@@ -75,7 +75,7 @@ class Passthrough:
         self._timeout = MOMENT if exclusive else 0.0
         self._exclusive = exclusive
         self._listings: dict[FileHandleT, _Listing] = {}
-        self._written: dict[FileHandleT, Node] = {}
+        self._opened: dict[FileHandleT, tuple[Node, bool]] = {}
 
     # ---- attributes
 
@@ -133,7 +133,7 @@ class Passthrough:
 
     def is_written(self, node: Node) -> bool:
         """Whether somebody has the file open for writing."""
-        return any(each is node for each in self._written.values())
+        return any(each is node for each, writing in self._opened.values() if writing)
 
     def _chmod(self, node: Node, mode: int, context: RequestContext) -> None:
         """Losing only set-id bits is the kernel's doing when somebody else writes the file: not his to be refused."""
@@ -244,9 +244,12 @@ class Passthrough:
                     if not flags & os.O_APPEND:
                         raise
                     fd = os.open(path, opening | os.O_APPEND)  # a file that can only be appended to (chattr(1))
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._written[FileHandleT(fd)] = node
+        self._note_opened(FileHandleT(fd), node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
         return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
+
+    def _note_opened(self, fh: FileHandleT, node: Node, *, writing: bool) -> None:
+        self._opened[fh] = node, writing
+        node.opened += 1
 
     def _flags(self, flags: int, *, appending: bool = False) -> int:
         """The caller's flags, as far as they are for us to obey.
@@ -271,7 +274,7 @@ class Passthrough:
         except BaseException:
             os.close(fd)
             raise
-        self._written[FileHandleT(fd)] = self.table.node(entry.st_ino)
+        self._note_opened(FileHandleT(fd), self.table.node(entry.st_ino), writing=True)
         return FileInfo(fh=FileHandleT(fd)), entry
 
     def read(self, fh: FileHandleT, offset: int, size: int) -> bytes:
@@ -284,7 +287,8 @@ class Passthrough:
         os.close(os.dup(fh))  # what a file system reports at close(2), it reports to this one too
 
     def release(self, fh: FileHandleT) -> None:
-        self._written.pop(fh, None)
+        node, _ = self._opened.pop(fh)
+        node.opened -= 1
         os.close(fh)
 
     # ---- directories
