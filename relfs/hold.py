@@ -7,8 +7,11 @@ whoever reads or writes this file holds), and so it may be looked at without bei
 Who the holder is
 -----------------
 A process, known by its pid and start time, and all that descends from it: the shell that ran `relfsctl lock`, or
-relfsctl itself for as long as it runs a command under the lock. When that process has ended, the lock has, too. With a
-time to live it does not depend on the process: it ends when the time is over, and once the process is gone it is
+relfsctl itself for as long as it runs a command under the lock. When that process has ended, the lock has, too. (The
+sudo of `sudo relfsctl lock` ends at once, so the holder is the shell that ran it.) What descends from the holder may
+take the lock again, and it remains the holder's, which needs it for longer.
+
+With a time to live it does not depend on the process: it ends when the time is over, and once the process is gone it is
 nobody's, so that it stops everybody. Times to live are kept in wall-clock time, which a reboot does not reset; a
 process that was started before the last boot is gone.
 """
@@ -68,6 +71,10 @@ class Hold:
             asking = process(asking.parent) if asking.parent else None
         return False
 
+    def covers(self, pid: int) -> bool:
+        """Whether process `pid` descends from the holder, and is another."""
+        return pid != self.pid and self.belongs_to(pid)
+
     def as_json(self) -> dict[str, object]:
         """What `relfsctl status` and `relfsctl lock` publish."""
         fields = ("pid", "user", "command", "since", "until", "reason")
@@ -95,13 +102,17 @@ def held(directory: int | None) -> Hold | None:
 
 
 def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
-    """Hold the deploy lock for process `holder`; again by the same holder, it is renewed. The caller holds lock.py's.
+    """Hold the deploy lock for process `holder`; again by the same holder, it is renewed, and by what descends from it,
+    left as it is, unless there is a time to live. The caller holds lock.py's.
 
     Raises UsageError, LockedError if somebody else holds it, RelfsError.
     """
     if seconds is not None and not 0 < seconds <= _SECONDS_MAX:
         raise UsageError(f"{seconds:g}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
     require(directory, actor.pid)
+    present = held(directory)
+    if present is not None and present.until is seconds is None and present.covers(holder):
+        return present
     found = process(holder)
     if found is None and seconds is None:
         raise RelfsError(f"process {holder}: cannot be seen from here; say with --ttl how long the lock is to be held")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PROC_READ = 8192
+_GO_BETWEEN = frozenset({b"sudo", b"su", b"runuser", b"doas"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,23 @@ def process(pid: int) -> Process | None:
     # The first thread of a process may have ended, and be a zombie, while others still work (pthread_exit(3)).
     alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
+
+
+def starter(pid: int) -> int:
+    """Who started process `pid`, past what ran it as another user and ends with it, as sudo(8) does; 0 if that cannot
+    be seen."""
+    asking = process(pid)
+    while asking is not None and _name(asking.parent) in _GO_BETWEEN:
+        asking = process(asking.parent)
+    return asking.parent if asking is not None else 0
+
+
+def _name(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().rstrip(b"\n")
+    except OSError:
+        return b""
 
 
 def runs_terminal_of(pid: int, other: Process) -> bool:

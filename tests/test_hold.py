@@ -226,6 +226,27 @@ def test_while_a_command_runs(anywhere: Path) -> None:
     assert ctl("-C", anywhere, "switch", "40").status == 0
 
 
+def test_by_way_of_sudo(anywhere: Path) -> None:
+    """sudo ends with the command that it runs; the lock is the shell's."""
+    with a_shell() as holder:
+        python_path = f"PYTHONPATH={clean_environment()['PYTHONPATH']}"
+        assert "the deploy lock is yours" in tell(holder, f"sudo -n env {python_path} {lock_command(anywhere)}")
+        assert ctl("-C", anywhere, "switch", "41").status == EXIT_LOCKED
+        assert ctl("-C", anywhere, "--json", "status").json["lock"]["pid"] == holder.pid
+        tell(holder, f"sudo -n env {python_path} " + " ".join(ctl_command("-C", anywhere, "switch", "42")))
+        assert link_of(anywhere) == "releases/42"
+
+
+def test_a_script_of_the_holders_takes_it_again(anywhere: Path) -> None:
+    """And does not end it for the holder by ending."""
+    with a_shell() as holder:
+        tell(holder, lock_command(anywhere, "--reason", "outer"))
+        assert tell(holder, lock_command(anywhere, "--reason", "inner", "--", "echo", "done")) == "done"
+        tell(holder, f"sh -c '{lock_command(anywhere)}; true'")
+        assert ctl("-C", anywhere, "switch", "41").status == EXIT_LOCKED
+        assert ctl("-C", anywhere, "--json", "status").json["lock"]["reason"] == "outer"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_command_that_is_ended(anywhere: Path, number: signal.Signals) -> None:
     """SIGTERM is handed on; Ctrl-C the terminal gives to both. The command decides, and we end when it has."""

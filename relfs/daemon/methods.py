@@ -17,7 +17,7 @@ from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.hold import held
 from relfs.pointer import Pointer
-from relfs.processes import process
+from relfs.processes import process, starter
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 
@@ -80,10 +80,9 @@ def _lock(mounted: Mounted) -> _Run:
     """For the process that asks (`own`), or for the one that started it."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        asking = process(peer.pid)
-        if asking is None:
+        if process(peer.pid) is None:
             raise RelfsError("who asks for the deploy lock cannot be seen from here: it is gone, or in a container")
-        holder = peer.pid if params.get("own") else asking.parent
+        holder = peer.pid if params.get("own") else starter(peer.pid)
         why, seconds = str(params.get("reason", "")), params.get("ttl")
         return (await mounted.changes.hold(peer.actor, holder, why=why, seconds=seconds)).as_json()
 

@@ -56,9 +56,10 @@ def _take(place: Place, *, own: bool, why: str, ttl: float | None) -> dict[str, 
     except NoDaemon:
         refuse_behind_mount(place)
     from relfs.journal import this_actor
+    from relfs.processes import starter
 
     with pointer_here(place) as pointer:
-        holder = os.getpid() if own else os.getppid()
+        holder = os.getpid() if own else starter(os.getpid())
         return pointer.hold(this_actor(), holder, why=why, seconds=ttl).as_json()
 
 
