@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
+from clients import ctl
 from deploying import in_shell
-from mounting import Mount
+from mounting import Mount, Mounts, wait_for
 from readers import reading
 
 
@@ -31,6 +34,23 @@ def test_refused_targets(mount: Mount, make: str | None, command: str, words: st
     assert words in done.stderr
     assert os.readlink(mount.app / "current") == "releases/40"
     assert (mount.app / "current/index.html").read_text() == "40"
+
+
+def test_a_link_that_cannot_be_taken_from_where_it_is(app: Path, mounts: Mounts) -> None:
+    """rename(2) finds out when the swap is made, and fails; readers and the disk agree all the same."""
+    (app / ".tmp").mkdir()
+    covered = os.open(app / ".tmp", os.O_RDONLY)
+    subprocess.run(["chattr", "+a", "."], cwd=f"/proc/self/fd/{covered}", check=True)  # nothing is removed from there
+    try:
+        mounts.start(app)
+        assert (app / "current/index.html").read_text() == "40"
+        done = in_shell(app, "ln -s releases/41 $D/.tmp/new && mv -T $D/.tmp/new $D/current")
+        assert "Operation not permitted" in done.stderr
+        assert ctl("-C", app, "--json", "status").json["current"] == "41"
+        wait_for(lambda: (app / "current/index.html").read_text() == "41", "readers see what is current")
+    finally:
+        subprocess.run(["chattr", "-a", "."], cwd=f"/proc/self/fd/{covered}", check=True)
+        os.close(covered)
 
 
 def test_target_that_leads_through_the_mount_itself(mount: Mount) -> None:

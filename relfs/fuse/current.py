@@ -147,12 +147,12 @@ class CurrentLink:
         text = _text_of(directory, name, visible=not self.hidden_from(context))
         exchanged = self._exchanged_text(flags, context)
         await self._replace(text, context)
+        self._nursery.start_soon(self._changes.drop_current)  # also where the rest fails: the link is replaced
         with acting_as(context):
             if exchanged is None:
                 os.unlink(name, dir_fd=directory)
             else:
                 _put_link(directory, name, exchanged)
-        self._nursery.start_soon(self._changes.drop_current)
         if exchanged is not None:
             self._nursery.start_soon(self._changes.drop_name, parent, name)
 
