@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clients import SECONDS, ctl
+from clients import SECONDS, clean_environment, ctl, ctl_command
 from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import link_of, make_app
@@ -168,6 +168,26 @@ def test_what_it_leaves_running_keeps_nobody_waiting(app: Path, mounts: Mounts) 
         assert ctl("-C", app, "switch", "41").status == 0
     finally:
         os.kill(int((app / "pid").read_text()), 9)
+
+
+@pytest.mark.parametrize("words", ["switch 42", "rollback", "lock", "unlock"])
+def test_it_cannot_change_what_it_is_asked_about(anywhere: Path, words: str) -> None:
+    """It may look, though. Otherwise the change that it asks for would be made after it, and ask it again."""
+    env = f"PYTHONPATH={clean_environment()['PYTHONPATH']}"
+    look, change = (" ".join([*ctl_command("-C", anywhere), each]) for each in ("status", words))
+    write_hook(anywhere, f"export {env}; {look} && {change}")
+    done = ctl("-C", anywhere, "switch", "41")
+    assert done.status == EXIT_REFUSED
+    assert "the hook pre-switch is asked before a change here, and cannot make one" in done.err
+    assert link_of(anywhere) == "releases/40"
+
+
+def test_it_may_change_another_deploy_path(anywhere: Path, tmp_path: Path) -> None:
+    other = make_app(tmp_path / "other")
+    env = f"PYTHONPATH={clean_environment()['PYTHONPATH']}"
+    write_hook(anywhere, f"{env} {' '.join(ctl_command('-C', other, 'switch', '42'))}")
+    assert ctl("-C", anywhere, "switch", "41").status == 0
+    assert link_of(other) == "releases/42"
 
 
 def test_a_failing_interpreter_is_no_consent(app: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relfs.control import Connection, NoDaemon, change
-from relfs.errors import RelfsError
+from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place, locate, mounted_paths
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def change_current(place: Place, method: str, release: str | None, *, force: boo
 
     If the mount ends while we ask, it is done here under the same id, so that it is done once.
     """
+    refuse_in_hook(place)
     request_id = os.urandom(16).hex()
     params: dict[str, Any] = {"release": release}
     if method == "switch":
@@ -85,6 +86,14 @@ def refuse_behind_mount(place: Place) -> None:
             f"{place.mountpoint or place.deploy_path}: is mounted but its daemon does not answer; "
             "`relfsctl unmount` uncovers the real link"
         )
+
+
+def refuse_in_hook(place: Place) -> None:
+    """Raises RefusedError for a hook that wants to change what it is being asked about: each waits for the other, until
+    the hook's time is up; then its own change is next, for which the hook is asked, and so on for ever."""
+    hook = os.environ.get("RELFS_HOOK")
+    if hook and os.environ.get("RELFS_DEPLOY_PATH") == place.deploy_path:
+        raise RefusedError(f"{place.deploy_path}: the hook {hook} is asked before a change here, and cannot make one")
 
 
 def open_here(place: Place, *, create_state: bool) -> DeployPath:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from relfs.cli.output import moment, say, show_json
-from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount
+from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
 from relfs.errors import RelfsError, UsageError, reason
 from relfs.locate import Place
@@ -50,6 +50,7 @@ def command(session: Session, reason: str, ttl: float | None, words: tuple[str, 
 
 
 def _take(place: Place, *, own: bool, why: str, ttl: float | None) -> dict[str, Any]:
+    refuse_in_hook(place)
     try:
         lock: dict[str, Any] = change(place.state_paths, "lock", {"own": own, "reason": why, "ttl": ttl})
         return lock

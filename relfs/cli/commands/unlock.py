@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from relfs.cli.output import say, show_json
-from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount
+from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
 from relfs.locate import Place
 
@@ -26,6 +26,7 @@ def command(session: Session) -> None:
 
 
 def _give_back(place: Place) -> dict[str, Any] | None:
+    refuse_in_hook(place)
     try:
         was: dict[str, Any] | None = change(place.state_paths, "unlock", {})
         return was
