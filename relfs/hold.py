@@ -24,6 +24,7 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from relfs.errors import LockedError, RelfsError, UsageError, reason
 from relfs.journal import Actor, command_line
@@ -36,6 +37,7 @@ _DEPLOYER_LOCK = ".dep/deploy.lock"
 _FILE_MAX = 1 << 16
 _SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
+_TIME_MAX = float(1 << 40)
 
 
 @dataclass(frozen=True)
@@ -177,16 +179,23 @@ def _read(directory: int) -> Hold | None:
 
 
 def _decode(data: bytes) -> Hold | None:
-    """None for what a crash has torn: the lock was not had yet, then."""
+    """None for what a crash has torn: the lock was not had yet, then. And for what is no hold at all."""
     try:
         fields = json.loads(data)
         until = fields["until"]
         return Hold(
             int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
-            float(fields["since"]), float(until) if until is not None else None, str(fields["reason"]),
+            _time(fields["since"]), _time(until) if until is not None else None, str(fields["reason"]),
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
+
+
+def _time(value: Any) -> float:
+    """Whoever owns the state directory may have written what is no time."""
+    if not 0 <= (number := float(value)) < _TIME_MAX:
+        raise ValueError("not a time")
+    return number
 
 
 def _write(directory: int, hold: Hold) -> None:

@@ -132,6 +132,15 @@ def test_what_was_torn_is_no_lock(state: int, content: str) -> None:
     assert hold.held(state) is not None
 
 
+@pytest.mark.parametrize("field", ["since", "until"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e300", "-1"])
+def test_what_is_no_time_is_no_lock(state: int, field: str, number: str) -> None:
+    hold.take(state, ACTOR, os.getpid(), why="", seconds=60)
+    _write(state, json.dumps({**json.loads(_read(state)), field: float(number)}))
+    assert hold.held(state) is None
+    hold.require(state, os.getppid())
+
+
 def test_no_link_is_followed(state: int, tmp_path: Path) -> None:
     os.symlink("elsewhere", hold.HELD, dir_fd=state)
     with pytest.raises(RelfsError, match="cannot be read"):
