@@ -26,6 +26,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -39,7 +40,9 @@ PRE_SWITCH = "pre-switch"
 _log = logging.getLogger(__name__)
 
 _OUTPUT_MAX = 1 << 16
+_PRINTED_MAX = 1 << 24
 _SHOWN_MAX = 200
+_LOOK_SECONDS = 0.1
 _KILLED_SECONDS = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -141,9 +144,7 @@ def _run(
             start_new_session=True,
         )
         try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise RefusedError(f"{shown}: did not end within {seconds:g} s", errno.EBUSY) from None
+            status = _wait(process, output, shown, seconds)
         finally:
             if process.poll() is None:
                 _kill(process)
@@ -153,9 +154,22 @@ def _run(
         raise RefusedError(f"{shown}: {how}{': ' + last if last else ''}")
 
 
+def _wait(process: subprocess.Popen[bytes], output: IO[bytes], shown: str, seconds: float) -> int:
+    """Its exit status. Raises RefusedError if it does not end in time, or fills the disk with what it prints."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return process.wait(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if os.fstat(output.fileno()).st_size > _PRINTED_MAX:
+                raise RefusedError(f"{shown}: printed more than {_PRINTED_MAX >> 20} MiB") from None
+            if time.monotonic() >= deadline:
+                raise RefusedError(f"{shown}: did not end within {seconds:g} s", errno.EBUSY) from None
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill it with all that it started. Should it hang in the kernel, subprocess reaps it when the next one is run."""
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # a session's leader cannot leave its group (setpgid(2))
     with suppress(subprocess.TimeoutExpired):
         process.wait(_KILLED_SECONDS)
 

@@ -144,6 +144,16 @@ def test_it_takes_too_long(app: Path, mounts: Mounts) -> None:
     assert (app / "current/index.html").read_text() == "40"
 
 
+def test_it_prints_without_an_end(app: Path) -> None:
+    """Neither is the disk filled meanwhile, nor the log with it."""
+    configure(app, "[hooks]\ntimeout = 3600\n")
+    write_hook(app, "echo $$ > pid; exec yes")
+    done = ctl("-C", app, "switch", "41")
+    assert done.status == EXIT_REFUSED
+    assert "pre-switch: printed more than 16 MiB" in done.err
+    assert not os.path.exists(f"/proc/{(app / 'pid').read_text().strip()}"), "it was ended"
+
+
 def test_it_hangs_in_the_kernel(open_place: Path, mounts: Mounts) -> None:
     """A user's own daemon cannot keep the mount from its hook. If that looks there at what the tool keeps locked,
     nothing can end it before the tool is answered; so the tool is."""
