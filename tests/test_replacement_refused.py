@@ -36,6 +36,15 @@ def test_refused_targets(mount: Mount, make: str | None, command: str, words: st
     assert (mount.app / "current/index.html").read_text() == "40"
 
 
+def test_a_tool_that_tries_again_and_again(mount: Mount) -> None:
+    """The journal is told once, and of others no less."""
+    script = "for n in 1 2 3 4 5 6 7 8 9; do ln -sfn releases/gone $D/current; done; ln -sfn releases/lost $D/current"
+    assert in_shell(mount.app, script).returncode == 1
+    wait_for(lambda: mount.journal()[-1]["release"] == "lost", "the journal tells")
+    assert [line["release"] for line in mount.journal() if line["action"] == "replace"] == ["gone", "lost"]
+    assert mount.log.read_text().count("was not done") == 10
+
+
 def test_a_link_that_cannot_be_taken_from_where_it_is(app: Path, mounts: Mounts) -> None:
     """rename(2) finds out when the swap is made, and fails; readers and the disk agree all the same."""
     (app / ".tmp").mkdir()

@@ -37,9 +37,14 @@ _CHECK_SECONDS = 5.0
 """How long a new target may take to be looked at. It may lead through this very mount, whose directory the caller of
 the request keeps locked: that look ends only when the request is answered."""
 
+_REPEAT_SECONDS = 10.0
+_REFUSALS_MAX = 100
+"""The same refusal is journalled once in so many seconds, and no more than so many others."""
+
 
 class CurrentLink:
-    """GUARDED BY the event loop: `replacements`."""
+    """GUARDED BY the event loop: `replacements`; `_noted`, which has the refusals that were journalled lately, by whom,
+    for what text and why, and when."""
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class CurrentLink:
         self._show = show
         self._checks = checks
         self._grace = grace
+        self._noted: dict[tuple[int, str, str], float] = {}
 
     # ---- looking: no `await` in here
 
@@ -222,9 +228,19 @@ class CurrentLink:
         refused = isinstance(error, OSError | RefusedError | LockedError)
         level = logging.INFO if refused else logging.WARNING
         _log.log(level, "a swap by pid %d (%s) was not done: %s", actor.pid, actor.command, why)
-        if refused:
+        if refused and self._is_news((actor.uid, text, why)):
             self._nursery.start_soon(self._note_refusal, self._deploy.target(text), actor, why)
         return FUSEError(_errno_of(error))
+
+    def _is_news(self, refusal: tuple[int, str, str]) -> bool:
+        """Whether the journal has not been told lately. A tool that tries again and again says nothing new, and would
+        have everybody's changes wait for the disk behind its lines."""
+        now = trio.current_time()
+        self._noted = {each: since for each, since in self._noted.items() if now - since < _REPEAT_SECONDS}
+        if refusal in self._noted or len(self._noted) >= _REFUSALS_MAX:
+            return False
+        self._noted[refusal] = now
+        return True
 
     async def _note_refusal(self, wanted: Target, actor: Actor, why: str) -> None:
         await self._record("replace", actor, f"refused: {why}", wanted)
