@@ -103,12 +103,13 @@ class Passthrough:
     ) -> EntryAttributes:
         node = self.table.node(nodeid)
         path = node.path
-        with acting_as(context):
-            if fields.update_size:
+        if fields.update_size:
+            with acting_as(context):
                 os.truncate(fh if fh is not None else path, wanted.st_size)
-            if fields.update_uid or fields.update_gid:
-                uid = wanted.st_uid if fields.update_uid else -1
-                gid = wanted.st_gid if fields.update_gid else -1
+        if fields.update_uid or fields.update_gid:
+            uid = wanted.st_uid if fields.update_uid else -1
+            gid = wanted.st_gid if fields.update_gid else -1
+            with acting_as(context):
                 os.chown(path, uid, gid)
         if fields.update_mode:
             self._chmod(node, stat.S_IMODE(wanted.st_mode), context)
@@ -455,9 +456,17 @@ def _set_times(node: Node, wanted: EntryAttributes, fields: SetattrFields) -> No
 
 
 def fill(entry: EntryAttributes, status: os.stat_result) -> EntryAttributes:
-    """Copy all but the inode number, which is the nodeid under a mount."""
-    for field in ("mode", "nlink", "uid", "gid", "rdev", "size", "blksize", "blocks"):
-        setattr(entry, f"st_{field}", getattr(status, f"st_{field}"))
-    for field in ("atime", "mtime", "ctime"):
-        setattr(entry, f"st_{field}_ns", getattr(status, f"st_{field}_ns"))
+    """Copy all but the inode number, which is the nodeid under a mount. Spelled out: every lookup comes through here,
+    and a loop over names takes five times as long."""
+    entry.st_mode = status.st_mode
+    entry.st_nlink = status.st_nlink
+    entry.st_uid = status.st_uid
+    entry.st_gid = status.st_gid
+    entry.st_rdev = status.st_rdev
+    entry.st_size = status.st_size
+    entry.st_blksize = status.st_blksize
+    entry.st_blocks = status.st_blocks
+    entry.st_atime_ns = status.st_atime_ns
+    entry.st_mtime_ns = status.st_mtime_ns
+    entry.st_ctime_ns = status.st_ctime_ns
     return entry
