@@ -129,6 +129,8 @@ def test_mounted_elsewhere(app: Path, mounts: Mounts, tmp_path: Path) -> None:
     write_hook(app, f"test $RELFS_DEPLOY_PATH = {app} && cat $RELFS_DEPLOY_PATH/current/index.html > {app}/told")
     assert swap(tmp_path / "live", "busybox ln", "releases/41").status == 0
     assert (app / "told").read_text() == "40"
+    write_hook(app, f"test ! -e {tmp_path}/live/uncached")
+    assert swap(tmp_path / "live", "gnu ln", "releases/42").status == 0
 
 
 def test_it_takes_too_long(app: Path, mounts: Mounts) -> None:

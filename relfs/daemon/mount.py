@@ -131,11 +131,11 @@ class _Mount:
         return self._status
 
     def _open_pointer(self, publish: Callable[[Event], None]) -> Pointer:
-        hide = self._plan.mountpoint if self._plan.over else None
         on_target = self._seals.prepare if self._config.seal else None
         return Pointer(
-            self._deploy, style=self._plan.link, config=self._config, hide=hide, on_event=publish, on_target=on_target
-        )
+            self._deploy, style=self._plan.link, config=self._config, hide=self._plan.mountpoint,
+            on_event=publish, on_target=on_target,
+        )  # fmt: skip
 
     async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
         """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
