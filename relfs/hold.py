@@ -128,8 +128,11 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
 
 
 def give_back(directory: int) -> Hold | None:
-    """End whatever hold there is, and tell which it was. The caller holds lock.py's, and may do so."""
-    hold = held(directory)
+    """End whatever hold there is, and tell which it was, if it tells. The caller holds lock.py's, and may do so."""
+    try:
+        hold = held(directory)
+    except RelfsError:  # it stops everybody all the same, and nothing else ends that
+        hold = None
     with suppress(FileNotFoundError):
         os.unlink(HELD, dir_fd=directory)
     return hold

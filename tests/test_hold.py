@@ -146,6 +146,8 @@ def test_no_link_is_followed(state: int, tmp_path: Path) -> None:
     with pytest.raises(RelfsError, match="cannot be read"):
         hold.held(state)
     assert not (tmp_path / "elsewhere").exists()
+    hold.give_back(state)
+    hold.take(state, ACTOR, os.getpid(), why="", seconds=None)
 
 
 def test_a_holder_that_cannot_be_seen(state: int) -> None:
