@@ -37,6 +37,9 @@ _CHECK_SECONDS = 5.0
 """How long a new target may take to be looked at. It may lead through this very mount, whose directory the caller of
 the request keeps locked: that look ends only when the request is answered."""
 
+_LOOKS = 4
+"""How many may be under way at once: one that hangs keeps its thread, and there are other things to do with threads."""
+
 _REPEAT_SECONDS = 10.0
 _REFUSALS_MAX = 100
 """The same refusal is journalled once in so many seconds, and no more than so many others."""
@@ -67,6 +70,7 @@ class CurrentLink:
         self._show = show
         self._checks = checks
         self._grace = grace
+        self._looking = trio.CapacityLimiter(_LOOKS)
         self._noted: dict[tuple[int, str, str], float] = {}
 
     # ---- looking: no `await` in here
@@ -250,7 +254,9 @@ class CurrentLink:
         if self._deploy.leads_back(text):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with trio.move_on_after(_CHECK_SECONDS):
-            await trio.to_thread.run_sync(check_content, self._deploy, text, self._checks, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                check_content, self._deploy, text, self._checks, limiter=self._looking, abandon_on_cancel=True
+            )
             return
         raise RefusedError(f"{text}: could not be looked at within {_CHECK_SECONDS:g} s", errno.EBUSY)
 
