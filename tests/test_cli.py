@@ -91,7 +91,7 @@ def test_programs_get_json(anywhere: Path) -> None:
     releases = ctl("-C", anywhere, "--json", "releases").json
     assert [entry["name"] for entry in releases] == ["40", "41", "42"]
     assert [entry["states"] for entry in releases] == [["previous"], ["current"], []]
-    assert all(entry.keys() == {"name", "created", "states", "revision"} for entry in releases)
+    assert all(entry.keys() == {"name", "created", "states", "revision", "revision_time"} for entry in releases)
     assert ctl("-C", anywhere, "--json", "rollback").json["action"] == "rollback"
     log = [json.loads(line) for line in ctl("-C", anywhere, "--json", "log").out.splitlines()]
     assert [event["action"] for event in log] == ["adopt", "switch", "rollback"]
@@ -152,6 +152,19 @@ def test_what_deployer_left_in_releases(anywhere: Path) -> None:
     assert [row[3] for row in shown] == ["0123abc", r"\xff\x1b[2J\x09red", ""]
     (anywhere / "releases/41/REVISION").write_bytes(b"x" * 1_000_000)
     assert len(ctl("-C", anywhere, "--json", "releases").json[1]["revision"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "time"),
+    [(b"1700000000\n", 1700000000), (b"0", 0), (b"", None), (b"yesterday\n", None), (b"-1\n", None), (b"9" * 40, None)],
+)
+def test_when_the_revision_was_made(anywhere: Path, content: bytes, time: int | None) -> None:
+    """As Capistrano writes it; whatever else is there, and a link to somebody's file, tells nothing."""
+    (anywhere / "releases/41/REVISION_TIME").write_bytes(content)
+    (anywhere / "elsewhere").write_text("1700000000\n")
+    (anywhere / "releases/42/REVISION_TIME").symlink_to(anywhere / "elsewhere")
+    listing = {each["name"]: each["revision_time"] for each in ctl("-C", anywhere, "--json", "releases").json}
+    assert listing == {"40": None, "41": time, "42": None}
 
 
 def test_sizes_on_request(anywhere: Path) -> None:

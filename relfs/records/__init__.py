@@ -17,9 +17,9 @@ from relfs.journal import Event
 from relfs.layout import DeployPath, Release
 from relfs.records import capistrano, deployer
 from relfs.records.record import events_of
-from relfs.records.releases import revision
+from relfs.records.releases import revision, revision_time
 
-__all__ = ["TOP_NAMES", "made_at", "revision", "tell", "untold"]
+__all__ = ["TOP_NAMES", "made_at", "revision", "revision_time", "tell", "untold"]
 
 TOP_NAMES = (deployer.DIRECTORY, capistrano.LOG)
 """The names in the deploy path that tell() writes, or writes below."""

@@ -3,7 +3,7 @@
     revisions.log            Branch B (at SHA) deployed as release R by U           (lib/capistrano/i18n.rb)
                              U rolled back to release R
     releases/R               R is the time of its deployment, in UTC, as 14 digits
-    releases/R/REVISION      the SHA
+    releases/R/REVISION      the SHA; REVISION_TIME, when that was committed, which only `relfsctl releases` shows
 
 Both lines are written when the release is current already, so each tells of an activation; a line of the first kind
 tells when, but for seconds, and one of the second kind does not. Other lines (`set :revision_log_message`) tell nothing

@@ -38,7 +38,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
     from relfs.config import Config, load_config
     from relfs.history import History
     from relfs.journal import Journal
-    from relfs.records import made_at, revision
+    from relfs.records import made_at, revision, revision_time
     from relfs.store import peek
 
     history = History(Journal(deploy.state_fd).events())
@@ -60,6 +60,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
             "created": made_at(deploy, release),
             "states": [state for state, holds in states.items() if holds],
             "revision": revision(deploy, release.name),
+            "revision_time": revision_time(deploy, release.name),
         }
         if with_size:
             entry["size"] = _disk_usage(os.path.join(deploy.path, RELEASES, release.name))
