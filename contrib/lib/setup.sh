@@ -13,6 +13,9 @@ PACKAGES=(
     mount util-linux procps                                                     # umount, findmnt, runuser, ps
 )
 
+# shellcheck disable=SC2034 # for those who source this file
+FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
+
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 
 fail() {
