@@ -14,7 +14,7 @@
 GUEST=$(dirname "${BASH_SOURCE[0]}")
 VENV=$ROOT/.venv-test
 
-MODULES=(virtio_pci virtio_blk fuse loop overlay) # ext4 is part of the kernel itself
+MODULES=(virtio_pci virtio_blk virtio_console fuse loop overlay) # ext4 is part of the kernel itself
 
 GUEST_PACKAGES=(
     python3 fuse3 libfuse3-3 mount util-linux procps kmod "${FILE_TOOLS[@]}" # what relfs and its tests need,
@@ -27,7 +27,6 @@ need_images() {
     local kernel
     install_packages qemu-system-x86 mmdebstrap cpio kmod xz-utils "${FILE_TOOLS[@]}"
     install_relfs "$VENV" editable
-    mkdir -p "$cache"
     need_root_disk
     for kernel in "$@"; do
         need_kernel "$kernel"
@@ -63,7 +62,7 @@ need_root_disk() {
 }
 
 # make_checkout_disk PYTEST-ARGUMENT...
-# What guest expects: the checkout, its path, and an argument a line.
+# What guest expects: the checkout, its path, and the arguments, each with a NUL at its end.
 make_checkout_disk() (
     copy=$(mktemp -d "$cache/checkout.XXXXXX")
     trap 'rm -rf "$copy"' EXIT
@@ -71,7 +70,7 @@ make_checkout_disk() (
     tar -C "$ROOT" --exclude-vcs --exclude='./.venv-bench' --exclude='./.*_cache' --exclude='./.hypothesis' -cf - . |
         tar -C "$copy/checkout" -xf - || fail "this checkout could not be copied to $copy"
     echo "$ROOT" >"$copy/path"
-    printf '%s\n' "$@" >"$copy/arguments"
+    printf '%s\0' "$@" >"$copy/arguments"
     "$VENV/bin/python" -m compileall -q -s "$copy/checkout" -p "$ROOT" "$copy/checkout/relfs" "$copy/checkout/tests"
     make_disk "$copy" "$cache/checkout.img" 1G
 )
