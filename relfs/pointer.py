@@ -151,6 +151,9 @@ class Pointer:
         """
         with self._locked():
             self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
             self._admission.require_unlocked(actor, tools=False)
             self._admission.check_mark(self.deploy.target(text).release, self.history)
             return self._ask_and_change("switch", text, actor, request_id, owner)
