@@ -47,6 +47,7 @@ def _be_child(body: Callable[[Ready], int], writing: int) -> None:
         logging.getLogger(__name__).exception("ended by an error")
         answer.give(f"{type(error).__name__}: {error}")
     finally:
+        logging.shutdown()  # which os._exit() leaves out
         os._exit(status)
 
 
