@@ -205,6 +205,12 @@ class Pointer:
         """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
         syncfs(self.deploy.fd)
 
+    @property
+    def behind(self) -> str | None:
+        """Why the journal lacks what has happened; None: it does not."""
+        error = self._behind
+        return f"the journal cannot be written: {reason(error)}; nothing can be switched" if error is not None else None
+
     def check_invariants(self) -> None:
         """For tests: raise AssertionError where an INVARIANT does not hold. No other method may be running."""
         self.history.check_invariants()

@@ -49,6 +49,16 @@ class Descriptors:
         os.close(fd)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+    def trouble(self) -> str | None:
+        """Whether clients of the mount are being refused now, in a line: what is opened next tells."""
+        try:
+            os.close(self.for_client(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            return f"all of the daemon's {self.limit} descriptors are in use: no file can be opened through the mount"
+        return None
+
 
 def descriptors() -> Descriptors:
     """As this process's limit has them now (RLIMIT_NOFILE, getrlimit(2))."""

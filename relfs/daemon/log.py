@@ -55,7 +55,7 @@ def log_to_state(state_fd: int) -> None:
     """
     file = LogFile(state_fd)
     try:
-        file.open()
+        file.check()
     except OSError as error:
         if error.errno not in _PASSING:
             raise RelfsError(f"{STATE}/{LOG}: cannot be written: {reason(error)}") from error
@@ -194,54 +194,52 @@ class _Stream:
 class LogFile:
     """`log` in a directory, begun anew when it is large; the one before it is kept, as `log.1`.
 
-    Several processes write to it, and each finds out by itself that another one has begun a new file.
+    It is opened for each line: several processes write to it, and any of them may begin a new one; and a file system
+    with a file that is open for writing cannot be remounted read-only (mount(2), EBUSY).
     """
 
     def __init__(self, directory: int) -> None:
         """`directory` is a descriptor, of which a copy is kept."""
         self._directory = os.dup(directory)
-        self._fd: int | None = None
-
-    def open(self) -> int:
-        """The file to write to now. Raises OSError."""
-        if self._fd is not None and (not self._is_current(self._fd) or self._rotate(self._fd)):
-            os.close(self._fd)
-            self._fd = None
-        if self._fd is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            # With O_NONBLOCK no fifo keeps us waiting; with a mode of its own, since the daemon's umask is 0.
-            self._fd = os.open(LOG, flags | os.O_NONBLOCK, 0o640, dir_fd=self._directory)
-        return self._fd
-
-    def write(self, line: bytes) -> None:
-        fd = self.open()
-        before = os.fstat(fd).st_size
-        written = os.write(fd, line)
-        if written != len(line):
-            if os.fstat(fd).st_size == before + written:  # nobody else has written since
-                os.ftruncate(fd, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
         os.close(self._directory)
 
-    def _is_current(self, fd: int) -> bool:
+    def check(self) -> None:
+        """Raise OSError if it cannot be written."""
+        os.close(self._open())
+
+    def write(self, line: bytes) -> None:
+        fd = self._open()
         try:
-            return os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory))
-        except FileNotFoundError:
-            return False
+            if self._rotate(fd):
+                os.close(fd)
+                fd = self._open()
+            _append(fd, line)
+        finally:
+            os.close(fd)
+
+    def _open(self) -> int:
+        """With O_NONBLOCK no fifo keeps us waiting; with a mode of its own, since the daemon's umask is 0."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(LOG, flags, 0o640, dir_fd=self._directory)
 
     def _rotate(self, fd: int) -> bool:
-        """Whether the file has become an old one. Under its lock, or two would rotate at once, and lose what was in
-        the first; the lock is the file's, so whoever comes second finds that it is the old one already."""
+        """Whether the file has become an old one. Under its lock, or two would rotate at once, and lose what was in the
+        first; whoever comes second finds that the name is another's by then."""
         if os.fstat(fd).st_size < _LOG_BYTES:
             return False
         fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            if self._is_current(fd):
-                os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            return True
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        if os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory)):
+            os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        return True
+
+
+def _append(fd: int, line: bytes) -> None:
+    before = os.fstat(fd).st_size
+    written = os.write(fd, line)
+    if written == len(line):
+        return
+    if os.fstat(fd).st_size == before + written:  # nobody else has written since
+        os.ftruncate(fd, before)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means

@@ -119,18 +119,11 @@ class ControlServer:
         self._owner = owner
         self._group = group
         self._clients = Clients(descriptors().connections, frozenset({0, owner}))
-        self._acceptor: Acceptor | None = None
-
-    @property
-    def trouble(self) -> str | None:
-        """Why nobody can connect at the moment."""
-        return self._acceptor.trouble if self._acceptor is not None else None
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Serve until cancelled."""
-        self._acceptor = Acceptor(listener)
         async with trio.open_nursery() as nursery:
-            await self._acceptor.run(lambda stream: nursery.start_soon(self._serve_client, stream))
+            await Acceptor(listener).run(lambda stream: nursery.start_soon(self._serve_client, stream))
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         """Nothing but the server's own end gets out."""
