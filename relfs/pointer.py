@@ -169,7 +169,7 @@ class Pointer:
             self._reload_history()
             label = self.target.label if self.target is not None else None
             release = wanted.label if wanted is not None else label
-            event = replace(new_event(action, release, label, actor, request_id), outcome=outcome)
+            event = replace(self._event(action, release, label, actor, request_id), outcome=outcome)
             try:
                 self._write_line(event)
             except OSError as error:
@@ -207,6 +207,12 @@ class Pointer:
     def flush(self) -> None:
         """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
         syncfs(self.deploy.fd)
+
+    @property
+    def behind(self) -> str | None:
+        """Why the journal lacks what has happened; None: it does not."""
+        error = self._behind
+        return f"the journal cannot be written: {reason(error)}; nothing can be switched" if error is not None else None
 
     def check_invariants(self) -> None:
         """For tests: raise AssertionError where an INVARIANT does not hold. No other method may be running."""
@@ -262,7 +268,7 @@ class Pointer:
         """Steps 1 to 5; `tell` deploy tools of it, in their records."""
         target = self._target_of(text)
         origin = self.target.label if self.target is not None else None
-        event = replace(new_event(action, target.label, origin, actor, request_id), text=target.written)
+        event = replace(self._event(action, target.label, origin, actor, request_id), text=target.written)
         try:
             self._journal.probe()
             self._announce(target)
@@ -338,6 +344,12 @@ class Pointer:
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.deploy.state_fd)
+
+    def _event(self, action: str, release: str | None, origin: str | None, actor: Actor, request_id: str) -> Event:
+        """One that happens now. A clock that was set back does not make it earlier than what it follows: the order of
+        the journal is that of its lines, and `@2026-09-01T12:00` goes by it."""
+        event = new_event(action, release, origin, actor, request_id)
+        return replace(event, time=max(event.time, self.history.witnessed or 0.0))
 
     def _write_line(self, event: Event) -> None:
         self._write_lines([event])
@@ -434,7 +446,7 @@ class Pointer:
         if fresh or [*before] != [found.label]:
             origin = before[0] if before else None
             action = "adopt" if fresh else "follow"
-            events.append(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+            events.append(self._event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
         if told is None and fresh and first:
             self.history.add(events[-1])
             self._seen = None

@@ -9,7 +9,8 @@ import click
 from relfs import __version__
 from relfs.cli.entry import run_command
 from relfs.cli.options import parse_mount_options
-from relfs.daemon.background import Ready, log_to_state, log_to_stderr, run_in_background
+from relfs.daemon.background import Ready, run_in_background
+from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.plan import Plan
 from relfs.errors import UsageError
 from relfs.layout import LinkStyle
