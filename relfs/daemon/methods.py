@@ -25,6 +25,7 @@ from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
+from relfs.survival.ledger import Ledger, Who
 
 _LOOK_SECONDS = 2.0
 _LOOKS = 2
@@ -37,6 +38,7 @@ class Mounted:
     and `leave` are asked each time."""
 
     plan: Plan
+    ledger: Ledger
     pointer: Pointer
     changes: Changes
     current: CurrentLink
@@ -157,7 +159,9 @@ def status(mounted: Mounted, seen: Seen) -> Status:
         base,
         mountpoint=mounted.plan.mountpoint,
         mounted=True,
+        supervisor_pid=_pid(mounted.ledger.who("supervisor")),
         worker_pid=os.getpid(),
+        standby_pid=_pid(mounted.ledger.who("standby")),
         host=Host(
             kernel=os.uname().release,
             caches_links=mounted.caches_links,
@@ -174,3 +178,7 @@ def status(mounted: Mounted, seen: Seen) -> Status:
         requests=dict(mounted.operations.requests),
         health=seen.health,
     )
+
+
+def _pid(who: Who | None) -> int | None:
+    return who.pid if who is not None else None

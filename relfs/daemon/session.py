@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from relfs.daemon.plan import Plan
+from relfs.daemon.log import log_to_state, log_to_stderr
+from relfs.daemon.plan import Plan, as_text, plan_of
+from relfs.errors import RelfsError
 from relfs.layout import DeployPath
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
@@ -26,15 +29,18 @@ class Session:
 
 def store_session(ledger: Ledger, session: Session) -> None:
     """For everybody to read."""
-    ledger.session.store(json.dumps({**asdict(session), "init": session.init.hex()}).encode("ascii"))
+    ledger.session.store(json.dumps(_told(session)).encode("ascii"))
+
+
+def _told(session: Session) -> dict[str, object]:
+    return {**asdict(session), "plan": as_text(session.plan), "init": session.init.hex()}
 
 
 def load_session(ledger: Ledger) -> Session:
     """Raises ValueError if there is none."""
     told = json.loads(ledger.session.load())
-    plan = {**told["plan"], "mount_options": tuple(told["plan"]["mount_options"])}
     return Session(
-        plan=Plan(**plan),
+        plan=plan_of(told["plan"]),
         foreground=told["foreground"],
         state_path=told["state_path"],
         aliases=tuple(told["aliases"]),
@@ -48,3 +54,12 @@ def deploy_path(session: Session, estate: Estate) -> DeployPath:
     return DeployPath(
         session.plan.deploy_path, estate["deploy"], session.state_path, estate["state"], session.aliases
     )  # fmt: skip
+
+
+def begin_logging(session: Session, estate: Estate) -> None:
+    """To where this mount's log goes. What cannot be written is lost, and counted (log.py)."""
+    if session.foreground:
+        log_to_stderr()
+    else:
+        with suppress(RelfsError):
+            log_to_state(estate["state"])

@@ -13,6 +13,7 @@ import signal
 from contextlib import suppress
 
 from relfs.daemon.member import TICK, Member
+from relfs.daemon.session import begin_logging, load_session
 from relfs.survival.channel import Channel, Message, channel_of
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger
@@ -20,7 +21,7 @@ from relfs.survival.ledger import Ledger
 
 def run_standby(channel_fd: int) -> int:
     """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is over."""
-    from relfs.daemon import worker as worker_module  # all that takes time, before it matters
+    import relfs.daemon.worker  # noqa: F401 (all that takes time, before it matters)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says when
@@ -30,7 +31,7 @@ def run_standby(channel_fd: int) -> int:
     gc.collect()
     gc.freeze()  # a collection in a forked worker would copy all pages
     ledger = Ledger(estate["ledger"])
-    worker_module.begin_logging(ledger, estate)
+    begin_logging(load_session(ledger), estate)
     member = Member("standby", estate, ledger, channel)
     member.tell("ready")
     return _Standby(member).run(forks)

@@ -15,7 +15,7 @@ import fcntl
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 
 from relfs.config import load_config
 from relfs.daemon.background import Answer
@@ -27,15 +27,14 @@ from relfs.daemon.preflight import (
     check_mountpoint,
     clear_broken,
     raise_descriptor_limit,
-    remove_socket_of,
     require_servable,
     take_daemon_lock,
 )
-from relfs.daemon.session import Session, load_session, store_session
+from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
 from relfs.errors import EXIT_FAILED, RelfsError
-from relfs.fuse.connection import Connection, connect, mount_options
+from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
@@ -49,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Be the part that the command line names (command.py). Never returns."""
-    part, *arguments = sys.argv
+    _, part, *arguments = sys.argv
     os.umask(0)  # what is made for a caller has the caller's, which fuse/caller.py applies
     status = EXIT_FAILED
     try:
@@ -70,11 +69,11 @@ def _mount(plan: str, answer_fd: str) -> int:
     try:
         return _mount_as(plan_of(plan), answer, foreground=not answer_fd)
     except RelfsError as error:
-        answer.give(str(error))
+        answer.fail(str(error))
         return error.status
     except Exception as error:
         _log.exception("ended by an error")
-        answer.give(f"{type(error).__name__}: {error}")
+        answer.fail(f"{type(error).__name__}: {error}")
         return EXIT_FAILED
 
 
@@ -113,7 +112,16 @@ def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
-    return _settle(plan, deploy, lock, connect(plan.mountpoint, mount_options(plan)), foreground=foreground)
+    return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
+
+
+def _mount_options(plan: Plan) -> list[str]:
+    """What fusermount3 is asked for."""
+    options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
+    options += ["nosuid", "nodev"]  # unless the plan says otherwise
+    if plan.allow_other is not False:
+        options.append("allow_other")
+    return [*options, *plan.mount_options]
 
 
 def _settle(
@@ -161,11 +169,7 @@ def _succeed(channel_fd: str, _baton: str) -> int:
     channel.close()
     ledger = Ledger(estate["ledger"])
     session = load_session(ledger)
-    if session.foreground:
-        log_to_stderr()
-    else:
-        with suppress(RelfsError):
-            log_to_state(estate["state"])
+    begin_logging(session, estate)
     _log.warning("the supervisor has died; process %d takes its place", os.getpid())
     supervisor = Supervisor(session.plan, estate, ledger, Answer(None))
     supervisor.go_on()
@@ -182,4 +186,4 @@ def _standby(channel_fd: str) -> int:
     return run_standby(int(channel_fd))
 
 
-_PARTS = {"mount": _mount, "succeed": _succeed, "standby": _standby}
+_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "standby": _standby}

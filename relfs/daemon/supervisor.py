@@ -26,8 +26,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
+from relfs.daemon.background import Answer
 from relfs.daemon.command import start
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
@@ -64,13 +64,6 @@ _LATE_SECONDS = 0.4
 """If the supervisor itself comes round so much later than it should, nobody else is to blame for being late."""
 
 
-class Ready(Protocol):
-    """Who waits for the mount to answer."""
-
-    def ready(self) -> None:
-        """It does."""
-
-
 @dataclass
 class _Process:
     """A worker or standby. `channel` is None until it has joined, `who` until it has said hello."""
@@ -87,7 +80,7 @@ class _Process:
 class Supervisor:
     """INVARIANT: `_processes` has at most one process of a role. Everything happens in the one thread."""
 
-    def __init__(self, plan: Plan, estate: Estate, ledger: Ledger, waiting: Ready) -> None:
+    def __init__(self, plan: Plan, estate: Estate, ledger: Ledger, waiting: Answer) -> None:
         self._plan = plan
         self._estate = estate
         self._ledger = ledger
@@ -175,7 +168,7 @@ class Supervisor:
         """Those that were there before this supervisor."""
         for role in ("standby", "worker"):
             who = self._ledger.who(role)
-            if who is not None and is_alive(who):
+            if role not in self._processes and who is not None and is_alive(who):
                 self._add(_Process(role, None, None, time.monotonic()))
                 self._identify(self._processes[role], who)
 

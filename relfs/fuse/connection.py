@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relfs.errors import RelfsError
-from relfs.mountinfo import FSTYPE, mount_at
 from relfs.fuse.protocol import READ_SIZE, InitRequest, parse_init
+from relfs.mountinfo import FSTYPE, mount_at
 
 _INIT_WAIT_MS = 10_000
 _HINTS = {

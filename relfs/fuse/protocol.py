@@ -68,6 +68,11 @@ def want(reply: bytes, flags: int) -> bytes:
     return bytes(changed)
 
 
+def reply_flags(reply: bytes) -> int:
+    """The flags (the lower 32) that an INIT reply asks for."""
+    return int(struct.unpack_from("=I", reply, OUT_HEADER.size + 12)[0])
+
+
 def resend() -> bytes:
     """FUSE_NOTIFY_RESEND: put the requests that were read and not answered back into the queue."""
     return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
