@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
 from relfs.daemon.command import start
+from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
@@ -547,6 +548,7 @@ class Supervisor:
             if each.pidfd is not None and not _has_ended(each.pidfd, deadline - time.monotonic()):
                 signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
         guards = [fd for fd in map(_pidfd_of, load_session(self._ledger).guards) if fd is not None]
+        remove_socket(self._estate["state"])
         for name, _ in self._estate:
             if name != "lock":
                 self._estate.drop(name)

@@ -332,7 +332,8 @@ class _Mount:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
         live = (pointer.target,) if pointer.target is not None else ()
         try:
-            self._seals.begin(self._sealer(), live)
+            sealer = self._sealer()
+            self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
 
