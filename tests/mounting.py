@@ -54,6 +54,8 @@ def relfsctl(app: str | Path, *arguments: str, user: int | None = None) -> subpr
         check=False,
         timeout=120,
         user=user,
+        group=user,
+        extra_groups=[] if user is not None else None,
     )
 
 

@@ -20,7 +20,8 @@ from relfs.survival.ledger import Ledger
 
 
 def run_standby(channel_fd: int) -> int:
-    """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is over."""
+    """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is
+    over."""
     import relfs.daemon.worker  # noqa: F401 (all that takes time, before it matters)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
