@@ -171,10 +171,13 @@ def _deal_times(deploy: DeployPath, current: str, history: History) -> None:
             return
         first = [current, *ways_back(deploy, history, current)]
         last = {name for name in times if name in history.bad or deploy.is_marked_bad(name)} - {current}
-        for name, moment in dealt(times, first, last).items():
+        changed = dealt(times, first, last)
+        for name, moment in changed.items():
             with files.below(directory, name) as release:
-                accessed = os.fstat(release).st_atime_ns
-                os.utime(release, ns=(accessed, moment))
+                os.utime(release, ns=(os.fstat(release).st_atime_ns, moment))
+        for name in changed:  # now, for the first flush takes the others along
+            with files.below(directory, name) as release:
+                os.fsync(release)
 
 
 def _modified(directory: int, name: str) -> int:
