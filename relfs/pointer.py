@@ -407,12 +407,13 @@ class Pointer:
         """The link says what the journal does not: the first record of it, or somebody went behind our back. Deploy
         tools' records may tell more of it.
 
-        `adopt` is written last of all, so that a journal without it shows that taking over the records was cut off.
-        Where they cannot be read as yet, none is written, for the next opening to try again; only a change that is to
-        be written cannot wait for that.
+        `adopt` is written last of all, so that a journal without it shows that taking over the records was cut off: it
+        is begun again then, for a power cut may have left the end of a write without its beginning. Where they cannot
+        be read as yet, none is written, for the next opening to try again; only a change that is to be written cannot
+        wait for that.
         """
         fresh = self.history.witnessed is None
-        told = self._untold(found)
+        told = self._untold(found, History() if fresh else self.history)
         own: list[Event] = []
         before = [event.release for event in (told or ())[-1:]] or self.history.path[-1:]
         if fresh or before != [found.label]:
@@ -423,24 +424,27 @@ class Pointer:
             self.history.add(own[-1])
             self._seen = None
             return
-        self._write_durably(told or [], own)
+        self._write_durably(told or [], own, anew=fresh and bool(told))
 
-    def _write_durably(self, *batches: Sequence[Event]) -> None:
-        """What others did is flushed before the journal tells of it; and each batch is safe before the next is begun,
-        for of one write after a power cut the end may be there without the beginning."""
+    def _write_durably(self, *batches: Sequence[Event], anew: bool) -> None:
+        """What others did is flushed before the journal tells of it, and each batch is safe before the next is begun.
+        `anew`: what the journal has is forgotten."""
         left = [batch for batch in batches if batch]
         try:
             self.flush()
+            if anew and self.history.path:
+                self.history = History()
+                self._journal.clear()
             while left:
                 self._write_lines(left[0])
                 del left[0]
         except OSError as error:
             self._owe(error, *(event for batch in left for event in batch))
 
-    def _untold(self, found: Target) -> list[Event] | None:
-        """What deploy tools' records tell and the journal does not; None if they cannot be read."""
+    def _untold(self, found: Target, history: History) -> list[Event] | None:
+        """What deploy tools' records tell and `history` does not; None if they cannot be read."""
         try:
-            return records.untold(self.deploy, found.release, self.history)
+            return records.untold(self.deploy, found.release, history)
         except (OSError, RelfsError) as error:
             why = reason(error) if isinstance(error, OSError) else error
             _log.warning("%s: deploy tools' records cannot be read: %s", self.deploy.path, why)

@@ -2,7 +2,7 @@
 
 A fault strikes at the n-th call that relfs makes while it is armed. A crash is a BaseException, so that no `except
 OSError` takes it for an error, and from then on every further call raises it too: the dead clean up nothing. Power
-cuts are not here but in disk.py.
+cuts are not here but in replay.py.
 """
 
 from __future__ import annotations

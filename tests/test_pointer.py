@@ -1,6 +1,6 @@
 """The pointer, one behaviour at a time: what a switch does and in which order, what it refuses, what failures leave.
 
-test_pointer_model.py tries all of it in any order, test_powercut.py what a power cut leaves.
+test_pointer_model.py tries all of it in any order, test_replay.py what a power cut leaves.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def test_observers_hear_of_every_event_once(deploy: DeployPath, actor: Actor) ->
 
 
 def test_the_order_of_a_switch(deploy: DeployPath, actor: Actor) -> None:
-    """What happens in which order, and what memory says then. That the order is right, test_powercut.py shows."""
+    """What happens in which order, and what memory says then. That the order is right, test_replay.py shows."""
     steps: list[tuple[str, str | None]] = []
 
     class Watching(Pointer):
