@@ -105,6 +105,10 @@ def _init_and_leave_directories() -> Iterator[None]:
         yield
 
 
+def _follow_without_flushing() -> Patch:
+    return mock.patch.object(pointer.Pointer, "flush", _nothing)
+
+
 DISORDERS: dict[str, Callable[[], Patch]] = {
     make.__name__.strip("_").replace("_", "-"): make
     for make in (
@@ -119,6 +123,7 @@ DISORDERS: dict[str, Callable[[], Patch]] = {
         _forget_that_tools_are_to_be_told,
         _adopt_without_flushing,
         _init_and_leave_directories,
+        _follow_without_flushing,
     )
 }
 

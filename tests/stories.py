@@ -94,6 +94,13 @@ def initialisation(place: Path, disorder: str | None = None) -> Story:
     return _offline(app, [["init", str(app)]], (BEFORE, None), disorder)
 
 
+def followed(place: Path, disorder: str | None = None) -> Story:
+    """Somebody else changed the link, and has not flushed it, when relfs finds out."""
+    app = _known(_app(place, NAMES[:2]))
+    others = f"cd {app}; ln -s {RELEASES}/{NAMES[1]} new; sync -f .; mv -T new {CURRENT}; cd /"
+    return _offline(app, [["lock", "--ttl", "60"]], NAMES[:2], disorder, others=others)
+
+
 def with_deployer(place: Path, disorder: str | None = None) -> Story:
     """There and back, where Deployer keeps records: four lines, of which some may be lost, and others not."""
     app = _app(place, NAMES)
@@ -143,6 +150,7 @@ STORIES: dict[str, Teller] = {
         rollback,
         adoption,
         initialisation,
+        followed,
         with_deployer,
         with_capistrano,
         mounted_switches,
@@ -178,11 +186,13 @@ def _offline(
     *,
     fresh: Sequence[str] = (),
     links: bool = True,
+    others: str = ":",
 ) -> Story:
-    """`changes` are what relfsctl is asked for, one after the other; `fresh` releases are unpacked just before."""
+    """`changes` are what relfsctl is asked for, one after the other, after `others` did something; `fresh` releases are
+    unpacked just before each."""
     disk = Disk.of(app, without=[f"{RELEASES}/{name}" for name in fresh])
     acknowledge = f"mkdir {_mark(app)}; rmdir {_mark(app)}"
-    script = "\n".join(f"{_relfsctl(app, change, disorder)}; {acknowledge}" for change in changes)
+    script = "\n".join([others, *(f"{_relfsctl(app, change, disorder)}; {acknowledge}" for change in changes)])
     with recording(app.parent, fails=None if links else "symlinkat:EPERM") as tape:
         subprocess.run(
             [*tape.command, "sh", "-ec", script],

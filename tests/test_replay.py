@@ -53,6 +53,7 @@ FOUND_OUT = [
     ("adopt-without-flushing", "adoption", {NEITHER}),
     ("init-and-leave-directories", "adoption", {NEITHER}),
     ("init-and-leave-directories", "initialisation", {NEITHER}),
+    ("follow-without-flushing", "followed", {JOURNAL}),
 ]
 """Which disorder spoils what, in which story."""
 
