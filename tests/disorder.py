@@ -84,6 +84,10 @@ def _write_records_in_place() -> Patch:
     return mock.patch.object(files, "_put", side_effect=PermissionError)
 
 
+def _leave_half_a_line() -> Patch:
+    return mock.patch.object(files, "_torn", lambda *_: 0)
+
+
 def _forget_that_tools_are_to_be_told() -> Patch:
     encode = pending._encode
     return mock.patch.object(
@@ -120,6 +124,7 @@ DISORDERS: dict[str, Callable[[], Patch]] = {
         _note_the_text_apart,
         _note_nothing,
         _write_records_in_place,
+        _leave_half_a_line,
         _forget_that_tools_are_to_be_told,
         _adopt_without_flushing,
         _init_and_leave_directories,

@@ -47,7 +47,7 @@ FOUND_OUT = [
     ("note-the-text-apart", "switches", {JOURNAL}),
     ("note-nothing", "switches", {JOURNAL}),
     ("write-records-in-place", "with-deployer", {RECORDS}),
-    ("write-records-in-place", "with-capistrano", {RECORDS}),
+    ("leave-half-a-line", "with-capistrano", {RECORDS}),
     ("forget-that-tools-are-to-be-told", "with-deployer", {RECORDS}),
     ("forget-that-tools-are-to-be-told", "with-capistrano", {RECORDS}),
     ("adopt-without-flushing", "adoption", {NEITHER}),

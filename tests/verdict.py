@@ -18,7 +18,7 @@ from stories import BEFORE, Story
 
 from relfs.adopt import initialise
 from relfs.errors import RelfsError
-from relfs.layout import CURRENT, RELEASES, DeployPath, open_deploy_path
+from relfs.layout import BAD_MARKER, CURRENT, RELEASES, DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.records import capistrano, deployer
 from relfs.store import peek
@@ -29,7 +29,10 @@ JOURNAL = "a journal that does not tell of the switch, or of one that never was"
 RECORDS = "a deploy tool's records that are neither old nor new, or do not tell what is current"
 
 _RECORDS = (f"{deployer.DIRECTORY}/{deployer.LOG}", f"{deployer.DIRECTORY}/{deployer.LATEST}", capistrano.LOG)
-_MARK = "BAD_RELEASE"
+_ORDER = "ls -t"
+_UNREAD = {capistrano.LOG, _ORDER}
+"""What no tool reads before relfs has been started again: Capistrano never reads its log, and each time is one of its
+own."""
 
 Records = dict[str, bytes]
 """What deploy tools' files say, by path; and in which order `ls -t` tells the releases."""
@@ -89,7 +92,7 @@ def _problems(story: Story, replayed: Replayed, done: int, deploy: DeployPath) -
     step = done + story.steps[done : done + 2].index(current)
     wrong = {EMPTY} if current is not None and not _is_whole(app, current) else set()
     found = _records_at(app)
-    if any(found.get(path) not in _told(replayed, path, done) for path in _paths(replayed)):
+    if any(found.get(path) not in _told(replayed, path, done) for path in _read(replayed)):
         wrong.add(RECORDS)
     pointer = Pointer(deploy)
     pointer.check_invariants()
@@ -144,8 +147,8 @@ def _expected(story: Story, step: int) -> list[tuple[str, str | None]]:
 # ---- records --------------------------------------------------------------------------------------------------------
 
 
-def _paths(replayed: Replayed) -> set[str]:
-    return {path for records in replayed.records for path in records if path != "ls -t"}
+def _read(replayed: Replayed) -> set[str]:
+    return {path for records in replayed.records for path in records} - _UNREAD
 
 
 def _told(replayed: Replayed, path: str, done: int) -> list[bytes | None]:
@@ -154,9 +157,9 @@ def _told(replayed: Replayed, path: str, done: int) -> list[bytes | None]:
 
 def _records_on(disk: Disk) -> Records:
     releases = disk.listing(RELEASES)
-    paths = [*_RECORDS, *(f"{RELEASES}/{name}/{_MARK}" for name in releases)]
+    paths = [*_RECORDS, *(f"{RELEASES}/{name}/{BAD_MARKER}" for name in releases)]
     files = {path: inode.data for path in paths if (inode := disk.find(path)) is not None}
-    return {**files, "ls -t": _order({name: _moment(inode) for name, inode in releases.items()})}
+    return {**files, _ORDER: _order({name: _moment(inode) for name, inode in releases.items()})}
 
 
 def _moment(inode: Inode) -> int:
@@ -165,9 +168,9 @@ def _moment(inode: Inode) -> int:
 
 def _records_at(app: Path) -> Records:
     releases = {path.name: path for path in (app / RELEASES).iterdir()} if (app / RELEASES).is_dir() else {}
-    paths = [*_RECORDS, *(f"{RELEASES}/{name}/{_MARK}" for name in releases)]
+    paths = [*_RECORDS, *(f"{RELEASES}/{name}/{BAD_MARKER}" for name in releases)]
     files = {path: (app / path).read_bytes() for path in paths if (app / path).is_file()}
-    return {**files, "ls -t": _order({name: path.lstat().st_mtime_ns for name, path in releases.items()})}
+    return {**files, _ORDER: _order({name: path.lstat().st_mtime_ns for name, path in releases.items()})}
 
 
 def _order(moments: dict[str, int]) -> bytes:

@@ -148,7 +148,8 @@ def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[files
     if contents is None or event.release is None:
         return
     entries = _entries(contents)
-    if not entries or entries[-1].release != event.release:  # or its last word is true
+    told = contents.data.endswith(b"\n")  # or a power cut may have left a part of it
+    if not told or not entries or entries[-1].release != event.release:  # or its last word is true
         line = compose(_entry_of(deploy, event, event.release, entries))
         yield LOG, partial(files.append, deploy.fd, LOG, line)
     yield f"{RELEASES}/*", partial(_deal_times, deploy, event.release, history)

@@ -8,14 +8,16 @@ that it is in: the tool that made the directory has to be able to replace it.
 
 Half a line
 -----------
-The facts. Tools read their records after a power cut without relfs, and are not made for half a line, or for a file of
-zeros, which is what may be found of a write that was not flushed; a flush takes long enough for a power cut to come
-amid it. What is added to a file by rename(2) of a copy is there or not; but a line that another appends to the old file
-in that very moment is lost, unless it is looked for.
+The facts. What was not flushed may be found cut short after a power cut, or full of zeros, and a flush takes long
+enough for a power cut to come amid it. rename(2) of a flushed copy has no such moment; but what others append to the
+old file from then on, having it open, is lost. Deployer reads its records, and is not made for half a line. Capistrano
+never reads its log, and `>>` may be appending to it at any moment.
 
-The choice. Files are changed by rename of a copy that has been flushed, and their directory is flushed after that. What
-came late is looked for, and appended. Two kinds of files are written where they are, and flushed at once: logs too long
-to be copied, and those of somebody else that an ordinary user may write, but not give away.
+The choice. What tools read is changed by rename of a copy that has been flushed, and its directory is flushed after
+that (`replace`, `overwrite`); what was appended meanwhile is looked for. A log that nobody reads is appended to where
+it is, and flushed (`append`): a part of a line that a power cut has left is taken away when the line is written again,
+which the pointer sees to. So it is also done where a copy cannot be: by an ordinary user, who may write somebody's file
+but not give one away; and if the log is too long.
 """
 
 from __future__ import annotations
@@ -103,22 +105,18 @@ def _read_at(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def append(directory: int, name: str, data: bytes) -> None:
-    """Add `data` to a file that exists, beginning a line. Raises OSError; then none of it is there."""
+def append(directory: int, name: str, line: bytes) -> None:
+    """Add `line` to a file that exists, behind whatever others append meanwhile, and flush it. What a power cut has
+    left of it before is taken away. Raises OSError; then none of it is there."""
     with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
         size = os.fstat(fd).st_size
+        torn = _torn(fd, size, line)
+        if torn:
+            size -= torn
+            os.ftruncate(fd, size)
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        if size > MAX_BYTES:
-            _append_in_place(fd, size, data)
-            return
-        old = _read_at(fd, size, 0)
-        try:
-            _put(directory, name, old + data, like=fd)
-        except PermissionError:
-            _append_in_place(fd, size, data)
-        else:
-            _keep_late(directory, name, fd, size)
+            line = b"\n" + line
+        _append(fd, size, line)
 
 
 def overwrite(directory: int, name: str, line: bytes) -> None:
@@ -183,16 +181,26 @@ def _keep_late(directory: int, name: str, replaced: int, since: int) -> None:
     late = _read_at(replaced, MAX_BYTES, since)
     if late:
         with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
-            _append_in_place(fd, os.fstat(fd).st_size, late)
+            _append(fd, os.fstat(fd).st_size, late)
 
 
-def _append_in_place(fd: int, size: int, data: bytes) -> None:
+def _append(fd: int, size: int, data: bytes) -> None:
     written = os.write(fd, data)
     if written != len(data):
         if os.fstat(fd).st_size == size + written:  # or somebody else's is behind it by now
             os.ftruncate(fd, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
     os.fdatasync(fd)
+
+
+def _torn(fd: int, size: int, line: bytes) -> int:
+    """How many bytes at the end of the file are a part of `line`, or zeros where a line was to be."""
+    end = os.pread(fd, len(line) + 1, max(0, size - len(line) - 1))
+    last = end[end.rfind(b"\n", 0, -1) + 1 :]
+    if len(last) > len(line):  # the end of a longer one
+        return 0
+    cut_short = not last.endswith(b"\n") and line.startswith(last)
+    return len(last) if cut_short or b"\0" in last else 0
 
 
 @contextmanager
