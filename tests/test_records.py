@@ -391,16 +391,16 @@ def test_a_log_without_its_last_newline_gets_one(tmp_path: Path, place: int) -> 
 def test_what_a_power_cut_has_left_of_a_line_is_taken_away(
     tmp_path: Path, place: int, left: bytes, before: bytes
 ) -> None:
-    (tmp_path / "log").write_bytes(before + left)
+    (tmp_path / "place/log").write_bytes(before + left)
     files.append(place, "log", b"a line\n")
-    assert (tmp_path / "log").read_bytes() == before + b"a line\n"
+    assert (tmp_path / "place/log").read_bytes() == before + b"a line\n"
 
 
 @pytest.mark.parametrize("before", [b"another\n", b"a line\n", b"the end of a line that ends in a li"])
 def test_what_others_wrote_is_not_taken_away(tmp_path: Path, place: int, before: bytes) -> None:
-    (tmp_path / "log").write_bytes(before)
+    (tmp_path / "place/log").write_bytes(before)
     files.append(place, "log", b"a line\n")
-    assert (tmp_path / "log").read_bytes() == before.removesuffix(b"\n") + b"\na line\n"
+    assert (tmp_path / "place/log").read_bytes() == before.removesuffix(b"\n") + b"\na line\n"
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, place: int) -> None:
