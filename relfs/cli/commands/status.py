@@ -27,6 +27,8 @@ def command(session: Session) -> None:
 def _status_here(place: Place) -> dict[str, Any]:
     from dataclasses import replace
 
+    from relfs.daemon.gaveup import gave_up
+    from relfs.health import health
     from relfs.history import History
     from relfs.hold import held
     from relfs.journal import Journal
@@ -40,7 +42,10 @@ def _status_here(place: Place) -> dict[str, Any]:
         history = History(Journal(deploy.state_fd).events())
         lock = held(deploy.state_fd)
         status = unmounted_status(deploy.path, target, history, os.uname().release, lock)
-        return replace(status, mountpoint=place.mountpoint, mounted=place.mountpoint is not None).as_json()
+        wrong = health(deploy, target)
+        mounted = place.mountpoint is not None
+        why = gave_up(deploy.state_fd) if deploy.state_fd is not None else None
+        return replace(status, mountpoint=place.mountpoint, mounted=mounted, health=wrong, gave_up=why).as_json()
     finally:
         deploy.close()
 
@@ -51,8 +56,9 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
     if status["since"] is not None:
         fields.append(("since", f"{moment(status['since'])} by {status['by']}"))
     fields.append(("previous", status["previous"] or ""))
-    if status["diverged"]:
-        fields.append(("attention", status["diverged"]))
+    fields += [("attention", wrong) for wrong in status["health"]]
+    if status["gave_up"] is not None:
+        fields.append(("gave up", status["gave_up"]))
     if status["lock"]:
         fields.append(("locked", _locked(status["lock"])))
     fields.append(("mounted", _mounted(status, answers=answers)))
@@ -88,4 +94,5 @@ def _mounted(status: dict[str, Any], *, answers: bool) -> str:
         return "no: the real link serves"
     if not answers:
         return f"at {status['mountpoint']}, but the daemon does not answer"
-    return f"at {status['mountpoint']}, by process {status['worker_pid']}"
+    others = [f"{role} {pid}" for role in ("supervisor", "standby") if (pid := status[f"{role}_pid"]) is not None]
+    return f"at {status['mountpoint']}, by process {status['worker_pid']} ({', '.join(others)})"
