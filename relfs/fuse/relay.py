@@ -95,14 +95,17 @@ class Relay:
         Raises OSError if the connection was lost in another way (ECONNABORTED: somebody aborted it).
         """
         lost: OSError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._carry_replies, nursery.cancel_scope)
-            try:
-                await self._replay()
-                await self._carry_requests()
-            except OSError as error:  # caught here, so that the nursery does not wrap it
-                lost = error
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_replies, nursery.cancel_scope)
+                try:
+                    await self._replay()
+                    await self._carry_requests()
+                except OSError as error:  # caught here, so that the nursery does not wrap it
+                    lost = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self.deliver()
         if lost is not None and lost.errno != errno.ENODEV:
             raise lost
 
