@@ -35,6 +35,7 @@ from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
 from relfs.errors import EXIT_FAILED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
+from relfs.fuse.resend import choose, judge
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
@@ -141,7 +142,11 @@ def _settle(
     _take_baton(estate)
     ledger = Ledger(memory)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
-    session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
+    system = os.uname()
+    survival = choose(judge(system.release, system.version, connection.init.flags), os.environ)
+    session = Session(
+        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards, survival.by == "relay"
+    )  # fmt: skip
     store_session(ledger, session)
     return estate, ledger
 

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import pyfuse3
 import trio
+from pyfuse3 import InodeT
 
 from relfs.fuse.inodes import ROOT
+from relfs.fuse.notifications import Notifications
 from relfs.hold import Hold
 from relfs.journal import Actor, Event
 from relfs.layout import CURRENT, Target
@@ -38,11 +39,12 @@ _RETRY_SECONDS_MAX = 1.0
 class Changes:
     """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
 
-    def __init__(self, pointer: Pointer, seals: Seals) -> None:
+    def __init__(self, pointer: Pointer, seals: Seals, kernel: Notifications) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
         their prepare()."""
         self._pointer = pointer
         self._seals = seals
+        self._kernel = kernel
         self._left_over = trio.Event()
         self._changing = trio.CapacityLimiter(1)
         self._telling = trio.CapacityLimiter(1)
@@ -91,7 +93,7 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
         changes the directory."""
-        await trio.to_thread.run_sync(_drop_current, self._seals, limiter=self._telling, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self._drop_current, limiter=self._telling, abandon_on_cancel=True)
         if self._seals.left:
             self._left_over.set()
 
@@ -109,17 +111,17 @@ class Changes:
     def drop_root_attributes(self) -> None:
         """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
         try:
-            pyfuse3.invalidate_inode(ROOT, attr_only=True)
+            self._kernel.drop_attributes(ROOT)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV):
                 _log.warning("the kernel could not be told to drop the root's attributes: %s", error)
 
-    async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
+    async def drop_name(self, parent: InodeT, name: bytes) -> None:
         """The same for any name, such as one that a rename moved a dentry to, with the timeouts of its old name.
 
         Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.
         """
-        await trio.to_thread.run_sync(_drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self._drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
 
     async def _then_tell(self, call: Callable[[], _T]) -> _T:
         """Run a change and tell the kernel, whatever came of it: before it was refused, a target that somebody else had
@@ -140,19 +142,17 @@ class Changes:
             target = self._pointer.target
             self._seals.decided(() if target is None else (target,))
 
+    def _drop_current(self) -> None:
+        self._seals.note_replaced()
+        if self._drop(ROOT, CURRENT.encode()):
+            self._seals.release()
 
-def _drop_current(seals: Seals) -> None:
-    seals.note_replaced()
-    if _drop(ROOT, CURRENT.encode()):
-        seals.release()
-
-
-def _drop(parent: pyfuse3.InodeT, name: bytes) -> bool:
-    """Whether the kernel does not have it any more."""
-    try:
-        pyfuse3.invalidate_entry(parent, name)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount is going away
-            _log.warning("the kernel could not be told to drop %r: %s", name, error)
-            return False
-    return True
+    def _drop(self, parent: InodeT, name: bytes) -> bool:
+        """Whether the kernel does not have it any more."""
+        try:
+            self._kernel.drop_entry(parent, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount goes away
+                _log.warning("the kernel could not be told to drop %r: %s", name, error)
+                return False
+        return True
