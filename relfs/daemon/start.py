@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -39,12 +40,14 @@ from relfs.fuse.resend import choose, judge
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
-from relfs.survival.channel import channel_of, pair
+from relfs.survival.channel import Channel, channel_of, pair
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
 
 _log = logging.getLogger(__name__)
+
+_STANDBY_SECONDS = 30.0
 
 
 def main() -> None:
@@ -83,7 +86,7 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = _begin(plan, foreground=foreground)
+        estate, ledger = _begin(plan, ours, foreground=foreground)
     except BaseException:
         ours.close()
         standby.kill()
@@ -97,8 +100,8 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
         ledger.close()
 
 
-def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
-    """Mount, so that requests wait for somebody to answer them. Raises RelfsError."""
+def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, Ledger]:
+    """Mount, so that requests wait for somebody to answer them: not before there is somebody. Raises RelfsError."""
     clear_broken(plan)
     check_mountpoint(plan)
     aliases = () if plan.over else (plan.mountpoint,)
@@ -113,6 +116,7 @@ def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
+    select.select([standby], [], [], _STANDBY_SECONDS)
     return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
 
 

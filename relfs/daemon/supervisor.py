@@ -1,17 +1,17 @@
 """The supervisor: keeps a mount alive whoever dies, and never serves a request itself.
 
-It holds the estate (survival/estate.py), has a standby ready, which forks workers, and has the mount asked for an answer
-all the time. Only the standard library, no thread, and nothing that blocks: it must answer when others do not. What it knows
-beyond the estate is in the ledger, so that another supervisor can go on from there (member.py).
+It holds the estate (survival/estate.py), has a standby ready, which forks workers, and has the mount asked for an
+answer all the time. Only the standard library, no thread, and nothing that blocks: it must answer when others do not.
+What it knows beyond the estate is in the ledger, so that another supervisor can go on from there (member.py).
 
 Who is dead
 -----------
-A worker that has ended is replaced at once. One that is stopped is ended first. One that does not answer is given time: a
-little if its event loop does not go round, more if it does (the machine is busy), and most if it waits for a disk, since
-the next one would have to wait for that, too.
+A worker that has ended is replaced at once. One that is stopped is ended first. One that does not answer is given time:
+a little if its event loop does not go round, more if it does (the machine is busy), and most if it waits for a disk,
+since the next one would have to wait for that, too.
 
-What nobody can serve is better uncovered: when `_DEATHS_MAX` workers in a row have ended before the mount answered, it is
-detached, which lets the real link serve, and that is said in the log, by `relfsctl status`, and by the exit status.
+What nobody can serve is better uncovered: when `_DEATHS_MAX` workers in a row have ended before the mount answered, it
+is detached, which lets the real link serve, and that is said in the log, by `relfsctl status`, and by the exit status.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
 from relfs.daemon.command import start
+from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
@@ -234,7 +235,8 @@ class Supervisor:
         self._not_before = time.monotonic() + pause
 
     def _end_process(self, each: _Process, why: str) -> None:
-        """Kill it. What it was doing in the kernel ends before anything else of it is done, so nobody waits for that."""
+        """Kill it. What it was doing in the kernel ends before anything else of it is done, so nobody waits for
+        that."""
         pid = each.who.pid if each.who is not None else 0
         _log.warning("the %s (process %d) %s; it is ended", each.role, pid, why)
         if each.pidfd is not None:
@@ -547,6 +549,7 @@ class Supervisor:
             if each.pidfd is not None and not _has_ended(each.pidfd, deadline - time.monotonic()):
                 signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
         guards = [fd for fd in map(_pidfd_of, load_session(self._ledger).guards) if fd is not None]
+        remove_socket(self._estate["state"])
         for name, _ in self._estate:
             if name != "lock":
                 self._estate.drop(name)

@@ -4,8 +4,9 @@ Order for the first worker of a mount: the pointer is read, INIT is brokered, na
 release is sealed if that is asked for, the control socket listens; then the supervisor asks the mount through its own
 front door, and only if it answers is it ready. Requests that arrive meanwhile wait in the kernel; none fails.
 
-Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is asked
-for anything; then readers are served at once, with the release that was served; and the rest is made up leeway for.
+Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is
+asked for anything; then readers are served at once, with the release that was served; and the rest is made up leeway
+for.
 
 Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
 under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
@@ -341,7 +342,8 @@ class _Mount:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
         live = (pointer.target,) if pointer.target is not None else ()
         try:
-            self._seals.begin(self._sealer(), live)
+            sealer = self._sealer()
+            self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
 

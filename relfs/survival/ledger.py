@@ -1,4 +1,5 @@
-"""The ledger: what the next worker has to know, as the present one writes it down (memory.py says how that stays whole).
+"""The ledger: what the next worker has to know, as the present one writes it down (memory.py says how that stays
+whole).
 
     nodes      inodes of the covered file system that the kernel may ask for: nodeid, where it is, lookup count
     links      texts of `current` that the kernel may have cached, by nodeid
