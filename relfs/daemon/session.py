@@ -17,7 +17,7 @@ from relfs.survival.ledger import Ledger, Who
 @dataclass(frozen=True)
 class Session:
     """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
-    processes that detach the mount once all others are gone; `relayed`: the kernel's RESEND is not used (fuse/resend.py).
+    processes that detach the mount once all others are gone; `relayed`: relfs keeps requests itself (fuse/resend.py).
     `state_path` and `aliases` are the DeployPath's."""
 
     plan: Plan

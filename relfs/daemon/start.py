@@ -36,7 +36,7 @@ from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
 from relfs.errors import EXIT_FAILED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
-from relfs.fuse.resend import choose, judge
+from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
@@ -146,10 +146,9 @@ def _settle(
     _take_baton(estate)
     ledger = Ledger(memory)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
-    system = os.uname()
-    survival = choose(judge(system.release, system.version, connection.init.flags), os.environ)
     session = Session(
-        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards, survival.by == "relay"
+        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
+        relayed=survival(connection.init.flags).by == "relay",
     )  # fmt: skip
     store_session(ledger, session)
     return estate, ledger

@@ -195,7 +195,7 @@ class _Mount:
 
             mounted = Mounted(
                 self._plan, self._ledger, pointer, changes, current, operations, self._init, handshake.caches_links,
-                self._seals if self._config.seal else None, self._native, leave,
+                self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             nursery.start_soon(self._obey_supervisor, leave)

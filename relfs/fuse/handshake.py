@@ -93,7 +93,8 @@ class Handshake:
         return f"/dev/fd/{self._session_fd}"
 
     async def broker(self) -> None:
-        """Carry libfuse's reply to the kernel, and send the baton, or leave `ours` to the relay. Needs pyfuse3.main() to be running beside it.
+        """Carry libfuse's reply to the kernel, and send the baton, or leave `ours` to the relay. Needs pyfuse3.main()
+        to be running beside it.
 
         Raises ValueError if libfuse refuses, RelfsError if it says what the kernel was not told, OSError if the kernel
         refuses.

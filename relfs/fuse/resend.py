@@ -1,5 +1,4 @@
-"""Whether the kernel's RESEND can be trusted, and by what requests survive a worker's death in consequence. Pure: it is
-told, and finds nothing out.
+"""Whether the kernel's RESEND can be trusted, and by what requests survive a worker's death in consequence.
 
 Some facts. FUSE_NOTIFY_RESEND (protocol 7.40, Linux 6.9) puts the requests that a dead worker had read, and not
 answered, back in the queue. Where the flag FUSE_HAS_RESEND is not offered, there is no such thing, and those requests
@@ -14,6 +13,7 @@ without changing the first three numbers; they are judged unsafe, which costs ti
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +46,12 @@ class Survival:
 
     by: Literal["resend", "relay"]
     reason: str
+
+
+def survival(flags: int) -> Survival:
+    """On this host, whose kernel offered `flags` in its FUSE_INIT."""
+    system = os.uname()
+    return choose(judge(system.release, system.version, flags), os.environ)
 
 
 def judge(release: str, version: str, flags: int) -> Resend:
