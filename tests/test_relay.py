@@ -17,7 +17,9 @@ import pytest
 import trio
 import trio.testing
 
+from relfs.fuse.once import Once
 from relfs.fuse.relay import Relay, session_pair
+from relfs.survival.ledger import new_ledger
 from relfs.survival.memory import Memory, area, new_memory
 from relfs.survival.requests import COUNT, PAYLOAD_MAX, Requests
 
@@ -402,3 +404,22 @@ def test_unmounted_is_an_end_and_aborted_an_error(
             trio.run(relay.run)
     else:
         trio.run(relay.run)
+
+
+def test_an_errand_is_forgotten_only_after_its_answer_is_delivered() -> None:
+    """Else who dies in between is asked again, and does not know."""
+
+    async def body() -> None:
+        once.note(b"noted")
+        once.settle()
+        with once.held(b"held"):
+            pass
+        await settled()
+
+    ledger = new_ledger()
+    once = Once(ledger)
+    left: list[int] = []
+    once.deliver = lambda: left.append(len(list(ledger.errands)))
+    trio.run(body)
+    assert left == [1, 1]
+    assert not list(ledger.errands)
