@@ -45,12 +45,12 @@ from relfs.fuse.guard import Guard
 from relfs.fuse.handles import Handles
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
-from relfs.fuse.notifications import Notifications
 from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
 from relfs.fuse.relay import Relay
+from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
@@ -65,6 +65,7 @@ _log = logging.getLogger(__name__)
 
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
+_RETIRE_SECONDS = 5.0
 
 _GONE_SECONDS = 2.0
 _GONE_PAUSE = 0.002
@@ -177,7 +178,7 @@ class _Mount:
         """Run everything until the end of the connection. What went wrong is returned, not raised, so that it is not
         wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
-            changes = Changes(pointer, self._seals, Notifications(self._member["connection"]))
+            changes = Changes(pointer, self._seals, Teller(self._member["connection"]))
             current = CurrentLink(
                 pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,
@@ -194,11 +195,11 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._ledger, pointer, changes, current, operations, self._init, handshake.caches_links,
+                self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
                 self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
-            nursery.start_soon(self._obey_supervisor, leave)
+            nursery.start_soon(self._obey_supervisor, changes, leave)
             try:
                 await handshake.broker()
                 if self._relayed:
@@ -375,10 +376,10 @@ class _Mount:
     # ---- life and end
 
     async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
-        """What carries requests and replies. Nobody else may be reading requests while it does: who has been killed may
-        still be about to finish that, so its end is waited for, unless a disk keeps it, which is no such read."""
+        """What carries requests and replies. Nobody else may read requests while it does. Who has been killed may still
+        be about to finish that, so its end is waited for; unless a disk keeps it, since then it reads none."""
         with trio.move_on_after(_GONE_SECONDS):
-            while take_baton(self._member["ledger"]) is None:
+            while take_baton(self._member["ledger"]) is None:  # held as long as this process lives
                 await trio.sleep(_GONE_PAUSE)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
@@ -399,7 +400,7 @@ class _Mount:
                 return
             leave()
 
-    async def _obey_supervisor(self, leave: Callable[[], None]) -> None:
+    async def _obey_supervisor(self, changes: Changes, leave: Callable[[], None]) -> None:
         while True:
             for message in self._member.hear():
                 message.close()
@@ -408,12 +409,23 @@ class _Mount:
                     return
                 if message.kind == "leave":
                     leave()
+                elif message.kind == "retire":
+                    await self._retire(changes)
                 elif message.kind == "resend" and not self._relayed:
                     os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return
             await trio.lowlevel.wait_readable(self._member)
+
+    async def _retire(self, changes: Changes) -> None:
+        """Make room for a worker of another version, which finds all as a dead one would leave it; but what is being
+        changed is brought to its end, if that does not take too long."""
+        with trio.move_on_after(_RETIRE_SECONDS):
+            await changes.settle()
+        _log.info("process %d retires", os.getpid())
+        logging.shutdown()
+        os._exit(0)
 
     async def _notice_unmount(self, leave: Callable[[], None]) -> None:
         await until_unmounted(self._ledger.mounted)

@@ -20,7 +20,7 @@ import trio
 from pyfuse3 import InodeT
 
 from relfs.fuse.inodes import ROOT
-from relfs.fuse.notifications import Notifications
+from relfs.fuse.teller import Teller
 from relfs.hold import Hold
 from relfs.journal import Actor, Event
 from relfs.layout import CURRENT, Target
@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV})
+"""Not cached; or the mount is going away."""
+
 _RETRY_SECONDS = 0.01
 _RETRY_SECONDS_MAX = 1.0
 
@@ -39,12 +42,12 @@ _RETRY_SECONDS_MAX = 1.0
 class Changes:
     """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
 
-    def __init__(self, pointer: Pointer, seals: Seals, kernel: Notifications) -> None:
+    def __init__(self, pointer: Pointer, seals: Seals, teller: Teller) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
         their prepare()."""
         self._pointer = pointer
+        self._teller = teller
         self._seals = seals
-        self._kernel = kernel
         self._left_over = trio.Event()
         self._changing = trio.CapacityLimiter(1)
         self._telling = trio.CapacityLimiter(1)
@@ -80,6 +83,11 @@ class Changes:
         """Pointer.flush(): not a change, but it waits for the same disk."""
         await trio.to_thread.run_sync(self._pointer.flush)
 
+    async def settle(self) -> None:
+        """Wait until no change is under way, and the kernel knows of the last. From then on nothing is changed."""
+        await self._changing.acquire()
+        await self._telling.acquire()
+
     async def refresh(self) -> None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
         if await self._run(self._followed):
@@ -93,7 +101,9 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
         changes the directory."""
-        await trio.to_thread.run_sync(self._drop_current, limiter=self._telling, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(
+            _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
+        )  # fmt: skip
         if self._seals.left:
             self._left_over.set()
 
@@ -111,9 +121,9 @@ class Changes:
     def drop_root_attributes(self) -> None:
         """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
         try:
-            self._kernel.drop_attributes(ROOT)
+            self._teller.drop_attributes(ROOT)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV):
+            if error.errno not in _GONE:
                 _log.warning("the kernel could not be told to drop the root's attributes: %s", error)
 
     async def drop_name(self, parent: InodeT, name: bytes) -> None:
@@ -122,6 +132,16 @@ class Changes:
         Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.
         """
         await trio.to_thread.run_sync(self._drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
+
+    def _drop(self, parent: int, name: bytes) -> bool:
+        """Whether the kernel does not have it any more. Blocks."""
+        try:
+            self._teller.drop(parent, name)
+        except OSError as error:
+            if error.errno not in _GONE:
+                _log.warning("the kernel could not be told to drop %r: %s", name, error)
+                return False
+        return True
 
     async def _then_tell(self, call: Callable[[], _T]) -> _T:
         """Run a change and tell the kernel, whatever came of it: before it was refused, a target that somebody else had
@@ -142,17 +162,8 @@ class Changes:
             target = self._pointer.target
             self._seals.decided(() if target is None else (target,))
 
-    def _drop_current(self) -> None:
-        self._seals.note_replaced()
-        if self._drop(ROOT, CURRENT.encode()):
-            self._seals.release()
 
-    def _drop(self, parent: InodeT, name: bytes) -> bool:
-        """Whether the kernel does not have it any more."""
-        try:
-            self._kernel.drop_entry(parent, name)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount goes away
-                _log.warning("the kernel could not be told to drop %r: %s", name, error)
-                return False
-        return True
+def _drop_current(seals: Seals, drop: Callable[[int, bytes], bool]) -> None:
+    seals.note_replaced()
+    if drop(ROOT, CURRENT.encode()):
+        seals.release()

@@ -13,6 +13,8 @@ _INIT_IN_FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
 _INIT_OUT_SIZES = struct.Struct("=IIH")  # max_write, time_gran, max_pages
 _INIT_OUT_SIZES_AT = 16 + 20
+_INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid, offset, length
+_INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent, length of the name, flags
 
 OP_FORGET = 2
 OP_READLINK = 5
@@ -24,7 +26,8 @@ OP_READDIR = 28
 OP_INTERRUPT = 36
 OP_BATCH_FORGET = 42
 OP_READDIRPLUS = 44
-
+_NOTIFY_INVAL_INODE = 2
+_NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
 
 UNANSWERED = frozenset({OP_FORGET, OP_INTERRUPT, OP_BATCH_FORGET})
@@ -127,6 +130,18 @@ _SIZE = struct.Struct("=I")
 _SIZE_AT = {OP_READ: 16, OP_READDIR: 16, OP_READDIRPLUS: 16, OP_GETXATTR: 0, OP_LISTXATTR: 0}
 _LINK_MAX = OUT_HEADER.size + 4096
 _SMALL = 512
+
+
+def inval_attributes(nodeid: int) -> bytes:
+    """FUSE_NOTIFY_INVAL_INODE: forget the attributes of an inode, and keep its pages."""
+    payload = _INVAL_INODE_OUT.pack(nodeid, -1, 0)
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_INODE, 0) + payload
+
+
+def inval_entry(parent: int, name: bytes) -> bytes:
+    """FUSE_NOTIFY_INVAL_ENTRY: forget what `name` in the directory with the nodeid `parent` leads to."""
+    payload = _INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_ENTRY, 0) + payload
 
 
 def baton() -> bytes:

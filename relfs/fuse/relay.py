@@ -21,7 +21,7 @@ empty it: so a request is sent only if the largest replies to it and to all othe
 Messages of more than 64 KiB would need physically contiguous memory of an order that the kernel does not promise
 (alloc_skb_with_frags(); PAGE_ALLOC_COSTLY_ORDER), and a reply that fails is a caller that hangs: so INIT negotiates
 requests no larger than that. And what notifies the kernel must not go this way, since whoever sends it counts on the
-kernel having obeyed once it returns: notifications.py writes to /dev/fuse itself.
+kernel having obeyed once it returns: teller.py writes to /dev/fuse itself.
 
 A request that makes every worker die would make them die for ever. It is refused with EIO after three in a row; a later
 request's reply acquits it, since libfuse begins them in order.
