@@ -14,7 +14,7 @@ of the event loop; those that wait for something else hold theirs until then. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -40,6 +40,9 @@ class Once:
         self._slots = ledger.errands
         self._left: dict[bytes, tuple[int, bytes]] = {}
         self._present = 0
+        self.deliver: Callable[[], object] = lambda: None
+        """Called before anything is forgotten: where libfuse does not answer the kernel itself (relay.py), what it has
+        answered so far is to be carried there first."""
 
     def restore(self) -> None:
         """Know what the worker before this one had begun."""
@@ -73,6 +76,7 @@ class Once:
     def settle(self) -> None:
         """What was noted last has been answered."""
         if self._present:
+            self.deliver()
             self._slots.free(self._present)
             self._present = 0
 
@@ -84,7 +88,11 @@ class Once:
         try:
             yield
         finally:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._slots.free, number)
+            trio.lowlevel.current_trio_token().run_sync_soon(self._end, number)
+
+    def _end(self, number: int) -> None:
+        self.deliver()
+        self._slots.free(number)
 
     def _put(self, name: bytes, note: bytes) -> int:
         record = len(name).to_bytes(_LENGTH_BYTES, "little") + name + note
