@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mounting import environment
+from mounting import environment, wait_for
+
+from relfs.mountinfo import mounts
 
 INSTALL = Path(__file__).resolve().parent.parent / "contrib/install-service"
 
@@ -26,12 +28,16 @@ _OWN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FURNISH = """
 set -e
 mount -t proc proc /proc
+findmnt --list --noheadings --types fuse.relfs --output TARGET | while IFS= read -r other; do
+    umount --internal-only --lazy "$other" # of another test; this copy would keep its daemon
+done
 mount -t tmpfs room "$1"
 for each in usr etc; do
     mkdir -p "$1/$each/upper" "$1/$each/work"
     mount -t overlay room -o "lowerdir=/$each,upperdir=$1/$each/upper,workdir=$1/$each/work" "/$each"
 done
 mount -t tmpfs room /run
+mount --make-rprivate /
 shift
 for name in relfs relfsctl; do
     printf '#!/bin/sh\\nexport PYTHONPATH=%s\\nexec %s -m relfs.cli.%s "$@"\\n' "$PYTHONPATH" "$1" "$name" \\
@@ -87,7 +93,7 @@ def room(directory: Path, init: str = IDLE, arguments: Sequence[str | Path] = ()
     `arguments` once all is in place; it prints "ready" when the room can be used."""
     process = subprocess.Popen(
         [
-            "unshare", "--mount", "--pid", "--uts", "--cgroup", "--propagation", "private", "--fork", "--kill-child",
+            "unshare", "--mount", "--pid", "--uts", "--cgroup", "--propagation", "slave", "--fork", "--kill-child",
             "bash", "-c", _FURNISH + init, "room", str(directory), sys.executable, *map(str, arguments),
         ],
         stdin=subprocess.PIPE,
@@ -115,3 +121,48 @@ def loud_lines(log: Path, *expected: str) -> list[str]:
     """What relfs logged above INFO there, but for lines in which an `expected` pattern is found."""
     text = log.read_text(errors="replace") if os.path.lexists(log) else ""
     return [line for line in _LOUD.findall(text) if not any(re.search(each, line) for each in expected)]
+
+
+# ---- with systemd --------------------------------------------------------------------------------------------------
+
+_BOOT = """
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs units /etc/systemd/system
+mkdir /run/units
+cd /usr/lib/systemd/system
+cp basic.target sysinit.target shutdown.target umount.target final.target exit.target systemd-exit.service \\
+    local-fs.target remote-fs.target multi-user.target system.slice /run/units 2>/dev/null || true
+: >"$1"
+mount --bind "$1" /dev/console
+mount --make-rshared /
+echo ready
+exec env -i PATH="$PATH" container=room SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/units SYSTEMD_LOG_TARGET=console \\
+    /lib/systemd/systemd --system --unit=basic.target </dev/null >/dev/null 2>&1
+"""
+"""The real one, as process 1 of the room's pid name space, with a cgroup of its own, and without the host's units."""
+
+
+@contextmanager
+def systemd_room(directory: Path) -> Iterator[Room]:
+    """A room in which systemd has booted; what it says is in `directory`/console."""
+    with _own_cgroup(), room(directory / "room", _BOOT, [directory / "console"]) as made:
+        wait_for(lambda: made.run("systemctl", "is-active", "basic.target").returncode == 0, "systemd boots")
+        yield made
+
+
+@contextmanager
+def _own_cgroup() -> Iterator[None]:
+    """This process, and so what it starts, is in a new cgroup for the length of the block."""
+    top = next((mount.target for mount in mounts() if mount.fstype == "cgroup2"), None)
+    assert top is not None, "systemd is tested in a cgroup (version 2) of its own, and none is mounted here"
+    mine = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    own = Path(top, f"relfs-test-{os.getpid()}")
+    own.mkdir()
+    (own / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        Path(f"{top}{mine}/cgroup.procs").write_text("0")
+        wait_for(lambda: "populated 0" in (own / "cgroup.events").read_text(), "the room's cgroup is empty")
+        for each in sorted([own, *own.rglob("*/")], reverse=True):
+            each.rmdir()
