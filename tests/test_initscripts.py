@@ -158,6 +158,7 @@ def test_openrc_mounts_before_the_web_server(host: Room, app: Path) -> None:
     host.ok("rc-update", "add", "nginx", "default")
     host.ok(INSTALL, "--init", "openrc", "--bin", "/usr/local/bin", app)
     host.ok("rc-service", _openrc_service(host), "stop")
+    host.ok("rc-update", "--update")  # it goes by seconds, and all of this was one
     host.ok("openrc", "default")
     assert host.ok("cat", "/run/seen-by-nginx") == f"{app}\n"
 
