@@ -46,6 +46,10 @@ class Sealer(Protocol):
     def unseal(self, name: str) -> bool:
         """Let release `name` be changed again. False: somebody keeps a part of the seal busy. Raises OSError."""
 
+    @property
+    def covered(self) -> frozenset[str]:
+        """What was sealed before there was this Sealer, and is not unsealed yet."""
+
 
 class Seals:
     """The seals of one mount.
@@ -71,6 +75,7 @@ class Seals:
         """Seal from now on. Raises OSError if what is live cannot be sealed."""
         with self._lock:
             self._sealer = sealer
+            self.left |= sealer.covered
         live = tuple(live)
         for target in live:
             self.prepare(target)
