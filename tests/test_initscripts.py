@@ -196,8 +196,8 @@ def test_installing_again_changes_nothing(tmp_path: Path) -> None:
 
     def install() -> dict[str, str]:
         for init in ("sysv", "openrc", "systemd"):
-            words = [INSTALL, "--root", tmp_path, "--init", init, "--bin", "/opt/relfs/bin", "/srv/app"]
-            subprocess.run(words, check=True, capture_output=True)
+            words = ["--root", str(tmp_path), "--init", init, "--bin", "/opt/relfs/bin", "/srv/app"]
+            subprocess.run([INSTALL, *words], check=True, capture_output=True)
         files = [path for path in tmp_path.rglob("*") if not path.is_dir()]
         return {str(path): path.read_text() for path in files if path.is_file()} | {
             str(path): str(path.readlink()) for path in files if path.is_symlink()

@@ -2,20 +2,21 @@
 
 A restart that nobody notices
 -----------------------------
-Some facts. `systemctl restart` ends all processes of a service, and then starts it: SIGTERM means the same as for `stop`,
-and only the job that systemd is at tells which it is. systemd holds descriptors for a service (sd_notify(3), FDSTORE=1),
-gives them to its next main process (sd_listen_fds(3)), and closes them when the service has stopped or failed for good.
-Requests to a mount wait in the kernel as long as anybody has its connection open. What is in the queue of a socket is
-open as long as anybody has the socket; a message can carry 253 descriptors (unix(7)), and can be read without being
-taken away (socket(7), SO_PEEK_OFF).
+Some facts. `systemctl restart` ends all processes of a service, and then starts it: SIGTERM means the same as for
+`stop`, and only the job that systemd is at tells which it is. systemd holds descriptors for a service (sd_notify(3),
+FDSTORE=1), gives them to its next main process (sd_listen_fds(3)), and closes them when the service has stopped or
+failed for good. Requests to a mount wait in the kernel as long as anybody has its connection open. What is in the queue
+of a socket is open as long as anybody has the socket; a message can carry 253 descriptors (unix(7)), and can be read
+without being taken away (socket(7), SO_PEEK_OFF).
 
 The choice. The estate is put into the queues of as many sockets as it takes, two hundred descriptors a message, and
-systemd is given those. That is done as soon as the mount answers, and whenever something is attached to it, so that the
-mount survives everybody's death at once; open files come and go too often for that, and the next worker opens them again
-by their names. When a restart begins, everything is kept, and all processes are killed: whoever dies at any moment loses
-nothing (survival/memory.py), so there is nothing to be prepared. The next main process reads without taking, so that its
-death, too, changes nothing. The guards that detach the mount run outside of the service (service.scope_of_its_own); to
-them systemd is one more who holds the connection, so `stop`, and giving up after too many failures, uncover the real link.
+systemd is given those. That is done as soon as the mount answers, and whenever something is attached to it, so that
+the mount survives everybody's death at once; open files come and go too often for that, and the next worker opens
+them again by their names. When a restart begins, everything is kept, and all processes are killed: whoever dies at
+any moment loses nothing (survival/memory.py), so there is nothing to be prepared. The next main process reads without
+taking, so that its death, too, changes nothing. The guards that detach the mount run outside of the service
+(service.scope_of_its_own); to them systemd is one more who holds the connection, so `stop`, and giving up after too
+many failures, uncover the real link.
 
 Whose it is
 -----------
@@ -32,7 +33,7 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 from relfs.daemon.service import UNIT, send
@@ -51,6 +52,11 @@ _SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
+def is_fleeting(name: str) -> bool:
+    """Whether what has this name in the estate belongs to something that is open for a while only."""
+    return name.startswith(_FLEETING)
+
+
 class Store:
     """The place that the unit has with systemd. Nothing here raises: a mount is as good without, but for restarts."""
 
@@ -59,7 +65,7 @@ class Store:
 
     def keep(self, estate: Estate, *, whole: bool) -> bool:
         """Have it kept, instead of what was kept before; without open files unless `whole`. Whether that succeeded."""
-        held = {name: fd for name, fd in estate if whole or not name.startswith(_FLEETING)}
+        held = {name: fd for name, fd in estate if whole or not is_fleeting(name)}
         queues: list[socket.socket] = []
         try:
             queues += _pack(held)

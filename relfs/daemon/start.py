@@ -30,6 +30,8 @@ from relfs.daemon.preflight import (
     require_servable,
     take_daemon_lock,
 )
+from relfs.daemon.resume import resume
+from relfs.daemon.service import scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
@@ -82,7 +84,7 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = _begin(plan, foreground=foreground)
+        estate, ledger = _resumed(plan) or _begin(plan, foreground=foreground)
     except BaseException:
         ours.close()
         standby.kill()
@@ -94,6 +96,15 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
         return supervisor.run()
     finally:
         ledger.close()
+
+
+def _resumed(plan: Plan) -> tuple[Estate, Ledger] | None:
+    """The mount that was kept, with this process as its supervisor."""
+    found = resume(plan)
+    if found is not None:
+        raise_descriptor_limit()
+        _take_baton(found[0])
+    return found
 
 
 def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
@@ -112,7 +123,9 @@ def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
-    return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
+    within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
+    connection = connect(plan.mountpoint, _mount_options(plan), within=within)
+    return _settle(plan, deploy, lock, connection, foreground=foreground)
 
 
 def _mount_options(plan: Plan) -> list[str]:
@@ -147,7 +160,7 @@ def _settle(
 
 
 def _take_baton(estate: Estate) -> None:
-    """For as long as this process lives: nobody else has heard of it yet."""
+    """For as long as this process lives: there is nobody else who could."""
     own = os.open(f"/proc/self/fd/{estate['baton']}", os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

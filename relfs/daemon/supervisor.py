@@ -29,11 +29,12 @@ from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
 from relfs.daemon.command import start
+from relfs.daemon.fdstore import is_fleeting, store_of_unit
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
 from relfs.daemon.probe import Probe
-from relfs.daemon.service import notify
+from relfs.daemon.service import Watchdog, notify
 from relfs.daemon.session import load_session
 from relfs.errors import EXIT_FAILED, RelfsError, error_for
 from relfs.mountinfo import FSTYPE, mount_at
@@ -101,6 +102,10 @@ class Supervisor:
         self._leaving = False
         self._outcome: tuple[int, str] | None = None
         self._turn_due = 0.0
+        self._watchdog = Watchdog()
+        self._store = store_of_unit()
+        self._is_stored = True
+        self._is_left = False
 
     def run(self) -> int:
         """Keep the mount alive until it is unmounted; the exit status. Raises RelfsError if it cannot be brought up,
@@ -113,6 +118,8 @@ class Supervisor:
                 for key, _ in self._selector.select(self._pause()):
                     key.data()
                 self._turn()
+        if self._is_left:
+            return 0
         self._end()
         status, words = self._outcome
         if words:
@@ -144,6 +151,8 @@ class Supervisor:
         if late:
             self._forgive(now)
         self._watch(now)
+        self._watchdog.turn(self._answered)
+        self._store_estate()
 
     def _look_after(self, now: float) -> None:
         """See to it that there are a standby and a worker."""
@@ -367,6 +376,8 @@ class Supervisor:
     def _keep(self, each: _Process, name: str, fd: int) -> None:
         self._estate.put(name, fd)
         self._pass_on(each, "keep", fd, name=name)
+        if not is_fleeting(name):
+            self._change_store()
 
     def _pass_on(self, origin: _Process, kind: str, *fds: int, **values: object) -> None:
         """The standby holds what the supervisor does."""
@@ -375,6 +386,33 @@ class Supervisor:
             return
         with suppress(ConnectionError):
             standby.channel.send(kind, *fds, **values)
+
+    # ---- what outlives even the supervisor
+
+    def _change_store(self) -> None:
+        """The estate is not what was stored any more."""
+        self._is_stored = self._store is None
+
+    def _store_estate(self) -> None:
+        """For the case that everybody dies at once."""
+        if self._store is not None and self._served and not self._is_stored:
+            self._is_stored = True
+            self._store.keep(self._estate, whole=False)
+
+    def _leave_estate(self) -> None:
+        """End everybody, and leave the mount to whoever is started next: whatever asks for something waits for that."""
+        assert self._store is not None
+        self._finish(0)
+        for each in list(self._processes.values()):
+            if each.pidfd is not None:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
+                _has_ended(each.pidfd, _END_SECONDS)
+            self._lose(each)
+        self._end_probe()
+        self._is_left = self._store.keep(self._estate, whole=True)
+        if not self._is_left:
+            self._detach()
 
     # ---- asking the mount
 
@@ -430,12 +468,15 @@ class Supervisor:
 
     def _begin(self) -> None:
         self._served = True
+        self._change_store()
+        self._store_estate()
         notify("READY=1", f"STATUS={self._plan.mountpoint} is mounted", f"MAINPID={os.getpid()}")
         self._waiting.ready()
 
     def go_on(self) -> None:
         """The mount was served before this supervisor came."""
         self._served = True
+        self._change_store()
         notify(f"MAINPID={os.getpid()}")
 
     # ---- watching
@@ -496,6 +537,9 @@ class Supervisor:
     # ---- the end
 
     def _on_signal(self) -> None:
+        if self._store is not None and self._served and not self._leaving and self._store.restart_is_coming():
+            self._leave_estate()
+            return
         worker = self._processes.get("worker")
         self._leaving = True
         if worker is not None and worker.channel is not None:
@@ -537,6 +581,8 @@ class Supervisor:
     def _end(self) -> None:
         """Let everybody else end, and all that is held go."""
         notify("STOPPING=1")
+        if self._store is not None:
+            self._store.forget()
         self._end_probe()
         deadline = time.monotonic() + _END_SECONDS
         for each in self._processes.values():
