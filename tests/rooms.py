@@ -23,7 +23,7 @@ INSTALL = Path(__file__).resolve().parent.parent / "contrib/install-service"
 
 _SECONDS = 60
 _LOUD = re.compile(r"^\S+ \S+ (?:WARNING|ERROR|CRITICAL) .*$", re.MULTILINE)
-_OWN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 _FURNISH = """
 set -e
@@ -60,21 +60,26 @@ class Room:
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
-    def run(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the room with `more` in its environment; the caller looks at the status."""
+    def command(self, *command: str | Path) -> list[str]:
+        """What runs a command in the room; its environment is `ENVIRONMENT`."""
+        enter = ("nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--cgroup", "--")
+        return [*enter, *map(str, command)]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command in the room; the caller looks at the status."""
         return subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--cgroup", "--", *map(str, command)],
+            self.command(*command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env={"PATH": _OWN_PATH, "LC_ALL": "C.UTF-8", **more},
+            env=ENVIRONMENT,
             check=False,
             timeout=_SECONDS,
         )
 
-    def ok(self, *command: str | Path, **more: str) -> str:
+    def ok(self, *command: str | Path) -> str:
         """The same for what must succeed: its output."""
-        done = self.run(*command, **more)
+        done = self.run(*command)
         assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -131,12 +136,13 @@ mount -t tmpfs units /etc/systemd/system
 mkdir /run/units
 cd /usr/lib/systemd/system
 cp basic.target sysinit.target shutdown.target umount.target final.target exit.target systemd-exit.service \\
-    local-fs.target remote-fs.target multi-user.target system.slice /run/units 2>/dev/null || true
+    local-fs-pre.target local-fs.target remote-fs.target multi-user.target system.slice /run/units 2>/dev/null || true
 : >"$1"
 mount --bind "$1" /dev/console
 mount --make-rshared /
 echo ready
-exec env -i PATH="$PATH" container=room SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/units SYSTEMD_LOG_TARGET=console \\
+exec env -i PATH="$PATH" container=room SYSTEMD_LOG_TARGET=console \\
+    SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/generator:/run/units \\
     /lib/systemd/systemd --system --unit=basic.target </dev/null >/dev/null 2>&1
 """
 """The real one, as process 1 of the room's pid name space, with a cgroup of its own, and without the host's units."""

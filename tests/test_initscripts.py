@@ -43,6 +43,7 @@ def host(app: Path, tmp_path: Path) -> Iterator[Room]:
     furniture = tmp_path / "room"
     furniture.mkdir()
     with room(furniture) as made:
+        made.ok("mount", "-t", "tmpfs", "room", "/sys/fs/cgroup")  # OpenRC would make some of the real ones
         made.ok("cp", "-a", f"{_OTHER_INITS}/etc/.", "/etc")
         for name in ("usr/.", "lib", "sbin", "bin"):
             made.ok("cp", "-a", f"{_OTHER_INITS}/{name}", "/usr")
