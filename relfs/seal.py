@@ -46,10 +46,6 @@ class Sealer(Protocol):
     def unseal(self, name: str) -> bool:
         """Let release `name` be changed again. False: somebody keeps a part of the seal busy. Raises OSError."""
 
-    @property
-    def covered(self) -> frozenset[str]:
-        """What was sealed before there was this Sealer, and is not unsealed yet."""
-
 
 class Seals:
     """The seals of one mount.
@@ -71,11 +67,12 @@ class Seals:
         self._sealer: Sealer | None = None
         self._lock = threading.Lock()
 
-    def begin(self, sealer: Sealer, live: Iterable[Target]) -> None:
-        """Seal from now on. Raises OSError if what is live cannot be sealed."""
+    def begin(self, sealer: Sealer, live: Iterable[Target], left: frozenset[str] = frozenset()) -> None:
+        """Seal from now on. `left` was sealed by somebody else before, and still has to be unsealed. Raises OSError if
+        what is live cannot be sealed."""
         with self._lock:
             self._sealer = sealer
-            self.left |= sealer.covered
+            self.left |= left
         live = tuple(live)
         for target in live:
             self.prepare(target)

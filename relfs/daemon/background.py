@@ -1,7 +1,7 @@
 """Starting in the background: the command returns once the mount answers, with the status that this deserves.
 
-The mount's own processes are fresh ones (command.py), of a session of their own; the command waits at the end of a pipe.
-In the foreground there is nobody who waits, and the command itself becomes the first of them.
+The mount's own processes are fresh ones (command.py), of a session of their own; the command waits at the end of a
+pipe. In the foreground there is nobody who waits, and the command itself becomes the first of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _READY = b"ready"
 def run_in_foreground(plan: Plan) -> None:
     """Become the supervisor of the mount. Never returns. Raises OSError."""
     command = start_command("mount", as_text(plan), "")
-    os.execv(command[0], command)  # noqa: S606 (our own command, word for word)
+    os.execv(command[0], command)
 
 
 def run_in_background(plan: Plan) -> int:
@@ -47,7 +47,7 @@ def _be_supervisor(plan: Plan, writing: int) -> None:
             os.dup2(nowhere, fd)
         os.set_inheritable(writing, True)
         command = start_command("mount", as_text(plan), str(writing))
-        os.execv(command[0], command)  # noqa: S606
+        os.execv(command[0], command)
     except BaseException as error:
         os.write(writing, os.fsencode(f"{type(error).__name__}: {error}"))
     finally:

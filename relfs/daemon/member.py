@@ -1,21 +1,22 @@
-"""A worker or standby, as a member of the company that keeps one mount alive: its tie to the supervisor, and what it does
-when that dies.
+"""A worker or standby, as a member of the company that keeps one mount alive: its tie to the supervisor, and what it
+does when that dies.
 
 Succession
 ----------
 Some facts. The supervisor holds what the next worker needs; so does the standby, which is told of everything that the
 supervisor is. A lock of flock(2) belongs to an open file, and is gone with the last process that has it open; taking it
-is a system call that only one of many can succeed in. What was sent into a socket pair lives there as long as any process
-holds the pair.
+is a system call that only one of many can succeed in. What was sent into a socket pair lives there as long as any
+process holds the pair.
 
-The choice. Whoever has the lock of the baton is the supervisor; it gets the lock from whoever starts it, so that there is
-no moment in which two can have it. A member whose tie is cut leaves a new one in the inbox, a pair that everybody holds,
-where whoever is supervisor next finds it, and tries the lock at every turn until somebody has answered. The one that gets
-it starts a supervisor, and gives it all that it holds itself. The standby holds all; the worker knows only what was open
-when it was made, and what it opened since, which is all that matters too: but it has readers to serve, so it comes in
-only when the standby has had its chance.
+The choice. Whoever has the lock of the baton is the supervisor; it gets the lock from whoever starts it, so that there
+is no moment in which two can have it. A member whose tie is cut leaves a new one in the inbox, a pair that everybody
+holds, where whoever is supervisor next finds it, and tries the lock at every turn until somebody has answered. The one
+that gets it starts a supervisor, and gives it all that it holds itself. The standby holds all; the worker knows only
+what was open when it was made, and what it opened since, which is all that matters too: but it has readers to serve, so
+it comes in only when the standby has had its chance.
 
-A supervisor that is stopped (SIGSTOP, a debugger) watches over nobody. Its members cannot make it go on, so they end it.
+A supervisor that is stopped (SIGSTOP, a debugger) watches over nobody. Its members cannot make it go on, so they end
+it.
 """
 
 from __future__ import annotations

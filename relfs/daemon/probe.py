@@ -1,8 +1,8 @@
 """Asking the mount through its own front door, by a process that may hang for it.
 
-A thread that waits for an answer of a FUSE file system cannot be killed once its request was read, and its process keeps
-all descriptors until it is answered, the connection's among them: which is thus never ended, and the answer never comes. So
-who asks is a process that holds nothing.
+A thread that waits for an answer of a FUSE file system cannot be killed once its request was read, and its process
+keeps all descriptors until it is answered, the connection's among them: which is thus never ended, and the answer never
+comes. So who asks is a process that holds nothing.
 """
 
 from __future__ import annotations

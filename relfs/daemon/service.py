@@ -49,8 +49,8 @@ def scope_of_its_own(description: str) -> list[str]:
     return [command, *options, "--"]
 
 
-class Watchdog:
-    """What the manager waits for: a word at half of $WATCHDOG_USEC (sd_watchdog_enabled(3)). Whoever is the main
+class Heartbeat:
+    """What the manager's watchdog waits for: a word at half of $WATCHDOG_USEC (sd_watchdog_enabled(3)). Whoever is the main
     process now says it, so $WATCHDOG_PID is not looked at."""
 
     def __init__(self) -> None:

@@ -20,12 +20,14 @@ from relfs.survival.ledger import Ledger
 
 
 def run_standby(channel_fd: int) -> int:
-    """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is over."""
+    """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is
+    over."""
     import relfs.daemon.worker  # noqa: F401 (all that takes time, before it matters)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says when
     channel = channel_of(channel_fd)
+    channel.send("imported")
     estate = Estate()
     forks = take_in(estate, channel)
     gc.collect()

@@ -3,6 +3,7 @@ standby's part.
 
     mount     the supervisor of a new mount: looks whether it can be made, makes it, and goes on as its supervisor
     succeed   the supervisor of a mount whose supervisor has died (member.py)
+    resume    the supervisor that was there already, of another version (relfsctl reload)
     standby   see standby.py
 
 Order of `mount`: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
@@ -11,17 +12,18 @@ connection is made; whatever is wrong is said before anything is covered.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 
 from relfs.config import load_config
 from relfs.daemon.background import Answer
-from relfs.daemon.command import start
+from relfs.daemon.command import estate_of, start
 from relfs.daemon.gaveup import forget_giving_up
 from relfs.daemon.log import log_to_state, log_to_stderr
+from relfs.daemon.member import take_baton
 from relfs.daemon.plan import Plan, plan_of
 from relfs.daemon.preflight import (
     check_mountpoint,
@@ -30,7 +32,7 @@ from relfs.daemon.preflight import (
     require_servable,
     take_daemon_lock,
 )
-from relfs.daemon.resume import resume
+from relfs.daemon.restart import kept_mount
 from relfs.daemon.service import scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
@@ -40,12 +42,14 @@ from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
-from relfs.survival.channel import channel_of, pair
+from relfs.survival.channel import Channel, channel_of, pair
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
 
 _log = logging.getLogger(__name__)
+
+_STANDBY_SECONDS = 30.0
 
 
 def main() -> None:
@@ -84,13 +88,16 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = _resumed(plan) or _begin(plan, foreground=foreground)
+        estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
+        raise_descriptor_limit()
+        baton = take_baton(estate["baton"])
+        assert baton is not None, "nobody else has heard of it yet"
     except BaseException:
         ours.close()
         standby.kill()
         standby.wait()
         raise
-    supervisor = Supervisor(plan, estate, ledger, answer)
+    supervisor = Supervisor(plan, estate, ledger, baton, answer)
     supervisor.adopt_standby(standby, ours)
     try:
         return supervisor.run()
@@ -98,17 +105,8 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
         ledger.close()
 
 
-def _resumed(plan: Plan) -> tuple[Estate, Ledger] | None:
-    """The mount that was kept, with this process as its supervisor."""
-    found = resume(plan)
-    if found is not None:
-        raise_descriptor_limit()
-        _take_baton(found[0])
-    return found
-
-
-def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
-    """Mount, so that requests wait for somebody to answer them. Raises RelfsError."""
+def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, Ledger]:
+    """Mount, so that requests wait for somebody to answer them: not before there is somebody. Raises RelfsError."""
     clear_broken(plan)
     check_mountpoint(plan)
     aliases = () if plan.over else (plan.mountpoint,)
@@ -119,10 +117,10 @@ def _begin(plan: Plan, *, foreground: bool) -> tuple[Estate, Ledger]:
     else:
         log_to_state(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
-    raise_descriptor_limit()
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
+    select.select([standby], [], [], _STANDBY_SECONDS)
     within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
     connection = connect(plan.mountpoint, _mount_options(plan), within=within)
     return _settle(plan, deploy, lock, connection, foreground=foreground)
@@ -151,18 +149,11 @@ def _settle(
     }  # fmt: skip
     for name, fd in held.items():
         estate.put(name, fd)
-    _take_baton(estate)
     ledger = Ledger(memory)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
     session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
     store_session(ledger, session)
     return estate, ledger
-
-
-def _take_baton(estate: Estate) -> None:
-    """For as long as this process lives: there is nobody else who could."""
-    own = os.open(f"/proc/self/fd/{estate['baton']}", os.O_RDWR | os.O_CLOEXEC)
-    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _who(pid: int) -> Who:
@@ -173,18 +164,27 @@ def _who(pid: int) -> Who:
 # ---- succeed
 
 
-def _succeed(channel_fd: str, _baton: str) -> int:
-    """Be the next supervisor. The baton is inherited, locked, and stays open as long as this process lives."""
+def _succeed(channel_fd: str, baton: str) -> int:
+    """Be the next supervisor. The baton is inherited, locked."""
     channel = channel_of(int(channel_fd))
-    os.set_inheritable(int(_baton), False)
     estate = Estate()
     take_in(estate, channel)
     channel.close()
+    return _go_on(estate, int(baton), "the supervisor has died; process %d takes its place", logging.WARNING)
+
+
+def _resume(told: str, baton: str) -> int:
+    """Be the same supervisor, of another version."""
+    return _go_on(estate_of(int(told)), int(baton), "process %d is the new supervisor", logging.INFO)
+
+
+def _go_on(estate: Estate, baton: int, words: str, level: int) -> int:
+    os.set_inheritable(baton, False)
     ledger = Ledger(estate["ledger"])
     session = load_session(ledger)
     begin_logging(session, estate)
-    _log.warning("the supervisor has died; process %d takes its place", os.getpid())
-    supervisor = Supervisor(session.plan, estate, ledger, Answer(None))
+    _log.log(level, words, os.getpid())
+    supervisor = Supervisor(session.plan, estate, ledger, baton, Answer(None))
     supervisor.go_on()
     try:
         return supervisor.run()
@@ -199,4 +199,4 @@ def _standby(channel_fd: str) -> int:
     return run_standby(int(channel_fd))
 
 
-_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "standby": _standby}
+_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "resume": _resume, "standby": _standby}

@@ -4,8 +4,9 @@ Order for the first worker of a mount: the pointer is read, INIT is brokered, na
 release is sealed if that is asked for, the control socket listens; then the supervisor asks the mount through its own
 front door, and only if it answers is it ready. Requests that arrive meanwhile wait in the kernel; none fails.
 
-Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is asked
-for anything; then readers are served at once, with the release that was served; and the rest is made up leeway for.
+Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is
+asked for anything; then readers are served at once, with the release that was served; and the rest is made up leeway
+for.
 
 Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
 under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
@@ -62,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
+_RETIRE_SECONDS = 5.0
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -187,11 +189,11 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._ledger, pointer, changes, current, operations, self._init, handshake.caches_links,
+                self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
                 self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
-            nursery.start_soon(self._obey_supervisor, leave)
+            nursery.start_soon(self._obey_supervisor, changes, leave)
             try:
                 await handshake.broker()
                 await self._bring_up(nursery, mounted)
@@ -332,7 +334,8 @@ class _Mount:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
         live = (pointer.target,) if pointer.target is not None else ()
         try:
-            self._seals.begin(self._sealer(), live)
+            sealer = self._sealer()
+            self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
 
@@ -378,7 +381,7 @@ class _Mount:
                 return
             leave()
 
-    async def _obey_supervisor(self, leave: Callable[[], None]) -> None:
+    async def _obey_supervisor(self, changes: Changes, leave: Callable[[], None]) -> None:
         while True:
             for message in self._member.hear():
                 message.close()
@@ -387,12 +390,23 @@ class _Mount:
                     return
                 if message.kind == "leave":
                     leave()
+                elif message.kind == "retire":
+                    await self._retire(changes)
                 elif message.kind == "resend":
                     os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return
             await trio.lowlevel.wait_readable(self._member)
+
+    async def _retire(self, changes: Changes) -> None:
+        """Make room for a worker of another version, which finds all as a dead one would leave it; but what is being
+        changed is brought to its end, if that does not take too long."""
+        with trio.move_on_after(_RETIRE_SECONDS):
+            await changes.settle()
+        _log.info("process %d retires", os.getpid())
+        logging.shutdown()
+        os._exit(0)
 
     async def _notice_unmount(self, leave: Callable[[], None]) -> None:
         await until_unmounted(self._ledger.mounted)

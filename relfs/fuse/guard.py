@@ -77,11 +77,6 @@ class Guard:
         self._put(name, None)
         return True
 
-    @property
-    def covered(self) -> frozenset[str]:
-        """See Sealer."""
-        return frozenset()
-
     def _put(self, name: str, live: _Live | None) -> None:
         key = os.fsencode(name)
         with self._lock:

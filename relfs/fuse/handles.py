@@ -1,13 +1,13 @@
 """File handles: what is open through the mount, in a form that outlives the worker.
 
-Some facts. The kernel knows an open file by the number that we gave it, and goes on using that whoever answers. A file that
-was removed while it was open has no name by which another process could open it again; only a descriptor holds it. And a
-directory that is being listed is asked for by position, so what was listed must not change in between: `rm -r` removes what
-it has read so far, and asks for the rest.
+Some facts. The kernel knows an open file by the number that we gave it, and goes on using that whoever answers. A file
+that was removed while it was open has no name by which another process could open it again; only a descriptor holds it.
+And a directory that is being listed is asked for by position, so what was listed must not change in between: `rm -r`
+removes what it has read so far, and asks for the rest.
 
-The choice. A handle is the number of its record in the ledger; its descriptor, and the names that were listed (in a file of
-their own), are in the estate, which supervisor and standby hold as well, before the kernel is told. Should both have been
-killed just before, what has a name is opened by that again.
+The choice. A handle is the number of its record in the ledger; its descriptor, and the names that were listed (in a
+file of their own), are in the estate, which supervisor and standby hold as well, before the kernel is told. Should both
+have been killed just before, what has a name is opened by that again.
 """
 
 from __future__ import annotations

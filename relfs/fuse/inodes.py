@@ -37,10 +37,10 @@ comes by another name leads us to it again.
 
 The next worker
 ---------------
-What the table knows is written down in the ledger (relfs/survival/ledger.py) as it changes: for an inode, where it is. A
-worker that takes over begins with every inode let go of, and opens again what is asked for; what has no name any more,
-but is open, is found by its handle (fuse/passthrough.py). A nodeid that leads nowhere by then is not given to another
-inode, since the kernel may still have it.
+What the table knows is written down in the ledger (relfs/survival/ledger.py) as it changes: for an inode, where it is.
+A worker that takes over begins with every inode let go of, and opens again what is asked for; what has no name any
+more, but is open, is found by its handle (fuse/passthrough.py). A nodeid that leads nowhere by then is not given to
+another inode, since the kernel may still have it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Node:
     """
 
     __slots__ = (
-        "_table", "descriptor", "id", "key", "lookups", "noted", "opened", "pinned", "place", "record", "used", "volatile",
+        "_table", "descriptor", "id", "key", "lookups", "noted", "opened", "pinned", "place", "record", "used",
+        "volatile",
     )  # fmt: skip
 
     def __init__(self, table: InodeTable, nodeid: InodeT, fd: int | None, key: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Messages between the processes of one mount, with descriptors (unix(7), SCM_RIGHTS).
 
-A message is a JSON object in one datagram of a SOCK_SEQPACKET pair, so that it arrives whole or not at all. What is in a
-socket's queue lives as long as any process has the socket: a message to a process that has just died is not lost if
+A message is a JSON object in one datagram of a SOCK_SEQPACKET pair, so that it arrives whole or not at all. What is in
+a socket's queue lives as long as any process has the socket: a message to a process that has just died is not lost if
 somebody else holds its end too.
 """
 

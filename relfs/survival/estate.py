@@ -1,5 +1,5 @@
-"""The estate: the descriptors that must outlive whoever is killed, by name. Supervisor and standby hold all of them, so that
-either can die at any moment; what a worker opens, it gives them before it tells the kernel.
+"""The estate: the descriptors that must outlive whoever is killed, by name. Supervisor and standby hold all of them, so
+that either can die at any moment; what a worker opens, it gives them before it tells the kernel.
 
     connection         /dev/fuse, the very open file description: closing a clone would fail its requests
     guard              the socket whose closing, in all processes, makes fusermount3's helper detach the mount

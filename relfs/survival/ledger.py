@@ -1,4 +1,5 @@
-"""The ledger: what the next worker has to know, as the present one writes it down (memory.py says how that stays whole).
+"""The ledger: what the next worker has to know, as the present one writes it down (memory.py says how that stays
+whole).
 
     nodes      inodes of the covered file system that the kernel may ask for: nodeid, where it is, lookup count
     links      texts of `current` that the kernel may have cached, by nodeid
@@ -104,6 +105,7 @@ class Ledger:
         self.session = Cell(memory, _SESSION_AREA)
         self.reply = Cell(memory, _REPLY_AREA)
         self.attached = Cell(memory, _ATTACHED_AREA)
+        self.reload = Cell(memory, _RELOAD_AREA)
         self.served = Cell(memory, _SERVED_AREA)
         self.seals = Cell(memory, _SEALS_AREA)
         self.replacements = Cell(memory, _REPLACEMENTS_AREA)
@@ -231,7 +233,8 @@ _HEAD_AREA = area(None, 4096)
 _SESSION_AREA = area(_HEAD_AREA, 1 << 20)
 _REPLY_AREA = area(_SESSION_AREA, 1 << 14)
 _ATTACHED_AREA = area(_REPLY_AREA, 1 << 16)
-_SERVED_AREA = area(_ATTACHED_AREA, 1 << 16)
+_RELOAD_AREA = area(_ATTACHED_AREA, 1 << 16)
+_SERVED_AREA = area(_RELOAD_AREA, 1 << 16)
 _SEALS_AREA = area(_SERVED_AREA, 1 << 20)
 _REPLACEMENTS_AREA = area(_SEALS_AREA, 1 << 26)
 _ERRAND_AREA = area(_REPLACEMENTS_AREA, Slots.room(ERRAND_MAX, _ERRANDS))

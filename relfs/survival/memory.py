@@ -6,12 +6,12 @@ Some facts. What a process has stored into a shared mapping is there for the nex
 stored, even if the first was killed between two instructions (SIGKILL stops it, and undoes nothing). An aligned word of
 eight bytes is stored by one instruction on all machines that relfs runs on; anything longer may be found half written.
 
-The consequence. There is no need for a log, whose compaction would have readers wait. What is needed is that each change
-takes effect with one word.
+The consequence. There is no need for a log, whose compaction would have readers wait. What is needed is that each
+change takes effect with one word.
 
-The choice. A record (Slots) has a word in front of it that says whether it is there: it is written first, and said to be
-there afterwards. A value that is replaced (Cell) is written beside the old one, and then a word says which of the two
-counts. A number is a word. Nobody but the present worker writes, so there are no locks.
+The choice. A record (Slots) has a word in front of it that says whether it is there: it is written first, and said to
+be there afterwards. A value that is replaced (Cell) is written beside the old one, and then a word says which of the
+two counts. A number is a word. Nobody but the present worker writes, so there are no locks.
 
 The memory is far larger than what is used, and none of it exists before it is written to (memfd_create(2) makes sparse
 files), so nothing ever has to be moved to make room.

@@ -22,7 +22,7 @@ _NEEDED = ("connection", "guard", "watch", "lock", "deploy", "state", "ledger", 
 _log = logging.getLogger(__name__)
 
 
-def resume(plan: Plan) -> tuple[Estate, Ledger] | None:
+def kept_mount(plan: Plan) -> tuple[Estate, Ledger] | None:
     """What is kept of the mount that `plan` asks for, if anything. Logs to where that mount does, then."""
     estate = _inherited()
     if estate is None:
