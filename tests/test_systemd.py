@@ -31,6 +31,8 @@ while not select.select([0], [], [], 0)[0]:
 print(reads, failures)
 """
 
+_AS_WWW_DATA = "setpriv --reuid=www-data --regid=www-data --clear-groups"
+
 _EARLY = """
 [Service]
 ExecStart=/bin/sleep infinity
@@ -246,7 +248,7 @@ def test_a_restart_with_other_options_mounts_anew(host: Room, unit: Unit) -> Non
     assert host.ok("cat", unit.app / "current/index.html") == "40"
 
 
-def test_a_restart_after_an_unmount_mounts_anew(host: Room, unit: Unit) -> None:
+def test_a_restart_after_an_unmount_mounts_anew(unit: Unit) -> None:
     unit.configure("ExecStopPost=/bin/umount -i -l ${RELFS_PATH}")
     unit.systemctl("start")
     mount = unit.mount_id()
@@ -282,6 +284,17 @@ def test_unmounting_by_hand_ends_the_service(host: Room, unit: Unit) -> None:
     assert not host.mounted(unit.app)
 
 
+def test_reload_is_no_restart(unit: Unit) -> None:
+    unit.systemctl("start")
+    mount, main, before = unit.mount_id(), unit.shows("MainPID"), unit.processes()
+    unit.systemctl("reload")
+    assert unit.mount_id() == mount
+    wait_for(lambda: before & unit.processes() <= {int(main)}, "all processes but the supervisor's are new")
+    wait_for(lambda: unit.shows("NFileDescriptorStore") == "1", "the new supervisor has the mount kept")
+    unit.systemctl("restart")
+    assert unit.mount_id() == mount
+
+
 # ---- what it may do
 
 
@@ -302,7 +315,7 @@ def test_restrictions_hold_and_forbid_nothing_that_is_needed(host: Room, unit: U
     for words in (
         ("touch", top),
         ("chown", "www-data:www-data", top),
-        ("setpriv", "--reuid=33", "--regid=33", "--clear-groups", "sh", "-c", f"echo theirs >'{top}'"),
+        ("sh", "-c", f"cd '{unit.app}' && exec {_AS_WWW_DATA} sh -c 'echo theirs >top'"),
         ("setcap", "cap_net_bind_service=ep", top),
         ("setfattr", "-n", "trusted.x", "-v", "1", top),
         ("mkfifo", f"{top}.fifo"),

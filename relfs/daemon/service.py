@@ -50,8 +50,8 @@ def scope_of_its_own(description: str) -> list[str]:
 
 
 class Heartbeat:
-    """What the manager's watchdog waits for: a word at half of $WATCHDOG_USEC (sd_watchdog_enabled(3)). Whoever is the main
-    process now says it, so $WATCHDOG_PID is not looked at."""
+    """What the manager's watchdog waits for: a word at half of $WATCHDOG_USEC (sd_watchdog_enabled(3)). Whoever is the
+    main process now says it, so $WATCHDOG_PID is not looked at."""
 
     def __init__(self) -> None:
         microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -422,6 +422,7 @@ class Supervisor:
         assert self._store is not None
         _log.info("%s is left to the next start", self._plan.mountpoint)
         self._finish(0)
+        self._reload = None
         self._watchdog.close()
         for each in list(self._processes.values()):
             if each.pidfd is not None:
