@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
-from relfs.daemon.command import become, start
+from relfs.daemon.command import ENDING, become, start
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.fdstore import is_fleeting, store_of_unit
 from relfs.daemon.gaveup import note_giving_up
@@ -693,11 +693,12 @@ class _signals:  # noqa: N801 (a context manager, named like a function)
 
     def __enter__(self) -> None:
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
                 signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self._selector.register(self._reading, selectors.EVENT_READ, self._noticed)
 
     def _noticed(self) -> None:
