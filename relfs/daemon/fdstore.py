@@ -30,7 +30,6 @@ import array
 import json
 import logging
 import os
-import select
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from contextlib import suppress
 
 from relfs.daemon.service import UNIT, send
 from relfs.errors import reason
+from relfs.survival.channel import until_readable
 from relfs.survival.estate import Estate
 
 _NAME = "relfs"
@@ -216,6 +216,6 @@ def _is_settled() -> bool:
     finally:
         os.close(writing)
     try:
-        return bool(select.select([reading], [], [], _SECONDS)[0])
+        return until_readable(reading, _SECONDS)
     finally:
         os.close(reading)

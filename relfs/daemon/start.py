@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
 from collections.abc import Callable
 
@@ -42,7 +41,7 @@ from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
-from relfs.survival.channel import Channel, channel_of, pair
+from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
@@ -120,7 +119,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
-    select.select([standby], [], [], _STANDBY_SECONDS)
+    until_readable(standby, _STANDBY_SECONDS)
     within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
     connection = connect(plan.mountpoint, _mount_options(plan), within=within)
     return _settle(plan, deploy, lock, connection, foreground=foreground)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import selectors
 import signal
 import subprocess
@@ -41,7 +40,7 @@ from relfs.errors import EXIT_FAILED, RelfsError, error_for
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
 from relfs.processes import process, state_of
-from relfs.survival.channel import Channel, Message, channel_of, pair
+from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 
@@ -670,7 +669,7 @@ class Supervisor:
 
 
 def _has_ended(pidfd: int, seconds: float) -> bool:
-    return bool(select.select([pidfd], [], [], max(seconds, 0))[0])
+    return until_readable(pidfd, seconds)
 
 
 def _pidfd_of(who: Who) -> int | None:
