@@ -10,7 +10,7 @@ import logging
 
 from relfs.daemon.fdstore import inherited, store_of_unit
 from relfs.daemon.plan import Plan
-from relfs.daemon.session import begin_logging, load_session
+from relfs.daemon.session import load_session
 from relfs.errors import RelfsError, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
@@ -23,17 +23,17 @@ _log = logging.getLogger(__name__)
 
 
 def kept_mount(plan: Plan) -> tuple[Estate, Ledger] | None:
-    """What is kept of the mount that `plan` asks for, if anything. Logs to where that mount does, then."""
+    """What is kept of the mount that `plan` asks for, if anything."""
     estate = _inherited()
     if estate is None:
         return None
     try:
-        ledger = _adoptable(estate, plan)
-    except (RelfsError, ValueError, OSError) as error:
+        ledger = _ledger_of(estate)
+        _check(ledger, plan)
+    except (RelfsError, ValueError) as error:
         _log.info("%s: the mount that was kept is not taken over: %s", plan.mountpoint, error)
         _let_go(estate)
         return None
-    begin_logging(load_session(ledger), estate)
     _log.info("%s: goes on, with the mount that was kept", plan.mountpoint)
     return estate, ledger
 
@@ -47,46 +47,37 @@ def _inherited() -> Estate | None:
         return None
 
 
-def _adoptable(estate: Estate, plan: Plan) -> Ledger:
-    """Raises RelfsError or ValueError if it is not what is asked for, or cannot be gone on with."""
+def _ledger_of(estate: Estate) -> Ledger:
+    """Raises RelfsError if something is missing, ValueError if another version has written it."""
     missing = [name for name in _NEEDED if name not in estate]
     if missing:
         raise RelfsError(f"it lacks {', '.join(missing)}")
-    ledger = Ledger(estate["ledger"])
-    try:
-        _check(ledger, plan)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
+    return Ledger(estate["ledger"])
 
 
 def _check(ledger: Ledger, plan: Plan) -> None:
+    """Raises RelfsError if it is not what is asked for, or is not there."""
     if load_session(ledger).plan != plan:
         raise RelfsError("something else is asked for now")
-    found = mount_at(plan.mountpoint)
-    if found is None or found.fstype != FSTYPE or found.id != ledger.mounted:
+    if not _is_there(ledger):
         raise RelfsError("it was unmounted")
 
 
+def _is_there(ledger: Ledger) -> bool:
+    found = mount_at(load_session(ledger).plan.mountpoint)
+    return found is not None and found.fstype == FSTYPE and found.id == ledger.mounted
+
+
 def _let_go(estate: Estate) -> None:
-    """Take the mount away, if it is there, and have its guards end."""
-    if "ledger" in estate:
-        _detach(estate["ledger"])
+    """Take the mount away, if it is there. Its guards would do so; but it shall not be in our way."""
+    try:
+        ledger = _ledger_of(estate)
+        if _is_there(ledger):
+            detach(load_session(ledger).plan.mountpoint)
+    except (RelfsError, ValueError) as error:
+        _log.info("%s", error)
     estate.close()
     _forget()
-
-
-def _detach(memory: int) -> None:
-    try:
-        ledger = Ledger(memory)
-    except (ValueError, OSError):
-        return  # the guards know which mount it is
-    where, number = load_session(ledger).plan.mountpoint, ledger.mounted
-    ledger.close()
-    found = mount_at(where)
-    if found is not None and found.id == number:
-        detach(where)
 
 
 def _forget() -> None:

@@ -83,12 +83,14 @@ def _mount(plan: str, answer_fd: str) -> int:
 
 
 def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
+    if foreground:
+        log_to_stderr()
     ours, theirs = pair()
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
         raise_descriptor_limit()
+        estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
         baton = take_baton(estate["baton"])
         assert baton is not None, "nobody else has heard of it yet"
     except BaseException:
@@ -108,9 +110,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     aliases = () if plan.over else (plan.mountpoint,)
     deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
     assert deploy.state_fd is not None
-    if foreground:
-        log_to_stderr()
-    else:
+    if not foreground:
         log_to_state(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
     lock = take_daemon_lock(plan, deploy.state_fd)
