@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,15 @@ class Room:
 
 
 @contextmanager
-def room(directory: Path, init: str = IDLE, arguments: Sequence[str | Path] = ()) -> Iterator[Room]:
+def room(
+    directory: Path, init: str = IDLE, arguments: Sequence[str | Path] = (), within: Sequence[str | Path] = ()
+) -> Iterator[Room]:
     """A room until the end of the block, furnished in the empty `directory`. `init` is a bash(1) script, run with
-    `arguments` once all is in place; it prints "ready" when the room can be used."""
+    `arguments` once all is in place; it prints "ready" when the room can be used. `within` is a command that becomes
+    the one that makes the room."""
     process = subprocess.Popen(
         [
+            *within,
             "unshare", "--mount", "--pid", "--uts", "--cgroup", "--propagation", "slave", "--fork", "--kill-child",
             "bash", "-c", _FURNISH + init, "room", str(directory), sys.executable, *map(str, arguments),
         ],
@@ -151,24 +156,22 @@ exec env -i PATH="$PATH" container=room SYSTEMD_LOG_TARGET=console \\
 @contextmanager
 def systemd_room(directory: Path) -> Iterator[Room]:
     """A room in which systemd has booted; what it says is in `directory`/console."""
-    with _own_cgroup(), room(directory / "room", _BOOT, [directory / "console"]) as made:
-        wait_for(lambda: made.run("systemctl", "is-active", "basic.target").returncode == 0, "systemd boots")
-        yield made
+    with _cgroup() as own:
+        joining = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', own)
+        with room(directory / "room", _BOOT, [directory / "console"], within=joining) as made:
+            wait_for(lambda: made.run("systemctl", "is-active", "basic.target").returncode == 0, "systemd boots")
+            yield made
 
 
 @contextmanager
-def _own_cgroup() -> Iterator[None]:
-    """This process, and so what it starts, is in a new cgroup for the length of the block."""
+def _cgroup() -> Iterator[Path]:
+    """A new cgroup, for the length of the block."""
     top = next((mount.target for mount in mounts() if mount.fstype == "cgroup2"), None)
     assert top is not None, "systemd is tested in a cgroup (version 2) of its own, and none is mounted here"
-    mine = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    own = Path(top, f"relfs-test-{os.getpid()}")
-    own.mkdir()
-    (own / "cgroup.procs").write_text("0")
+    own = Path(tempfile.mkdtemp(prefix="relfs-test-", dir=top))
     try:
-        yield
+        yield own
     finally:
-        Path(f"{top}{mine}/cgroup.procs").write_text("0")
         wait_for(lambda: "populated 0" in (own / "cgroup.events").read_text(), "the room's cgroup is empty")
         for each in sorted([own, *own.rglob("*/")], reverse=True):
             each.rmdir()

@@ -14,6 +14,8 @@ from mounting import wait_for
 from rooms import ENVIRONMENT, INSTALL, Room, loud_lines, systemd_room
 from sandbox import link_of, make_app
 
+from relfs.processes import state_of
+
 _SUCCESSION = "the supervisor has died"
 
 _READER = """
@@ -150,6 +152,21 @@ def test_stop_uncovers_the_real_link_and_leaves_nothing(host: Room, unit: Unit) 
     assert unit.shows("NFileDescriptorStore") == "0"
     wait_for(lambda: str(unit.app) not in _guards(host), "the guards end")
     assert link_of(unit.app) == "releases/41"
+
+
+def test_shutdown_waits_for_nobody(app: Path, tmp_path: Path) -> None:
+    """The guards get no signal: they end as soon as the service has."""
+    (tmp_path / "room").mkdir()
+    with systemd_room(tmp_path) as host:
+        host.ok(INSTALL, "--init", "systemd", "--bin", "/usr/local/bin")
+        unit = Unit(host, app, tmp_path / "log")
+        unit.configure()
+        unit.systemctl("start")
+        host.ok("systemctl", "--no-block", "exit")
+        wait_for(lambda: state_of(host.pid) in ("", "Z"), "systemd ends")
+    assert "is being unmounted" in unit.log.read_text()
+    assert "timed out" not in (tmp_path / "console").read_text()
+    assert not loud_lines(unit.log)
 
 
 def test_boot_mounts_before_the_web_server_starts(host: Room, unit: Unit) -> None:
