@@ -255,6 +255,25 @@ def test_a_restart_keeps_open_files_that_have_no_name(host: Room, unit: Unit) ->
     assert out == "before and after\n"
 
 
+def test_killing_all_keeps_open_files_that_have_a_name(host: Room, unit: Unit) -> None:
+    """Their descriptors are lost, and they are opened again, by the way that leads there through relfs."""
+    unit.configure("Environment=RELFS_OPTIONS=--no-bind")
+    unit.systemctl("start")
+    program = (
+        "import sys\n"
+        "file = open(sys.argv[1])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(file.read())\n"
+    )
+    reading = host.command("python3", "-c", program, unit.app / "current/index.html")
+    with subprocess.Popen(reading, stdin=-1, stdout=-1, text=True, env=ENVIRONMENT) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        unit.kill("KILL", "all")
+        out, _ = reader.communicate("go on\n")
+    assert out == "40\n"
+
+
 def test_a_restart_with_other_options_mounts_anew(host: Room, unit: Unit) -> None:
     unit.systemctl("start")
     unit.configure("Environment=RELFS_OPTIONS=-o\\x20noatime")
