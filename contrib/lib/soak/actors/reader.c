@@ -92,10 +92,12 @@ static void read_once(const char *path, struct run *run) {
     int wrong = read_word(path, seen) < 0 ? errno : 0;
     at.to = now();
     latency[bucket_of(at.to - at.from)]++;
-    if (wrong)
+    if (wrong) {
         printf("{\"failed\": \"%s\", \"at\": [%.9f, %.9f]}\n", strerrorname_np(wrong), at.from, at.to);
-    else
+        fflush(stdout);
+    } else {
         count(run, seen, at);
+    }
     if (at.to - at.from > SLOW)
         printf("{\"slow\": [%.9f, %.9f]}\n", at.from, at.to);
 }
