@@ -1,0 +1,55 @@
+"""Everything of relfs is dead at once, or cannot be kept alive: then the real symlink serves, and relfs starts again.
+
+The site is contrib/soak's: its relfs runs in the background, as users have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounting import wait_for
+from soak.killall import kill_all
+from soak.site import FIRST, Site, new_site
+
+from relfs.mountinfo import mounts
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with new_site(tmp_path, {}) as made:
+        yield made
+
+
+def _mounted(site: Site) -> int:
+    return sum(1 for mount in mounts() if f"{mount.target}/".startswith(f"{site.app}/"))
+
+
+def test_all_die_at_once_and_the_real_link_serves(tmp_path: Path) -> None:
+    """How long it takes until it does is for contrib/soak to tell."""
+    deaths = kill_all(3, tmp_path, {}, lambda _line: None)
+    assert deaths.rounds == 3
+    broken = [verdict for verdict in deaths.verdicts if not verdict.kept and "second" not in verdict.promise]
+    assert not broken
+
+
+def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
+    """Whoever would have detached it is dead, too."""
+    site.mount()
+    before = _mounted(site)
+    for pid in (*site.helpers(), *site.processes()):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not site.processes(), "all are dead")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        os.stat(site.app)
+    site.mount()
+    assert site.page.read_text().strip() == FIRST
+    assert _mounted(site) == before
+    site.ctl("switch", "2")
+    site.unmount()
+    assert _mounted(site) == 0
+    assert site.page.read_text().strip() == "2"

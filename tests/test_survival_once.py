@@ -1,0 +1,92 @@
+"""What a worker has carried out, and dies before it has answered, is not done twice: the kernel asks the next one again
+(FUSE_NOTIFY_RESEND), and that has to know. Each change is held at exactly that moment (held.py).
+
+What is right is what the same change does to a plain directory. So a change that is lost is found, too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from crew import strike, whole
+from held import held_after
+from mounting import Mount, wait_for
+from served import SPECIAL
+from sidebyside import tree
+
+
+@dataclass(frozen=True)
+class Change:
+    """Python for the change, and the system call that carries it out: call number `when` that is about `path`."""
+
+    program: str
+    calls: str
+    path: str = "new"
+    when: int = 1
+
+
+_CREATE = 2
+"""Before it asks for a file to be made, the kernel looks the name up, which opens it."""
+
+_CHANGES = {
+    "mkdir": Change("os.mkdir('new')", "mkdir,mkdirat"),
+    "rmdir": Change("os.rmdir('directory')", "rmdir,unlinkat", "directory"),
+    "create": Change("os.write(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY), b'x')", "openat", when=_CREATE),
+    "mknod": Change("os.mkfifo('new')", "mknod,mknodat"),
+    "symlink": Change("os.symlink('file', 'new')", "symlink,symlinkat"),
+    "link": Change("os.link('file', 'new')", "link,linkat"),
+    "unlink": Change("os.unlink('file')", "unlink,unlinkat", "file"),
+    "rename": Change("os.rename('file', 'new')", "rename,renameat,renameat2"),
+    "rename over": Change("os.rename('file', 'other')", "rename,renameat,renameat2", "other"),
+    "append": Change("os.write(os.open('file', os.O_WRONLY | os.O_APPEND), b'more')", "write,pwrite64", "{app}/file"),
+    "write": Change("os.write(os.open('file', os.O_WRONLY), b'more')", "write,pwrite64", "{app}/file"),
+    "truncate": Change("os.truncate('file', 2)", "truncate,ftruncate", "{app}/file"),
+}
+
+
+def _fill(directory: Path) -> None:
+    (directory / "file").write_text("content")
+    (directory / "other").write_text("other")
+    (directory / "directory").mkdir()
+
+
+def _run(program: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", f"import os\n{program}"], cwd=cwd, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def covered(app: Path) -> Iterator[Path]:
+    """The deploy path as it is below the mount, and stays."""
+    fd = os.open(app, os.O_RDONLY | os.O_DIRECTORY)
+    yield Path(f"/proc/self/fd/{fd}")
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_a_change_that_is_not_answered_is_not_done_twice(
+    app: Path, covered: Path, mount: Mount, tmp_path: Path, name: str
+) -> None:
+    change, plain = _CHANGES[name], tmp_path / "plain"
+    plain.mkdir()
+    for directory in (plain, app):
+        _fill(directory)
+    assert _run(change.program, plain).wait(60) == 0
+    worker = whole(mount).worker
+    assert worker is not None
+    with held_after(worker, change.calls, change.path.format(app=app), when=change.when):
+        process = _run(change.program, app)
+        wait_for(lambda: tree(covered, SPECIAL) == tree(plain), "it is carried out")
+        assert process.poll() is None, "it is not answered"
+        gone = strike(mount, "worker")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert tree(app, SPECIAL) == tree(plain)
+    whole(mount, gone)
