@@ -7,14 +7,17 @@ What is right is what the same change does to a plain directory. So a change tha
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from crew import strike, whole
+from clients import running
+from crew import expect_deaths, whole
 from held import held_after
 from mounting import Mount, wait_for
 from served import SPECIAL
@@ -34,19 +37,21 @@ class Change:
 _CREATE = 2
 """Before it asks for a file to be made, the kernel looks the name up, which opens it."""
 
+_RENAME = "rename,renameat,renameat2"
+
 _CHANGES = {
     "mkdir": Change("os.mkdir('new')", "mkdir,mkdirat"),
     "rmdir": Change("os.rmdir('directory')", "rmdir,unlinkat", "directory"),
-    "create": Change("os.write(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY), b'x')", "openat", when=_CREATE),
+    "create": Change("os.fsync(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY))", "openat", when=_CREATE),
     "mknod": Change("os.mkfifo('new')", "mknod,mknodat"),
     "symlink": Change("os.symlink('file', 'new')", "symlink,symlinkat"),
     "link": Change("os.link('file', 'new')", "link,linkat"),
     "unlink": Change("os.unlink('file')", "unlink,unlinkat", "file"),
-    "rename": Change("os.rename('file', 'new')", "rename,renameat,renameat2"),
-    "rename over": Change("os.rename('file', 'other')", "rename,renameat,renameat2", "other"),
+    "rename": Change("os.rename('file', 'new')", _RENAME),
+    "rename over": Change("os.rename('file', 'other')", _RENAME, "other"),
     "append": Change("os.write(os.open('file', os.O_WRONLY | os.O_APPEND), b'more')", "write,pwrite64", "{app}/file"),
     "write": Change("os.write(os.open('file', os.O_WRONLY), b'more')", "write,pwrite64", "{app}/file"),
-    "truncate": Change("os.truncate('file', 2)", "truncate,ftruncate", "{app}/file"),
+    "truncate": Change("os.ftruncate(os.open('file', os.O_WRONLY), 2)", "ftruncate", "{app}/file"),
 }
 
 
@@ -70,6 +75,18 @@ def covered(app: Path) -> Iterator[Path]:
     os.close(fd)
 
 
+@contextmanager
+def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iterator[None]:
+    """The worker is held after that call, and at the end of this killed there; another one serves then."""
+    worker = whole(mount).worker
+    assert worker is not None
+    expect_deaths(mount)
+    with held_after(worker, calls, path, when=when):
+        yield
+        os.kill(worker, signal.SIGKILL)
+    whole(mount, gone=(worker,))
+
+
 @pytest.mark.parametrize("name", _CHANGES)
 def test_a_change_that_is_not_answered_is_not_done_twice(
     app: Path, covered: Path, mount: Mount, tmp_path: Path, name: str
@@ -79,14 +96,35 @@ def test_a_change_that_is_not_answered_is_not_done_twice(
     for directory in (plain, app):
         _fill(directory)
     assert _run(change.program, plain).wait(60) == 0
-    worker = whole(mount).worker
-    assert worker is not None
-    with held_after(worker, change.calls, change.path.format(app=app), when=change.when):
+    with _killed_after(mount, change.calls, change.path.format(app=app), when=change.when):
         process = _run(change.program, app)
         wait_for(lambda: tree(covered, SPECIAL) == tree(plain), "it is carried out")
         assert process.poll() is None, "it is not answered"
-        gone = strike(mount, "worker")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert tree(app, SPECIAL) == tree(plain)
-    whole(mount, gone)
+
+
+def test_a_switch_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
+    """The link on the disk is made, and nobody has been told: not the memory, not the kernel, not the journal."""
+    with ExitStack() as clients:
+        with _killed_after(mount, _RENAME, "current"):
+            client = clients.enter_context(running("-C", mount.app, "switch", "41"))
+            wait_for(lambda: os.readlink(covered / "current") == "releases/41", "it is carried out")
+        _assert_switched_once(mount, client)
+
+
+def test_a_tools_swap_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
+    with _killed_after(mount, _RENAME, "current"):
+        tool = _run("os.unlink('current'); os.symlink('releases/41', 'current')", mount.app)
+        wait_for(lambda: os.readlink(covered / "current") == "releases/41", "it is carried out")
+    _assert_switched_once(mount, tool)
+
+
+def _assert_switched_once(mount: Mount, client: subprocess.Popen[str]) -> None:
+    _, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == (0, "")
+    assert (mount.app / "current/index.html").read_text() == "41"
+    events = [event for event in mount.journal() if event["action"] != "adopt"]
+    assert [(event["action"], event["release"]) for event in events] == [("switch", "41")]
+    assert events[0]["outcome"] in ("done", "recovered")

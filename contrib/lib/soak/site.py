@@ -29,6 +29,7 @@ FIRST = "1"
 
 _BIN = Path(sys.prefix) / "bin"
 _MARKER = "RELFS_SOAK"
+_HELPER = "fusermount3"
 _GRACE = 60
 _ANSWER_SECONDS = 1.0
 _POLL_SECONDS = 0.01
@@ -116,17 +117,16 @@ class Site:
 
     def processes(self) -> list[int]:
         """All of relfs that serves this site, without fusermount3, which is not relfs's."""
-        return [pid for pid in _all_pids() if self._is_ours(pid) and _name(pid) != "fusermount3"]
+        return [pid for pid in _all_pids() if self._is_marked(pid) and _name(pid) != _HELPER]
 
     def helpers(self) -> list[int]:
-        """Each fusermount3 that waits to detach the mount."""
-        return [pid for pid in _all_pids() if self._is_ours(pid) and _name(pid) == "fusermount3"]
+        """Each fusermount3 that waits to detach the mount; it has an environment of its own."""
+        wanted = os.fsencode(self.app)
+        return [pid for pid in _all_pids() if _name(pid) == _HELPER and wanted in _read(pid, "cmdline").split(b"\0")]
 
-    def _is_ours(self, pid: int) -> bool:
+    def _is_marked(self, pid: int) -> bool:
         wanted = f"{_MARKER}={self.variables[_MARKER]}".encode()
-        with suppress(OSError):
-            return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and _state(pid) != "Z"
-        return False
+        return wanted in _read(pid, "environ").split(b"\0") and _state(pid) != "Z"
 
     def is_mounted(self) -> bool:
         return any(mount.target == str(self.app) and mount.fstype == "fuse.relfs" for mount in mounts())
@@ -200,13 +200,18 @@ def _all_pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """Name and state (proc(5), stat); the name may hold anything."""
+def _read(pid: int, name: str) -> bytes:
+    """A file of proc(5); empty if the process has ended."""
     try:
-        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
-        return "", "X"
-    return before.partition("(")[2], after.split()[0]
+        return b""
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Name and state; the name may hold anything. State X: it has ended."""
+    before, _, after = os.fsdecode(_read(pid, "stat")).rpartition(")")
+    return (before.partition("(")[2], after.split()[0]) if after else ("", "X")
 
 
 def _name(pid: int) -> str:
