@@ -53,3 +53,13 @@ def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
     site.unmount()
     assert _mounted(site) == 0
     assert site.page.read_text().strip() == "2"
+
+
+def test_giving_up_uncovers_the_real_link_and_says_so(tmp_path: Path, mounts: Mounts) -> None:
+    """relfs was removed while it ran: nobody can take the place of who dies. Rather than a mount that does not answer,
+    there is none."""
+    app = make_app(tmp_path / "app")
+    lost = tmp_path / "lost"
+    shutil.copytree(Path(relfs.__file__).parent, lost / "relfs")
+    mount = mounts.start(app, command=lambda *words: relfs_command(*words), root=lost)
+    assert mount.relfsctl("switch", "41").returncode == 0

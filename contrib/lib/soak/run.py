@@ -31,6 +31,7 @@ _WARM_UP = 0.1
 """This share of the blows is dealt before the first look at what is held."""
 
 _QUIET_SECONDS = 30.0
+_SETTLED_SECONDS = 2.0
 _STALLS_SHOWN = 10
 
 
@@ -126,11 +127,12 @@ class _Reign:
         time.sleep(max(0.0, begin + self._order.seconds - time.monotonic()))
 
     def _look(self) -> Vitals:
-        """Once all that relfs keeps running is there, and nothing of what it has replaced."""
+        """Once all that relfs keeps running is there, and nobody comes or goes any more."""
         self._site.wait_for_pids(lambda pids: len(pids.alive()) == 3, _QUIET_SECONDS)
-        end = time.monotonic() + _QUIET_SECONDS
-        while len(self._site.processes()) > 3 and time.monotonic() < end:
-            time.sleep(0.05)
+        before, after = [0], self._site.processes()
+        while before != after:
+            time.sleep(_SETTLED_SECONDS)
+            before, after = after, self._site.processes()
         return look(self._site)
 
     def verdicts(self) -> tuple[Verdict, ...]:
