@@ -45,10 +45,10 @@ def test_all_die_at_once_and_the_real_link_serves(tmp_path: Path) -> None:
 
 
 def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
-    """Whoever would have detached it is dead, too."""
+    """The guards, who would have detached it, are dead, too."""
     site.mount()
     before = _mounted(site)
-    for pid in (*site.helpers(), *site.processes()):
+    for pid in (*site.guards(), *site.processes()):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not site.processes(), "all are dead")
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):

@@ -27,9 +27,9 @@ from soak.actors.switcher import RELEASES
 FIRST = "1"
 """The release that is current at first."""
 
+_PYTHON = os.path.realpath(sys.executable)
 _BIN = Path(sys.prefix) / "bin"
 _MARKER = "RELFS_SOAK"
-_HELPER = "fusermount3"
 _GRACE = 60
 _ANSWER_SECONDS = 1.0
 _POLL_SECONDS = 0.01
@@ -116,13 +116,12 @@ class Site:
         return pids
 
     def processes(self) -> list[int]:
-        """All of relfs that serves this site, without fusermount3, which is not relfs's."""
-        return [pid for pid in _all_pids() if self._is_marked(pid) and _name(pid) != _HELPER]
+        """All of relfs that serves this site."""
+        return [pid for pid in _all_pids() if self._is_marked(pid) and _is_python(pid)]
 
-    def helpers(self) -> list[int]:
-        """Each fusermount3 that waits to detach the mount; it has an environment of its own."""
-        wanted = os.fsencode(self.app)
-        return [pid for pid in _all_pids() if _name(pid) == _HELPER and wanted in _read(pid, "cmdline").split(b"\0")]
+    def guards(self) -> list[int]:
+        """Those that wait to detach the mount once all others are gone: fusermount3, and a shell."""
+        return [pid for pid in _all_pids() if self._is_marked(pid) and not _is_python(pid)]
 
     def _is_marked(self, pid: int) -> bool:
         wanted = f"{_MARKER}={self.variables[_MARKER]}".encode()
@@ -142,7 +141,7 @@ class Site:
 
     def clean_up(self) -> None:
         """What was left, if anything went wrong."""
-        for pid in (*self.processes(), *self.helpers()):
+        for pid in (*self.processes(), *self.guards()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         while mount_at(str(self.app)) is not None:
@@ -208,18 +207,17 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """Name and state; the name may hold anything. State X: it has ended."""
-    before, _, after = os.fsdecode(_read(pid, "stat")).rpartition(")")
-    return (before.partition("(")[2], after.split()[0]) if after else ("", "X")
-
-
-def _name(pid: int) -> str:
-    return _stat(pid)[0]
-
-
 def _state(pid: int) -> str:
-    return _stat(pid)[1]
+    """As stat tells; X: it has ended."""
+    after = _read(pid, "stat").rpartition(b")")[2].split()
+    return after[0].decode() if after else "X"
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == _PYTHON
+    except OSError:
+        return False
 
 
 def _runs(pid: int) -> bool:

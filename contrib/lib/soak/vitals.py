@@ -31,8 +31,8 @@ class Vitals:
 
 
 def look(site: Site) -> Vitals:
-    """All of the site's processes, fusermount3 included, and the mounts on its deploy path and below."""
-    pids = (*site.processes(), *site.helpers())
+    """All of the site's processes, its guards included, and the mounts on its deploy path and below."""
+    pids = (*site.processes(), *site.guards())
     return Vitals(
         processes=len(pids),
         pss_mb=sum(_pss_mb(pid) for pid in pids),
