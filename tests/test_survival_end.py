@@ -52,7 +52,7 @@ def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not site.processes(), "all are dead")
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-        os.stat(site.app)
+        os.listdir(site.app)
     site.mount()
     assert site.page.read_text().strip() == FIRST
     assert _mounted(site) == before

@@ -1,7 +1,8 @@
 """Everything of relfs is killed at once, again and again: the real symlink must answer, and relfs start again at once.
 
-Everything but the guards, that is, who are there to detach the mount then. From the kill on, whoever opens the page may get errors until the dead mount is detached, and must then get the release
-that was last acknowledged; for that there is a second. Then relfs is started again, without any pause.
+Everything but the guards, that is, who are there to detach the mount then. From the kill on, whoever opens the page may
+get errors until that is done, and must then get the release that was last acknowledged; for that there is a second.
+Then relfs is started again, without any pause.
 """
 
 from __future__ import annotations
