@@ -21,7 +21,7 @@ def main() -> int:
     options = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with scratch(options.directory) as place:
+        with scratch(options.directory, keep=options.keep) as place:
             result = _run(options, place)
     except KeyboardInterrupt:
         return 130
@@ -29,6 +29,8 @@ def main() -> int:
         print(f"contrib/soak: {error}", file=sys.stderr)
         return 2
     _print(result, as_json=options.json)
+    if options.keep:
+        print(f"contrib/soak: the evidence is in {place}", file=sys.stderr)
     return 0 if result.kept else 1
 
 
@@ -42,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kill-all", type=_positive, metavar="N", help="instead: kill everything at once, N times")
     parser.add_argument("--relay", action="store_true", help="as on a kernel without a safe FUSE_NOTIFY_RESEND")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where to work (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="leave the evidence, the log and the deploy path there")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quiet", action="store_true", help="do not tell of every blow on standard error")
     return parser

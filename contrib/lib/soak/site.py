@@ -170,13 +170,14 @@ def new_site(directory: Path, variables: dict[str, str]) -> Iterator[Site]:
 
 
 @contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """A new directory in `parent`, removed at the end, unless something is still mounted in it."""
+def scratch(parent: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A new directory in `parent`, removed at the end: not what is mounted there, and not if it is to be kept."""
     directory = Path(tempfile.mkdtemp(prefix="relfs-soak-", dir=parent)).resolve()
     try:
         yield directory
     finally:
-        subprocess.run(["rm", "-rf", "--one-file-system", directory], check=False)
+        if not keep:
+            subprocess.run(["rm", "-rf", "--one-file-system", directory], check=False)
 
 
 def _environment() -> dict[str, str]:
