@@ -105,6 +105,54 @@ def test_a_change_that_is_not_answered_is_not_done_twice(
     assert tree(app, SPECIAL) == tree(plain)
 
 
+_AGAIN = {
+    "open": """
+one = os.open('file', os.O_RDWR | os.O_APPEND)
+kill()
+other = os.open('file', os.O_RDWR | os.O_APPEND)
+os.close(one)
+os.write(other, b'more')
+""",
+    "opendir": """
+one = os.open('directory', os.O_RDONLY)
+kill()
+other = os.open('directory', os.O_RDONLY)
+os.close(one)
+assert os.listdir(other) == []
+""",
+    "unlink": """
+os.unlink('file')
+kill()
+os.rename('other', 'file')
+os.unlink('file')
+assert not os.path.exists('file')
+""",
+    "removexattr": """
+os.setxattr('file', 'user.x', b'')
+os.removexattr('file', 'user.x')
+kill()
+try:
+    os.removexattr('file', 'user.x')
+except OSError:
+    pass
+else:
+    raise AssertionError('there was none')
+""",
+}
+
+
+@pytest.mark.parametrize("name", _AGAIN)
+def test_what_was_answered_is_done_again_if_somebody_asks_again(app: Path, mount: Mount, name: str) -> None:
+    """The same thread asks for the same thing once more, and has had its answer right before the worker died. What it
+    got the first time is not given out twice."""
+    _fill(app)
+    worker = whole(mount).worker
+    expect_deaths(mount)
+    process = _run(f"def kill():\n    os.kill({worker}, 9)\n{_AGAIN[name]}", app)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
 def test_a_switch_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
     """The link on the disk is made, and nobody has been told: not the memory, not the kernel, not the journal."""
     with ExitStack() as clients:

@@ -11,8 +11,16 @@ _INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; flags2 
 _INIT_IN_FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
 
+_FORGET_IN = struct.Struct("=Q")  # lookups
+_BATCH_FORGET_IN = struct.Struct("=II")  # count, padding
+_FORGET_ONE = struct.Struct("=QQ")  # nodeid, lookups
+_WRITE_IN = struct.Struct("=Q")  # handle; the rest does not matter here
+
 OP_FORGET = 2
+OP_WRITE = 16
 OP_INIT = 26
+_OP_BATCH_FORGET = 42
+FORGETS = frozenset({OP_FORGET, _OP_BATCH_FORGET})
 _NOTIFY_RESEND = 7
 
 DONT_MASK = 1 << 6
@@ -30,6 +38,9 @@ CACHE_SYMLINKS = 1 << 23
 
 HAS_RESEND = 1 << 39
 """FUSE_HAS_RESEND: the kernel can put unanswered requests back in the queue (protocol 7.40, Linux 6.9)."""
+
+UNIQUE_RESEND = 1 << 63
+"""FUSE_UNIQUE_RESEND: in a request's number, that the kernel sends it again."""
 
 READ_SIZE = 1 << 20
 """Bytes; no request that the kernel sends before INIT is answered is larger."""
@@ -76,6 +87,22 @@ def reply_flags(reply: bytes) -> int:
 def resend() -> bytes:
     """FUSE_NOTIFY_RESEND: put the requests that were read and not answered back into the queue."""
     return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
+
+
+def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
+    """The nodeids that a FORGET or BATCH_FORGET gives back, each with the number of lookups."""
+    _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+    at = IN_HEADER.size
+    if opcode == OP_FORGET:
+        return [(nodeid, _FORGET_IN.unpack_from(request, at)[0])]
+    count, _ = _BATCH_FORGET_IN.unpack_from(request, at)
+    pairs = _FORGET_ONE.iter_unpack(request[at + _BATCH_FORGET_IN.size :][: count * _FORGET_ONE.size])
+    return [(nodeid, lookups) for nodeid, lookups in pairs]
+
+
+def written_handle(request: bytes | memoryview) -> int:
+    """The file handle that a WRITE is for."""
+    return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
 
 
 def baton() -> bytes:

@@ -8,10 +8,10 @@ removed and a new round begins.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from soak.actors.telling import Teller, Wrong, told_to_end
 
@@ -87,19 +87,25 @@ def _expect(teller: Teller, path: str, content: bytes) -> None:
             os.close(fd)
 
 
-def _clear(place: str) -> None:
-    for name in (each for each in os.listdir(place) if each.startswith("shuffled-")):
-        path = f"{place}/{name}"
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
+@dataclass(frozen=True)
+class _Work:
+    """A round, and the names that it makes, so that they can be removed in this order."""
+
+    round: Callable[[Teller, str], None]
+    names: tuple[str, ...]
+
+    def clear(self, place: str) -> None:
+        """Nothing but these, and no whole trees: what answers is under suspicion."""
+        for name in self.names:
+            for remove in (os.unlink, os.rmdir):
+                with suppress(OSError):
+                    remove(f"{place}/shuffled-{name}")
 
 
-_WORKS: dict[str, Callable[[Teller, str], None]] = {
-    "rename": _rename,
-    "directories": _directories,
-    "files": _files,
+_WORKS = {
+    "rename": _Work(_rename, ("one", "other")),
+    "directories": _Work(_directories, ("outer/inner", "outer")),
+    "files": _Work(_files, ("soft", "hard", "file")),
 }
 
 
@@ -108,10 +114,9 @@ def main(work: str, place: str) -> None:
     teller.ready()
     while not told_to_end(_PAUSE):
         try:
-            _WORKS[work](teller, place)
+            _WORKS[work].round(teller, place)
         except (OSError, Wrong):  # told
-            with suppress(OSError):
-                _clear(place)
+            _WORKS[work].clear(place)
     teller.end()
 
 
