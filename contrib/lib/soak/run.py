@@ -123,7 +123,8 @@ class _Reign:
                 begin += time.monotonic() - pause
             time.sleep(max(0.0, begin + blow.at - time.monotonic()))
             self.chaos.deal(blow.kind)
-            self._say(f"{time.monotonic() - begin:6.1f} s: {number + 1} of {len(blows)}: {blow.kind}")
+            struck = self.chaos.struck[-1]
+            self._say(f"{time.strftime('%X')} {number + 1} of {len(blows)}: {struck.kind} {struck.pids}")
         time.sleep(max(0.0, begin + self._order.seconds - time.monotonic()))
 
     def _look(self) -> Vitals:

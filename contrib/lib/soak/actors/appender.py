@@ -32,7 +32,8 @@ def main(file: str) -> None:
         while not _append(teller, fd, line(number)):
             pass
         if number % _REOPEN == 0:
-            os.close(fd)
+            with suppress(OSError), teller.attempt("close"):
+                os.close(fd)
             fd = _open(file)
         if number % _SYNC == 0:
             with suppress(OSError), teller.attempt("fsync"):
