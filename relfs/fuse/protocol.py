@@ -10,7 +10,7 @@ OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
 _INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; flags2 follows since 7.36
 _INIT_IN_FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
-
+_INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent, length of the name, flags
 _FORGET_IN = struct.Struct("=Q")  # lookups
 _BATCH_FORGET_IN = struct.Struct("=II")  # count, padding
 _FORGET_ONE = struct.Struct("=QQ")  # nodeid, lookups
@@ -21,6 +21,8 @@ OP_WRITE = 16
 OP_INIT = 26
 _OP_BATCH_FORGET = 42
 FORGETS = frozenset({OP_FORGET, _OP_BATCH_FORGET})
+
+_NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
 
 DONT_MASK = 1 << 6
@@ -103,6 +105,12 @@ def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
 def written_handle(request: bytes | memoryview) -> int:
     """The file handle that a WRITE is for."""
     return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
+
+
+def inval_entry(parent: int, name: bytes) -> bytes:
+    """FUSE_NOTIFY_INVAL_ENTRY: forget what `name` in the directory with the nodeid `parent` leads to."""
+    payload = _INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_ENTRY, 0) + payload
 
 
 def baton() -> bytes:
