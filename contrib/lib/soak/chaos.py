@@ -64,11 +64,12 @@ class Chaos:
         self._site = site
         self._random = random.Random(seed)
         self.struck: list[Struck] = []
+        self._gone: set[int] = set()  # who was killed runs for a moment yet, or is stopped
         self._wrong: list[str] = []
 
     def deal(self, kind: Kind) -> None:
         """Wait until it can be survived, and strike. Raises SoakError if relfs does not recover from the last."""
-        pids = self._site.wait_for_pids(_survivable(kind), _RECOVERY_SECONDS)
+        pids = self._site.wait_for_pids(self._survivable(kind), _RECOVERY_SECONDS)
         if kind == "reload":
             self._reload(pids)
             return
@@ -76,6 +77,7 @@ class Chaos:
         for pid in victims:
             with suppress(ProcessLookupError):  # it ended by itself, which the next blow looks into
                 os.kill(pid, number)
+        self._gone |= {*victims}
         self.struck.append(Struck(time.monotonic(), kind, victims))
 
     def _choose(self, kind: Kind, pids: Pids) -> tuple[tuple[int, ...], signal.Signals]:
@@ -92,16 +94,15 @@ class Chaos:
         except SoakError as error:
             self._wrong.append(str(error))
 
+    def _survivable(self, kind: Kind) -> Callable[[Pids], bool]:
+        """Whether that leaves one that can go on; all of them for what needs the third."""
+        least = 3 if kind in ("two", "standby", "reload") else 2
+
+        def enough(pids: Pids) -> bool:
+            alive = {*pids.alive()} - self._gone
+            return len(alive) >= least and {pids.worker, pids.supervisor} <= alive
+
+        return enough
+
     def verdict(self) -> Verdict:
         return Verdict("every reload is done", tuple(self._wrong))
-
-
-def _survivable(kind: Kind) -> Callable[[Pids], bool]:
-    """Whether that leaves one that can go on; all of them for what needs the third."""
-    least = 3 if kind in ("two", "standby", "reload") else 2
-
-    def enough(pids: Pids) -> bool:
-        alive = pids.alive()
-        return len(alive) >= least and pids.worker in alive and pids.supervisor in alive
-
-    return enough

@@ -107,13 +107,18 @@ class Site:
         return Pids(status["supervisor_pid"], status["worker_pid"], status["standby_pid"])
 
     def wait_for_pids(self, enough: Callable[[Pids], bool], seconds: float) -> Pids:
-        """Until those who serve are `enough`. Raises SoakError after `seconds`."""
+        """Until those who serve are `enough`. Raises SoakError after `seconds`, or once nothing is mounted any more."""
         end = time.monotonic() + seconds
         while (pids := self.pids()) is None or not enough(pids):
-            if time.monotonic() > end:
-                raise SoakError(f"within {seconds:g} s, relfs did not recover: {pids or 'no worker answers'}")
+            if time.monotonic() > end or not self.is_mounted():
+                raise SoakError(f"relfs does not recover: {self._serving(pids)}")
             time.sleep(_POLL_SECONDS)
         return pids
+
+    def _serving(self, pids: Pids | None) -> str:
+        if not self.is_mounted():
+            return "nothing is mounted any more"
+        return str(pids) if pids is not None else "no worker answers"
 
     def processes(self) -> list[int]:
         """All of relfs that serves this site."""
