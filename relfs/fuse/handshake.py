@@ -55,10 +55,10 @@ from relfs.fuse.protocol import (
     InitRequest,
     baton,
     limit,
-    resend,
     want,
 )
 from relfs.fuse.relay import session_pair
+from relfs.fuse.resent import Again, ask_again
 from relfs.survival.memory import Cell
 from relfs.survival.requests import PAYLOAD_MAX
 
@@ -123,9 +123,9 @@ class Handshake:
                 raise
         self._reply.store(reply)
 
-    def take_over(self) -> None:
-        """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await."""
+    def take_over(self) -> Again | None:
+        """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await. What the kernel
+        asks again, if it can."""
         os.dup2(self._connection, self._session_fd, inheritable=False)
-        if self._resend:
-            os.write(self._connection, resend())
         self.done.set()
+        return ask_again(self._connection) if self._resend else None

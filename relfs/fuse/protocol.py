@@ -15,10 +15,15 @@ _INIT_OUT_SIZES = struct.Struct("=IIH")  # max_write, time_gran, max_pages
 _INIT_OUT_SIZES_AT = 16 + 20
 _INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid, offset, length
 _INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent, length of the name, flags
+_FORGET_IN = struct.Struct("=Q")  # lookups
+_BATCH_FORGET_IN = struct.Struct("=II")  # count, padding
+_FORGET_ONE = struct.Struct("=QQ")  # nodeid, lookups
+_WRITE_IN = struct.Struct("=Q")  # handle; the rest does not matter here
 
 OP_FORGET = 2
 OP_READLINK = 5
 OP_READ = 15
+OP_WRITE = 16
 OP_GETXATTR = 22
 OP_LISTXATTR = 23
 OP_INIT = 26
@@ -30,7 +35,9 @@ _NOTIFY_INVAL_INODE = 2
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
 
-UNANSWERED = frozenset({OP_FORGET, OP_INTERRUPT, OP_BATCH_FORGET})
+FORGETS = frozenset({OP_FORGET, OP_BATCH_FORGET})
+
+UNANSWERED = FORGETS | {OP_INTERRUPT}
 """What the kernel expects no reply to."""
 
 DONT_MASK = 1 << 6
@@ -48,6 +55,9 @@ CACHE_SYMLINKS = 1 << 23
 
 HAS_RESEND = 1 << 39
 """FUSE_HAS_RESEND: the kernel can put unanswered requests back in the queue (protocol 7.40, Linux 6.9)."""
+
+UNIQUE_RESEND = 1 << 63
+"""FUSE_UNIQUE_RESEND: in a request's number, that the kernel sends it again."""
 
 READ_SIZE = 1 << 20
 """Bytes; no request that the kernel sends before INIT is answered is larger."""
@@ -136,6 +146,22 @@ def inval_attributes(nodeid: int) -> bytes:
     """FUSE_NOTIFY_INVAL_INODE: forget the attributes of an inode, and keep its pages."""
     payload = _INVAL_INODE_OUT.pack(nodeid, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_INODE, 0) + payload
+
+
+def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
+    """The nodeids that a FORGET or BATCH_FORGET gives back, each with the number of lookups."""
+    _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+    at = IN_HEADER.size
+    if opcode == OP_FORGET:
+        return [(nodeid, _FORGET_IN.unpack_from(request, at)[0])]
+    count, _ = _BATCH_FORGET_IN.unpack_from(request, at)
+    pairs = _FORGET_ONE.iter_unpack(request[at + _BATCH_FORGET_IN.size :][: count * _FORGET_ONE.size])
+    return [(nodeid, lookups) for nodeid, lookups in pairs]
+
+
+def written_handle(request: bytes | memoryview) -> int:
+    """The file handle that a WRITE is for."""
+    return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:
