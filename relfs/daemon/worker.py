@@ -384,6 +384,7 @@ class _Mount:
                 await trio.sleep(_GONE_PAUSE)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
+        relay.expect = self._once.expect
         return relay.run
 
     async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
