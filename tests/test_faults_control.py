@@ -25,7 +25,7 @@ from sandbox import make_app
 
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
-from relfs.daemon.descriptors import Descriptors
+from relfs.descriptors import Descriptors
 
 STRANGER = 4711
 

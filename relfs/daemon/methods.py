@@ -10,10 +10,10 @@ from typing import Any
 
 import trio
 
-from relfs.daemon.descriptors import descriptors
 from relfs.daemon.log import log_trouble
 from relfs.daemon.plan import Plan
 from relfs.daemon.server import Method, Peer
+from relfs.descriptors import descriptors
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink

@@ -12,6 +12,8 @@ import os
 import resource
 from dataclasses import dataclass
 
+from relfs.errors import reason
+
 _RESERVE_MAX = 4096
 _CONNECTIONS_MAX = 2048
 
@@ -49,14 +51,18 @@ class Descriptors:
         os.close(fd)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+    def require_room(self) -> None:
+        """Raise OSError (EMFILE) where the next descriptor would be one of the reserve: before something is made that
+        could not be opened."""
+        os.close(self.for_client(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+
     def trouble(self) -> str | None:
-        """Whether clients of the mount are being refused now, in a line: what is opened next tells."""
+        """Whether clients of the mount are being refused now, in a line."""
         try:
-            os.close(self.for_client(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+            self.require_room()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            return f"all of the daemon's {self.limit} descriptors are in use: no file can be opened through the mount"
+            why = f"{reason(error)} (the limit is {self.limit})"
+            return f"the daemon has no descriptor left for files that are opened through the mount: {why}"
         return None
 
 
