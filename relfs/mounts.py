@@ -90,15 +90,14 @@ def copy(source_dir: int, name: str, options: Iterable[str]) -> int:
 
 
 def alone(directory: int) -> int:
-    """A directory without what is mounted below it, as a descriptor (O_PATH), which others' mounts do not reach either.
-    Raises OSError as attach() does."""
+    """A directory without what is mounted below it, as a descriptor, which others' mounts do not reach either. Raises
+    OSError as attach() does."""
     tree = libc.open_tree(directory, b"", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
     try:
         libc.make_private(tree)
-    except BaseException:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    finally:
         os.close(tree)
-        raise
-    return tree
 
 
 def detach(mountpoint: str) -> None:
