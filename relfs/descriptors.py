@@ -1,8 +1,9 @@
 """How this process's descriptors are shared out: whoever opens files does not take the last from whoever switches.
 
-Descriptors are numbered from below: open(2) gives the lowest that is free. So one whose number is at or above a mark
-tells that nearly all below it are in use, whoever has them. Whoever opens something for a client of the mount gives it
-back then, and the client gets EMFILE; the control socket, a switch and a hook do with what is left.
+Files that clients of the mount have open are counted, and inodes let go of when there are too many (fuse/inodes.py).
+What else there may be is seen by the numbers: open(2) gives the lowest that is free, so one at or above a mark tells
+that nearly all below it are in use, whoever has them. A client gets EMFILE then; the control socket, a switch and a
+hook do with what is left.
 """
 
 from __future__ import annotations
@@ -12,16 +13,14 @@ import os
 import resource
 from dataclasses import dataclass
 
-from relfs.errors import reason
-
 _RESERVE_MAX = 4096
 _CONNECTIONS_MAX = 2048
 
 
 @dataclass(frozen=True)
 class Descriptors:
-    """INVARIANT: below `mark` there is room for files and inodes, above it, up to the limit, for `connections` of the
-    control socket and as many again for relfs's own work."""
+    """INVARIANT: below `mark` there is room for `inodes` and `files`, above it, up to the limit, for `connections` of
+    the control socket and as many again for relfs's own work."""
 
     limit: int
 
@@ -40,30 +39,26 @@ class Descriptors:
 
     @property
     def inodes(self) -> int:
-        """How many inodes may be held by a descriptor; the other half is for open files."""
+        """How many inodes may be held by a descriptor."""
         return self.mark // 2
 
-    def for_client(self, fd: int) -> int:
+    @property
+    def files(self) -> int:
+        """How many descriptors there may be for files and directories that are open."""
+        return self.mark - self.inodes
+
+    def for_inode(self, fd: int) -> int:
         """`fd`, which was opened for a client of the mount. If it is one of the reserve it is closed, and OSError
         (EMFILE) raised."""
         if fd < self.mark:
             return fd
         os.close(fd)
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise too_many()
 
-    def require_room(self) -> None:
-        """Raise OSError (EMFILE) where the next descriptor would be one of the reserve: before something is made that
-        could not be opened."""
-        os.close(self.for_client(os.open("/", os.O_PATH | os.O_CLOEXEC)))
 
-    def trouble(self) -> str | None:
-        """Whether clients of the mount are being refused now, in a line."""
-        try:
-            self.require_room()
-        except OSError as error:
-            why = f"{reason(error)} (the limit is {self.limit})"
-            return f"the daemon has no descriptor left for files that are opened through the mount: {why}"
-        return None
+def too_many() -> OSError:
+    """The error of who is refused a descriptor."""
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def descriptors() -> Descriptors:

@@ -75,16 +75,20 @@ class Pointer:
         hide: str | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_target: Callable[[Target], None] | None = None,
+        on_flip: Callable[[Target | None], None] | None = None,
+        served: Target | None = None,
     ) -> None:
         """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
 
         `hide` is a mountpoint that hooks shall not see. `on_event` is called with each event once it is in the
         journal, by whichever thread wrote it. `on_target` is called with each new target before anybody can see it,
-        under both locks; OSError keeps the one there is.
+        under both locks; OSError keeps the one there is. `on_flip` is called, likewise, once the disk has it. `served`
+        is what another process has served up to now, and this one goes on with, without looking at anything, until
+        refresh() or a change.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the change lock.
         """
         self.deploy = deploy
-        self.target: Target | None = None
+        self.target = served
         self.diverged: str | None = None
         self.history = History()
         self._style = style
@@ -93,11 +97,14 @@ class Pointer:
         self._journal = Journal(deploy.state_fd)
         self._on_event = on_event
         self._on_target = on_target
+        self._on_flip = on_flip
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: Event | None = None
         self._behind: OSError | None = None
-        with self._locked():
-            self._take_stock(first=True)
+        self._blind = served is not None
+        if not self._blind:
+            with self._locked():
+                self._take_stock(first=True)
 
     # ---- changes ----------------------------------------------------------------------------------------------
 
@@ -151,6 +158,9 @@ class Pointer:
         """
         with self._locked():
             self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
             self._admission.require_unlocked(actor, tools=False)
             self._admission.check_mark(self.deploy.target(text).release, self.history)
             return self._ask_and_change("switch", text, actor, request_id, owner)
@@ -192,7 +202,7 @@ class Pointer:
         """
         before = self.target
         try:
-            settled = self.diverged is None and self._behind is None
+            settled = self.diverged is None and self._behind is None and not self._blind
             if settled and peek(self.deploy) == (before.text if before is not None else None):
                 return before
         except (OSError, RelfsError):
@@ -276,7 +286,7 @@ class Pointer:
             self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
             raise RelfsError(f"{target.label}: not switched to: {reason(error)}; {kept}") from error
-        self.target = target
+        self._flip(target)
         self.diverged = None
         self._write_or_owe(event)
         if tell:
@@ -401,7 +411,14 @@ class Pointer:
             found = self.target
         if found is not None and (self.history.witnessed is None or self.history.path[-1:] != [found.label]):
             self._note_change(found, first=first)
-        self.target = found
+        if first or found != self.target:
+            self._flip(found)
+        self._blind = False
+
+    def _flip(self, target: Target | None) -> None:
+        if self._on_flip is not None:
+            self._on_flip(target)
+        self.target = target
 
     def _trouble_with(self, found: Target | None) -> str | None:
         """Why a target that somebody else put on the disk cannot be followed; None: it can be, and is about to be."""

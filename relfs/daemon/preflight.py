@@ -11,10 +11,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT
@@ -90,9 +87,9 @@ def require_servable(pointer: Pointer) -> None:
     )
 
 
-@contextmanager
-def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
-    """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
+def take_daemon_lock(plan: Plan, state_fd: int) -> int:
+    """Only one mount of a deploy path: a descriptor that keeps others away as long as any process has it open. One that
+    is on its way out, its mount gone, is waited for."""
     try:
         fd = _open_lock(state_fd)
     except OSError as error:
@@ -105,10 +102,10 @@ def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
                 shown = f"at {where[0]}" if where else "in another mount name space"
                 raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
             time.sleep(_PAUSE)
-        yield
-        remove_socket(state_fd)
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def _open_lock(state_fd: int) -> int:
