@@ -20,11 +20,11 @@ directory itself; a file system that hangs is waited for then.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from relfs import libc
+from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath
 from relfs.mountinfo import mount_id, mounts
@@ -33,49 +33,47 @@ from relfs.mounts import alone, copy
 _BROUGHT_ALONG = frozenset({RELEASES, SHARED, STATE, CURRENT})
 
 
-@dataclass(frozen=True)
-class Nested:
-    """INVARIANT: `home`, a descriptor, is where passthrough works. `trees` are detached copies of what is mounted below
-    it, by the path from there, as descriptors; nothing of them can be reached by way of `home`, unless there are none.
-    """
+HOME_FD = "home"
+"""Where passthrough works."""
 
-    home: int
-    trees: dict[str, int]
-
-    def attach(self, mountpoint: str) -> tuple[str, ...]:
-        """Attach all of them in the mount, which must answer; their paths. Raises RelfsError."""
-        for path, tree in self.trees.items():
-            target = f"{mountpoint}/{path}"
-            try:
-                libc.move_mount(tree, os.fsencode(target))
-            except OSError as error:
-                raise RelfsError(
-                    f"{target}: what is mounted there cannot be attached: {reason(error)}; unmount it, and mount it "
-                    "again when relfs is mounted, or use --no-bind"
-                ) from error
-        self.close_trees()
-        return tuple(self.trees)
-
-    def close_trees(self) -> None:
-        for tree in self.trees.values():
-            os.close(tree)
+TREE_FD = "nested."
+"""With the path of what is mounted below it behind: a copy of that, detached until it is attached in the mount."""
 
 
-def set_apart(deploy: DeployPath, options: Iterable[str]) -> Nested:
-    """The covered directory, and what is mounted below it, apart; see "A disk that does not answer". For root, before
-    anything is mounted over the deploy path. `options` are mount(8)'s, as attach_and_hold() takes them."""
-    paths = nested_mounts(deploy)
+def set_apart(deploy: DeployPath, plan: Plan) -> dict[str, int]:
+    """The covered directory, and what is mounted below it, apart, as descriptors by name; see "A disk that does not
+    answer". To be called before anything is mounted over the deploy path."""
+    paths = nested_mounts(deploy) if plan.bind else []
+    try:
+        return _taken_apart(deploy, paths, plan.mount_options)
+    except OSError:
+        return {HOME_FD: os.dup(deploy.fd)}
+
+
+def _taken_apart(deploy: DeployPath, paths: Sequence[str], options: Sequence[str]) -> dict[str, int]:
     with ExitStack() as undo:
-        trees = {}
-        try:
-            for path in paths:
-                trees[path] = copy(deploy.fd, path, options)
-                undo.callback(os.close, trees[path])
-            home = alone(deploy.fd) if trees else os.dup(deploy.fd)
-        except OSError:
-            return Nested(os.dup(deploy.fd), {})
+        apart: dict[str, int] = {}
+        for path in paths:
+            apart[TREE_FD + path] = copy(deploy.fd, path, options)
+            undo.callback(os.close, apart[TREE_FD + path])
+        apart[HOME_FD] = alone(deploy.fd) if paths else os.dup(deploy.fd)
         undo.pop_all()
-    return Nested(home, trees)
+    return apart
+
+
+def attach_nested(trees: Mapping[str, int], mountpoint: str) -> None:
+    """Attach in the mount, which must answer, what set_apart() has set apart. Raises RelfsError."""
+    attached = {mount.id for mount in mounts()}
+    for name, tree in trees.items():
+        target = f"{mountpoint}/{name.removeprefix(TREE_FD)}"
+        try:
+            if mount_id(tree) not in attached:  # a worker that has died since may have done it
+                libc.move_mount(tree, os.fsencode(target))
+        except OSError as error:
+            raise RelfsError(
+                f"{target}: what is mounted there cannot be attached: {reason(error)}; unmount it, and mount it again "
+                "when relfs is mounted, or use --no-bind"
+            ) from error
 
 
 def nested_mounts(deploy: DeployPath) -> list[str]:

@@ -384,7 +384,7 @@ class Supervisor:
 
     def _keep(self, each: _Process, name: str, fd: int) -> None:
         self._estate.put(name, fd)
-        self._pass_on(each, "keep", fd, name=name)
+        self._pass_on(each, "keep", self._estate[name], name=name)
 
     def _pass_on(self, origin: _Process, kind: str, *fds: int, **values: object) -> None:
         """The standby holds what the supervisor does."""
