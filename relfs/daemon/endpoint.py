@@ -76,9 +76,10 @@ def run_directory(state_fd: int) -> str:
 
 
 def remove_socket(state_fd: int) -> None:
-    """The control socket, and its run directory if it has one. No link is read: it may say anything by now."""
+    """The control socket, and its run directory if it has one. No link is read: it may say anything by now. What is
+    somebody else's stays."""
     with suppress(OSError):
-        os.unlink(SOCKET, dir_fd=state_fd)
+        _remove_stale(SOCKET, state_fd)
     path = _run_path(state_fd)
     with suppress(OSError):
         os.unlink(f"{path}/{SOCKET}")
