@@ -140,3 +140,23 @@ def _replace(disk: BrokenDisk) -> None:
     subprocess.run(["umount", "-l", disk.place], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", disk.place], check=True)
     (disk.place / "file").write_text("of the new disk")
+
+
+def test_the_deploy_path_itself_does_not_answer(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """Everything needs that disk, but the link itself, which the kernel knows. For as long as it takes, the worker is
+    not blamed for it: the same one goes on."""
+    with broken_disk(app, tmp_path / "mood") as disk:
+        mount = mounts.start(app)
+        mount.expect_log("the disk does not answer; whoever needs it has to wait")
+        pid = mount.status()["worker_pid"]
+        assert os.readlink(app / "current") == "releases/40"
+        disk.hangs()
+        with someone_who_waits(app / "upload") as waiting:
+            wait_for(lambda: _waits(waiting), "it waits for the disk")
+            wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
+            assert os.readlink(app / "current") == "releases/40"
+            disk.works()
+            wait_for(lambda: "the disk answers again" in mount.log.read_text(), "that is noticed, too")
+        assert ctl("-C", app, "switch", "41").status == 0
+        assert mount.status()["worker_pid"] == pid
+        mount.terminate()

@@ -77,6 +77,24 @@ def test_on_a_disk_that_fails(app: Path, tmp_path: Path, mounts: Mounts) -> None
         mount.terminate()
 
 
+def test_on_a_disk_that_does_not_answer(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """The next one has to wait for it, too, and is not blamed for that."""
+    with broken_disk(app, tmp_path / "mood") as disk:
+        mount = mounts.start(app)
+        for words in ("the worker .* has ended", "the disk does not answer"):
+            mount.expect_log(words)
+        before = mount.status()["worker_pid"]
+        disk.hangs()
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
+        assert os.readlink(app / "current") == "releases/40"
+        disk.works()
+        wait_for(lambda: worker_of(mount) not in (None, before), "the next worker answers")
+        assert mount.log.read_text().count("has ended") == 1
+        assert ctl("-C", app, "switch", "41").status == 0
+        mount.terminate()
+
+
 def test_while_the_disk_below_does_not_answer(app: Path, tmp_path: Path, mounts: Mounts) -> None:
     """The other one, that is mounted below the deploy path: it stays attached."""
     place = app / "storage"

@@ -80,8 +80,8 @@ def remove_socket(state_fd: int) -> None:
     somebody else's stays."""
     with suppress(OSError):
         _remove_stale(SOCKET, state_fd)
-    path = _run_path(state_fd)
     with suppress(OSError):
+        path = _run_path(state_fd)
         os.unlink(f"{path}/{SOCKET}")
         os.rmdir(path)
 
