@@ -7,17 +7,22 @@ and in the real link. When the deploy path itself has been removed, there is not
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum, auto
+
+import trio
 
 from relfs.control import SOCKET
 from relfs.errors import RelfsError, reason
 from relfs.layout import STATE, DeployPath
 
-UPKEEP_SECONDS = 2.0
-"""How often it is looked at."""
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 2.0
 
 
 class Gone(Enum):
@@ -27,6 +32,51 @@ class Gone(Enum):
     STATE = auto()
     LOCK = auto()
     SOCKET = auto()
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+async def keep_up(
+    deploy: DeployPath,
+    lock: Callable[[], int],
+    make_again: Callable[[Gone], Awaitable[None]],
+    leave: Callable[[], None],
+) -> None:
+    """Look now and then, and have made again what is gone. Ends only when the deploy path is, for which `leave` is
+    called. `lock` tells the descriptor of the daemon lock."""
+    trouble: str | None = None
+    what: Gone | None = None
+    while True:
+        last, what = what, await _look(deploy, lock())
+        if what is Gone.DEPLOY_PATH:
+            _log.error("%s: was removed; it is unmounted", deploy.path)
+            leave()
+            return
+        before, trouble = trouble, await _in_vain(make_again, what) if what is not None else None
+        if trouble is not None and trouble != before:  # what goes on is said once
+            _log.warning("%s: its %s was removed, and cannot be made again: %s", deploy.state_path, what, trouble)
+        elif what is not None and trouble is None:
+            _log.warning("%s: its %s was removed, and is made again", deploy.state_path, what)
+        if what is None or what is last or trouble is not None:  # else there may be more
+            await trio.sleep(_LOOK_SECONDS)
+
+
+async def _look(deploy: DeployPath, lock: int) -> Gone | None:
+    """From a thread, for the disk may hang. What it does not tell is not known to be gone."""
+    try:
+        return await trio.to_thread.run_sync(gone, deploy, lock, abandon_on_cancel=True)
+    except (OSError, RuntimeError):  # the last: a host has no thread to give (pids.max)
+        return None
+
+
+async def _in_vain(make_again: Callable[[Gone], Awaitable[None]], what: Gone) -> str | None:
+    """Why it cannot be made again."""
+    try:
+        await make_again(what)
+    except (RelfsError, OSError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
 def gone(deploy: DeployPath, lock: int) -> Gone | None:

@@ -24,11 +24,12 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import pyfuse3
 import trio
 
-from relfs.daemon.endpoint import listen, run_directory
+from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
@@ -36,7 +37,7 @@ from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.session import Session, deploy_path, load_session
-from relfs.daemon.upkeep import UPKEEP_SECONDS, Gone, gone, make_state_again
+from relfs.daemon.upkeep import Gone, keep_up, make_state_again
 from relfs.daemon.watcher import follow_link, until_unmounted
 from relfs.descriptors import descriptors
 from relfs.errors import EXIT_FAILED, RelfsError, reason
@@ -256,7 +257,8 @@ class _Mount:
             methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
         )
         nursery.start_soon(server.serve, self._listen())
-        nursery.start_soon(self._keep_up, server, nursery, mounted.leave)
+        make_again = partial(self._make_again, server, nursery)
+        nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         self._say_serving(mounted.pointer.target)
@@ -377,29 +379,11 @@ class _Mount:
 
     # ---- what somebody may remove
 
-    async def _keep_up(self, server: ControlServer, nursery: trio.Nursery, leave: Callable[[], None]) -> None:
-        trouble: str | None = None
-        while True:
-            before = trouble
-            try:
-                what = await trio.to_thread.run_sync(gone, self._deploy, self._member["lock"], abandon_on_cancel=True)
-                if what is Gone.DEPLOY_PATH:
-                    _log.error("%s: was removed; it is unmounted", self._deploy.path)
-                    leave()
-                    return
-                if what is not None:
-                    await self._make_again(what, server, nursery)
-                trouble = None
-            except (RelfsError, OSError, RuntimeError) as error:  # the last: a host has no thread to give (pids.max)
-                trouble = str(error)
-            if trouble is not None and trouble != before:
-                _log.warning("what relfs needs for itself was removed, and cannot be made again: %s", trouble)
-            await trio.sleep(UPKEEP_SECONDS)
-
-    async def _make_again(self, what: Gone, server: ControlServer, nursery: trio.Nursery) -> None:
+    async def _make_again(self, server: ControlServer, nursery: trio.Nursery, what: Gone) -> None:
         state_fd = self._deploy.state_fd
         assert state_fd is not None
         if what is Gone.STATE:
+            remove_socket(state_fd)
             make_state_again(self._deploy)
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
@@ -409,7 +393,6 @@ class _Mount:
         else:
             self._member.drop(_LISTENER_FD)
             nursery.start_soon(server.serve, self._listen())
-        _log.warning("%s: its %s was removed, and is made again", self._deploy.state_path, what.name.lower())
 
     async def _attach_state_again(self) -> None:
         """Nothing can be mounted on a directory that was removed, so what is mounted there has to go first."""
