@@ -20,8 +20,9 @@ from relfs.survival.ledger import Ledger, Who
 @dataclass(frozen=True)
 class Session:
     """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
-    processes that detach the mount once all others are gone. `state_path` and `aliases` are the DeployPath's. `config`
-    is what the file said at the beginning, for it may be half edited, or unreadable, when a worker takes over."""
+    processes that detach the mount once all others are gone; `relayed`: relfs keeps requests itself (fuse/resend.py).
+    `state_path` and `aliases` are the DeployPath's. `config` is what the file said at the beginning, for it may be half
+    edited, or unreadable, when a worker takes over."""
 
     plan: Plan
     foreground: bool
@@ -29,6 +30,7 @@ class Session:
     aliases: tuple[str, ...]
     init: bytes
     guards: tuple[Who, ...]
+    relayed: bool
     config: Config
 
 
@@ -51,6 +53,7 @@ def load_session(ledger: Ledger) -> Session:
         aliases=tuple(told["aliases"]),
         init=bytes.fromhex(told["init"]),
         guards=tuple(Who(**each) for each in told["guards"]),
+        relayed=told["relayed"],
         config=_config(told["config"]),
     )
 
