@@ -3,9 +3,9 @@
 A worker that does not answer is given time: a little if its event loop does not go round, more if it does (the machine
 is busy), and most if it waits for a disk.
 
-Nobody is ended while the disk itself does not answer (a network file system whose server is gone, fsfreeze(8)): the next
-one would have to wait for it as well, and with one after the other the mount would be given up, which is well as soon
-as the disk is.
+Nobody is ended while the disk itself does not answer (a network file system whose server is gone, fsfreeze(8)): the
+next one would have to wait for it as well, and with one after the other the mount would be given up, which is well as
+soon as the disk is.
 """
 
 from __future__ import annotations
