@@ -48,7 +48,7 @@ def _is_broken(path: str) -> bool:
 
     def look() -> None:
         try:
-            os.statvfs(path)  # stat(2) may be answered by the kernel, from what it remembers
+            os.statvfs(path)  # the kernel knows the attributes of a dead mount's root for ever
             answers.append(None)
         except OSError as error:
             answers.append(error.errno)

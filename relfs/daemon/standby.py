@@ -26,7 +26,8 @@ def run_standby(channel_fd: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says when
     channel = channel_of(channel_fd)
-    channel.send("imported")
+    with suppress(ConnectionError):  # the supervisor is dead; what it has sent is there all the same
+        channel.send("imported")
     estate = Estate()
     forks = take_in(estate, channel)
     gc.collect()
