@@ -49,6 +49,7 @@ class Mounted:
     operations: Operations
     init: InitRequest
     caches_links: bool
+    relayed: bool
     seals: Seals | None
     native: Callable[[], tuple[str, ...]]
     leave: Callable[[], None]
@@ -193,6 +194,7 @@ def status(mounted: Mounted, seen: Seen) -> Status:
             kernel=os.uname().release,
             caches_links=mounted.caches_links,
             resend=bool(mounted.init.flags & HAS_RESEND),
+            survival="relay" if mounted.relayed else "resend",
             native=mounted.native(),
         ),
         views=tuple(

@@ -17,7 +17,8 @@ from relfs.survival.ledger import Ledger, Who
 @dataclass(frozen=True)
 class Session:
     """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
-    processes that detach the mount once all others are gone. `state_path` and `aliases` are the DeployPath's."""
+    processes that detach the mount once all others are gone; `relayed`: relfs keeps requests itself (fuse/resend.py).
+    `state_path` and `aliases` are the DeployPath's."""
 
     plan: Plan
     foreground: bool
@@ -25,6 +26,7 @@ class Session:
     aliases: tuple[str, ...]
     init: bytes
     guards: tuple[Who, ...]
+    relayed: bool
 
 
 def store_session(ledger: Ledger, session: Session) -> None:
@@ -46,6 +48,7 @@ def load_session(ledger: Ledger) -> Session:
         aliases=tuple(told["aliases"]),
         init=bytes.fromhex(told["init"]),
         guards=tuple(Who(**each) for each in told["guards"]),
+        relayed=told["relayed"],
     )
 
 

@@ -37,6 +37,7 @@ from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
 from relfs.errors import EXIT_FAILED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
+from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
@@ -144,7 +145,10 @@ def _settle(
         estate.put(name, fd)
     ledger = Ledger(memory)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
-    session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
+    session = Session(
+        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
+        relayed=survival(connection.init.flags).by == "relay",
+    )  # fmt: skip
     store_session(ledger, session)
     return estate, ledger
 

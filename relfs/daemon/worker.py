@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ import trio
 from relfs.config import Config, load_config
 from relfs.daemon.descriptors import descriptors
 from relfs.daemon.endpoint import listen, run_directory
-from relfs.daemon.member import TICK, Member, myself
+from relfs.daemon.member import TICK, Member, myself, take_baton
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.preflight import raise_descriptor_limit
 from relfs.daemon.seal import Binds
@@ -49,6 +49,7 @@ from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
+from relfs.fuse.relay import Relay
 from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
@@ -65,6 +66,9 @@ _log = logging.getLogger(__name__)
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
+
+_GONE_SECONDS = 2.0
+_GONE_PAUSE = 0.002
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -114,6 +118,7 @@ class _Mount:
         self._ledger = member.ledger
         self._plan = session.plan
         self._init = parse_init(session.init)
+        self._relayed = session.relayed
         self._deploy = deploy
         self._config = config
         self._adopting = adopting
@@ -184,19 +189,21 @@ class _Mount:
                 self._restore(current, operations)
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
-            nursery.start_soon(self._until_disconnected, nursery)
+            nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
 
             def leave() -> None:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
                 self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
-                self._seals if self._config.seal else None, self._native, leave,
+                self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             nursery.start_soon(self._obey_supervisor, changes, leave)
             try:
                 await handshake.broker()
+                if self._relayed:
+                    nursery.start_soon(self._until_disconnected, await self._relay(handshake.ours), nursery)
                 await self._bring_up(nursery, mounted)
                 await trio.sleep_forever()
             except (RelfsError, OSError, ValueError) as error:
@@ -214,7 +221,8 @@ class _Mount:
             access_lists = not self._plan.bind or has_access_lists(self._deploy.fd, without=NATIVE)
         connection = self._member["connection"]
         return Handshake(
-            connection, self._init, self._ledger.reply, access_lists=access_lists, adopting=self._adopting
+            connection, self._init, self._ledger.reply, access_lists=access_lists, adopting=self._adopting,
+            relayed=self._relayed,
         )  # fmt: skip
 
     def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
@@ -367,9 +375,19 @@ class _Mount:
 
     # ---- life and end
 
-    async def _until_disconnected(self, nursery: trio.Nursery) -> None:
+    async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
+        """What carries requests and replies. Nobody else may read requests while it does. Who has been killed may still
+        be about to finish that, so its end is waited for; unless a disk keeps it, since then it reads none."""
+        with trio.move_on_after(_GONE_SECONDS):
+            while take_baton(self._member["ledger"]) is None:  # held as long as this process lives
+                await trio.sleep(_GONE_PAUSE)
+        relay = Relay(self._member["connection"], session, self._ledger.requests(), self._once.expect)
+        self._once.deliver = relay.deliver
+        return relay.run
+
+    async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
         try:
-            await pyfuse3.main()
+            await serve()
         except OSError as error:
             _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
             self._status = EXIT_FAILED
@@ -393,7 +411,7 @@ class _Mount:
                     leave()
                 elif message.kind == "retire":
                     await self._retire(changes)
-                elif message.kind == "resend":
+                elif message.kind == "resend" and not self._relayed:
                     os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()

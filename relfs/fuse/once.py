@@ -9,12 +9,12 @@ The choice. Before such a request is carried out, it is written into the ledger 
 is free, which inode it removes, how long the file is. The next worker compares that with what it finds. A handler
 without `await` is followed by its answer at once, so its errand is over when anything else happens, or at the next beat
 of the event loop; those that wait for something else hold theirs until then. Who dies before that leaves an errand that
-was answered; the next worker hears of who still waits for an answer before it begins (resent.py), and drops the rest.
+was answered; the next worker hears of who still waits for an answer before it begins (owed.py), and drops the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -53,6 +53,9 @@ class Once:
         self._slots = ledger.errands
         self._left: dict[bytes, tuple[int, bytes]] = {}
         self._present = 0
+        self.deliver: Callable[[], object] = lambda: None
+        """Called before anything is forgotten: where libfuse does not answer the kernel itself (relay.py), what it has
+        answered so far is to be carried there first."""
 
     def restore(self) -> None:
         """Know what the worker before this one had begun."""
@@ -91,6 +94,7 @@ class Once:
     def settle(self) -> None:
         """What was noted last has been answered."""
         if self._present:
+            self.deliver()
             self._slots.free(self._present)
             self._present = 0
 
@@ -102,7 +106,11 @@ class Once:
         try:
             yield
         finally:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._slots.free, number)
+            trio.lowlevel.current_trio_token().run_sync_soon(self._end, number)
+
+    def _end(self, number: int) -> None:
+        self.deliver()
+        self._slots.free(number)
 
     def _put(self, name: bytes, note: bytes) -> int:
         record = len(name).to_bytes(_LENGTH_BYTES, "little") + name + note

@@ -1,4 +1,4 @@
-"""What the kernel asks again after a worker has died, looked at before any of it is answered.
+"""Who is owed an answer after a worker has died, known before anybody is given one.
 
 Known before it is asked
 ------------------------
@@ -31,7 +31,7 @@ _ROOM = (1 << 20) + (1 << 16)
 
 
 @dataclass(frozen=True)
-class Again:
+class Owed:
     """`askers` are those who wait for an answer that the dead worker owes them (once.py's); `forgets` what the kernel
     has given back meanwhile, nodeids and lookups."""
 
@@ -39,22 +39,28 @@ class Again:
     forgets: tuple[tuple[int, int], ...]
 
 
-def ask_again(connection: int) -> Again:
+def asker_of(request: bytes | memoryview) -> bytes:
+    """Who waits for the answer to a request."""
+    _, opcode, _, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
+    return file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid)
+
+
+def ask_again(connection: int) -> Owed:
     """Have the kernel send again what it has no answer to. Nobody else may be reading. Raises OSError."""
     askers: set[bytes] = set()
     forgets: list[tuple[int, int]] = []
     os.write(connection, resend())
     with closing(_queued(connection)) as queue:
         for request in queue:
-            _, opcode, unique, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
+            _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
             if opcode in FORGETS:
                 forgets += forgotten(request)
             elif not unique & UNIQUE_RESEND:
                 break
             else:
-                askers.add(file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid))
+                askers.add(asker_of(request))
     os.write(connection, resend())
-    return Again(frozenset(askers), tuple(forgets))
+    return Owed(frozenset(askers), tuple(forgets))
 
 
 def _queued(connection: int) -> Generator[memoryview, None, None]:
