@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
 from collections.abc import Callable
 
@@ -32,6 +31,8 @@ from relfs.daemon.preflight import (
     require_servable,
     take_daemon_lock,
 )
+from relfs.daemon.restart import kept_mount
+from relfs.daemon.service import scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
@@ -41,7 +42,7 @@ from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
-from relfs.survival.channel import Channel, channel_of, pair
+from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
@@ -83,11 +84,14 @@ def _mount(plan: str, answer_fd: str) -> int:
 
 
 def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
+    if foreground:
+        log_to_stderr()
     ours, theirs = pair()
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = _begin(plan, ours, foreground=foreground)
+        raise_descriptor_limit()
+        estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
         baton = take_baton(estate["baton"])
         assert baton is not None, "nobody else has heard of it yet"
     except BaseException:
@@ -107,17 +111,16 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     aliases = () if plan.over else (plan.mountpoint,)
     deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
     assert deploy.state_fd is not None
-    if foreground:
-        log_to_stderr()
-    else:
+    if not foreground:
         log_to_state(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
-    raise_descriptor_limit()
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
-    select.select([standby], [], [], _STANDBY_SECONDS)
-    return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
+    until_readable(standby, _STANDBY_SECONDS)
+    within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
+    connection = connect(plan.mountpoint, _mount_options(plan), within=within)
+    return _settle(plan, deploy, lock, connection, foreground=foreground)
 
 
 def _mount_options(plan: Plan) -> list[str]:

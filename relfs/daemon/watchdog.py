@@ -38,7 +38,8 @@ class Watchdog:
         self._on_answer = on_answer
         self._probe: Probe | None = None
         self._asked: float | None = None
-        self._answered = time.monotonic()
+        self.answered = time.monotonic()
+        """When it last did, or this process began to watch."""
         self._beat = (0, 0.0)
 
     def ask(self, what: str) -> None:
@@ -63,7 +64,7 @@ class Watchdog:
             self.close()
             return
         self._asked = None
-        self._answered = time.monotonic()
+        self.answered = time.monotonic()
         self._on_answer(verdict, said)
 
     def forget(self) -> None:
@@ -73,7 +74,7 @@ class Watchdog:
     def is_overdue(self, pid: int, now: float) -> bool:
         """Whether process `pid`, which should have answered, has had its time. Asks if it is time to."""
         if self._asked is None:
-            if now - self._answered > _ASK_SECONDS:
+            if now - self.answered > _ASK_SECONDS:
                 self.ask("status")
             return False
         return now - self._asked > self._allowed(pid, now)

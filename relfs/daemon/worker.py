@@ -240,6 +240,7 @@ class _Mount:
 
     def _restore(self, current: CurrentLink, operations: Operations) -> None:
         """Know what the worker before this one knew. Contains no `await`."""
+        operations.pin_native()
         self._table.restore()
         operations.restore()
         self._once.restore()

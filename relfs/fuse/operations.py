@@ -430,11 +430,15 @@ class Operations(pyfuse3.Operations):
             show=native if self._current.hidden_from(ctx) else [_CURRENT, *native],
         )
 
+    def pin_native(self) -> None:
+        """Give the native directories that there are their constant nodeids. To be called before the table is restored:
+        what is in them is known by them."""
+        for name in NATIVE:
+            self._pin_native(name)
+
     def restore(self) -> None:
         """Know what the worker before this one had open, once the table is restored. What somebody who is replacing
         `current` lists from the start again has it, which he takes for what others did meanwhile."""
-        for name in NATIVE:
-            self._pin_native(name)
 
         def show(nodeid: InodeT) -> list[bytes]:
             return [_CURRENT, *(name for name in NATIVE if self._is_native(name))] if nodeid == ROOT else []

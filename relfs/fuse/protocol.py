@@ -31,13 +31,13 @@ OP_READDIR = 28
 OP_INTERRUPT = 36
 OP_BATCH_FORGET = 42
 OP_READDIRPLUS = 44
-FORGETS = frozenset({OP_FORGET, OP_BATCH_FORGET})
-
 _NOTIFY_INVAL_INODE = 2
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
 
-UNANSWERED = frozenset({OP_FORGET, OP_INTERRUPT, OP_BATCH_FORGET})
+FORGETS = frozenset({OP_FORGET, OP_BATCH_FORGET})
+
+UNANSWERED = FORGETS | {OP_INTERRUPT}
 """What the kernel expects no reply to."""
 
 DONT_MASK = 1 << 6
@@ -106,22 +106,6 @@ def resend() -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
 
 
-def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
-    """The nodeids that a FORGET or BATCH_FORGET gives back, each with the number of lookups."""
-    _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
-    at = IN_HEADER.size
-    if opcode == OP_FORGET:
-        return [(nodeid, _FORGET_IN.unpack_from(request, at)[0])]
-    count, _ = _BATCH_FORGET_IN.unpack_from(request, at)
-    pairs = _FORGET_ONE.iter_unpack(request[at + _BATCH_FORGET_IN.size :][: count * _FORGET_ONE.size])
-    return [(nodeid, lookups) for nodeid, lookups in pairs]
-
-
-def written_handle(request: bytes | memoryview) -> int:
-    """The file handle that a WRITE is for."""
-    return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
-
-
 def limit(reply: bytes, size: int) -> bytes:
     """An INIT reply after which no READ or WRITE carries more than `size` bytes (a page, if that is more).
 
@@ -162,6 +146,22 @@ def inval_attributes(nodeid: int) -> bytes:
     """FUSE_NOTIFY_INVAL_INODE: forget the attributes of an inode, and keep its pages."""
     payload = _INVAL_INODE_OUT.pack(nodeid, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_INODE, 0) + payload
+
+
+def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
+    """The nodeids that a FORGET or BATCH_FORGET gives back, each with the number of lookups."""
+    _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+    at = IN_HEADER.size
+    if opcode == OP_FORGET:
+        return [(nodeid, _FORGET_IN.unpack_from(request, at)[0])]
+    count, _ = _BATCH_FORGET_IN.unpack_from(request, at)
+    pairs = _FORGET_ONE.iter_unpack(request[at + _BATCH_FORGET_IN.size :][: count * _FORGET_ONE.size])
+    return [(nodeid, lookups) for nodeid, lookups in pairs]
+
+
+def written_handle(request: bytes | memoryview) -> int:
+    """The file handle that a WRITE is for."""
+    return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:
