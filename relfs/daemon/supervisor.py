@@ -35,7 +35,7 @@ from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
 from relfs.daemon.service import Heartbeat, notify
 from relfs.daemon.session import load_session
-from relfs.daemon.watchdog import Watchdog
+from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
@@ -102,6 +102,7 @@ class Supervisor:
         self._children: list[subprocess.Popen[bytes]] = []
         self._inbox = channel_of(os.dup(estate["inbox"]))
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
+        self._disk = Disk(estate["state"], self._selector, self._forgive)
         self._expected: str | None = None
         self._reload: Reload | None = None
         self._deaths = 0
@@ -396,7 +397,7 @@ class Supervisor:
     def _keep(self, each: _Process, name: str, fd: int) -> None:
         each.kept.add(name)
         self._estate.put(name, fd)
-        self._pass_on(each, "keep", fd, name=name)
+        self._pass_on(each, "keep", self._estate[name], name=name)
         if not is_fleeting(name):
             self._change_store()
 
@@ -514,14 +515,18 @@ class Supervisor:
 
     def _watch_worker(self, worker: _Process, now: float) -> None:
         assert worker.who is not None
-        if not worker.serves:
-            if now - worker.since > _BEGIN_SECONDS:
-                self._end_process(worker, "does not begin to serve")
-        elif self._watchdog.is_overdue(worker.who.pid, now):
-            self._end_process(worker, "does not answer")
+        if worker.serves:
+            overdue = self._watchdog.is_overdue(worker.who.pid, now)
+            late, why = self._watchdog.is_late(now), "does not answer"
+        else:
+            overdue = now - worker.since > _BEGIN_SECONDS
+            late, why = now - worker.since > _HELLO_SECONDS, "does not begin to serve"
+        blameless = late and self._disk.may_be_to_blame(now)
+        if overdue and not blameless:
+            self._end_process(worker, why)
 
     def _forgive(self, now: float) -> None:
-        """Nobody was asked while the machine stood still."""
+        """Nobody is late if the machine has stood still, or the disk."""
         self._watchdog.forgive(now)
         for each in self._processes.values():
             each.since = now
@@ -607,6 +612,7 @@ class Supervisor:
         """Run the new code in this process, which somebody may know by its pid. Worker and standby find that their tie
         is cut, and join again (member.py)."""
         self._watchdog.close()
+        self._disk.close()
         _log.info("process %d becomes the new supervisor", os.getpid())
         logging.shutdown()
         try:
@@ -664,6 +670,7 @@ class Supervisor:
         if self._store is not None:
             self._store.forget()
         self._watchdog.close()
+        self._disk.close()
         deadline = time.monotonic() + _END_SECONDS
         for each in self._processes.values():
             if each.channel is not None:

@@ -46,7 +46,6 @@ import os
 import trio
 
 from relfs.errors import RelfsError
-from relfs.fuse.owed import Owed, ask_again
 from relfs.fuse.protocol import (
     CACHE_SYMLINKS,
     DONT_MASK,
@@ -59,6 +58,7 @@ from relfs.fuse.protocol import (
     want,
 )
 from relfs.fuse.relay import session_pair
+from relfs.fuse.resent import Again, ask_again
 from relfs.survival.memory import Cell
 from relfs.survival.requests import PAYLOAD_MAX
 
@@ -123,7 +123,7 @@ class Handshake:
                 raise
         self._reply.store(reply)
 
-    def take_over(self) -> Owed | None:
+    def take_over(self) -> Again | None:
         """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await. What the kernel
         asks again, if it can."""
         os.dup2(self._connection, self._session_fd, inheritable=False)

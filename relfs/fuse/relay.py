@@ -33,15 +33,15 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from relfs.errors import RelfsError, reason
-from relfs.fuse.owed import asker_of
 from relfs.fuse.protocol import IN_HEADER, OUT_HEADER, UNANSWERED, failure, reply_size
+from relfs.fuse.resent import asker
 from relfs.survival.requests import PAYLOAD_MAX, Requests
 
 _log = logging.getLogger(__name__)
@@ -80,20 +80,18 @@ class Relay:
     requests were sent; `_room` is what the replies to all of them leave free.
     """
 
-    def __init__(
-        self, kernel: int, session: socket.socket, requests: Requests, expect: Callable[[Collection[bytes]], object]
-    ) -> None:
-        """`kernel` is the descriptor of /dev/fuse, which never blocks from now on; `session` our end of the pair;
-        `expect` is told who is owed an answer (owed.py) before libfuse is asked for any."""
+    def __init__(self, kernel: int, session: socket.socket, requests: Requests) -> None:
+        """`kernel` is the descriptor of /dev/fuse, which never blocks from now on; `session` our end of the pair."""
         os.set_blocking(kernel, False)
         session.setblocking(False)
         self._kernel = kernel
         self._session = session
         self._requests = requests
-        self._expect = expect
         self._due: dict[int, _Due] = {}
         self._room = self._all_room = session.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._freed = trio.Event()
+        self.expect: Callable[[frozenset[bytes]], object] = lambda _askers: None
+        """Called with those who still wait for what a dead worker owes them (once.py's), before any is answered."""
 
     async def run(self) -> None:
         """Do what a dead worker has left, and then what comes. Returns when the mount, or the session, is gone.
@@ -178,7 +176,7 @@ class Relay:
             if slot is not None:
                 self._requests.free(slot)
             self._requests.clear_desk()
-        self._expect({asker_of(self._requests[slot]) for slot in left.values()})
+        self.expect(frozenset(asker(self._requests[slot]) for slot in left.values()))
         if left:
             _log.info("%d requests that were not answered are done now", len(left))
         for slot in left.values():

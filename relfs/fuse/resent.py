@@ -1,4 +1,4 @@
-"""Who is owed an answer after a worker has died, known before anybody is given one.
+"""What the kernel asks again after a worker has died, looked at before any of it is answered.
 
 Known before it is asked
 ------------------------
@@ -31,7 +31,7 @@ _ROOM = (1 << 20) + (1 << 16)
 
 
 @dataclass(frozen=True)
-class Owed:
+class Again:
     """`askers` are those who wait for an answer that the dead worker owes them (once.py's); `forgets` what the kernel
     has given back meanwhile, nodeids and lookups."""
 
@@ -39,13 +39,7 @@ class Owed:
     forgets: tuple[tuple[int, int], ...]
 
 
-def asker_of(request: bytes | memoryview) -> bytes:
-    """Who waits for the answer to a request."""
-    _, opcode, _, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
-    return file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid)
-
-
-def ask_again(connection: int) -> Owed:
+def ask_again(connection: int) -> Again:
     """Have the kernel send again what it has no answer to. Nobody else may be reading. Raises OSError."""
     askers: set[bytes] = set()
     forgets: list[tuple[int, int]] = []
@@ -58,9 +52,15 @@ def ask_again(connection: int) -> Owed:
             elif not unique & UNIQUE_RESEND:
                 break
             else:
-                askers.add(asker_of(request))
+                askers.add(asker(request))
     os.write(connection, resend())
-    return Owed(frozenset(askers), tuple(forgets))
+    return Again(frozenset(askers), tuple(forgets))
+
+
+def asker(request: bytes | memoryview) -> bytes:
+    """Who waits for an answer to it (once.py's)."""
+    _, opcode, _, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
+    return file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid)
 
 
 def _queued(connection: int) -> Generator[memoryview, None, None]:

@@ -1,4 +1,4 @@
-"""Who is owed an answer is known before anybody is given one: against a kernel that is a socket pair."""
+"""What the kernel asks again is known before it is asked: against a kernel that is a socket pair."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from relfs.fuse.once import Once, errand, file_asker, thread_asker
-from relfs.fuse.owed import Owed, ask_again
 from relfs.fuse.protocol import UNIQUE_RESEND, forgotten, resend
+from relfs.fuse.resent import Again, ask_again
 from relfs.survival.ledger import Ledger, new_ledger
 
 FORGET, MKDIR, WRITE, BATCH_FORGET = 2, 9, 16, 42
@@ -37,7 +37,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
-def looked_at(ends: tuple[socket.socket, socket.socket], *queue: bytes) -> Owed:
+def looked_at(ends: tuple[socket.socket, socket.socket], *queue: bytes) -> Again:
     """What is found in the queue; both times it is asked for."""
     kernel, ours = ends
     for each in queue:
@@ -50,11 +50,11 @@ def looked_at(ends: tuple[socket.socket, socket.socket], *queue: bytes) -> Owed:
 
 def test_who_waits(ends: tuple[socket.socket, socket.socket]) -> None:
     found = looked_at(ends, request(MKDIR, 10, b"a\0"), write(7, 11, b"x" * 100_000), request(MKDIR, 12, b"b\0"))
-    assert found == Owed(frozenset({thread_asker(10), thread_asker(12), file_asker(7)}), ())
+    assert found == Again(frozenset({thread_asker(10), thread_asker(12), file_asker(7)}), ())
 
 
 def test_nobody_waits(ends: tuple[socket.socket, socket.socket]) -> None:
-    assert looked_at(ends) == Owed(frozenset(), ())
+    assert looked_at(ends) == Again(frozenset(), ())
 
 
 def test_what_is_asked_for_the_first_time_is_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -67,7 +67,7 @@ def test_what_is_given_back_on_the_way_is_not_lost(ends: tuple[socket.socket, so
     one = request(FORGET, 0, struct.pack("=Q", 3), nodeid=20, again=False)
     many = request(BATCH_FORGET, 0, struct.pack("=IIQQQQ", 2, 0, 21, 1, 22, 5), again=False)
     found = looked_at(ends, one, request(MKDIR, 10), many)
-    assert found == Owed(frozenset({thread_asker(10)}), ((20, 3), (21, 1), (22, 5)))
+    assert found == Again(frozenset({thread_asker(10)}), ((20, 3), (21, 1), (22, 5)))
     assert forgotten(many) == [(21, 1), (22, 5)]
 
 
@@ -76,6 +76,7 @@ def ledger() -> Iterator[Ledger]:
     made = new_ledger()
     yield made
     made.close()
+    os.close(made.fd)
 
 
 def test_only_who_waits_has_begun(ledger: Ledger) -> None:
