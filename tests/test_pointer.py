@@ -269,6 +269,7 @@ def test_a_persist_that_fails_changes_nothing_and_is_journalled(
         pointer.switch("41", actor, "request")
     assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
     assert outcomes_of(pointer, "request") == [f"failed: {os.strerror(number)}"]
+    assert not (app / ".relfs" / PENDING).exists(), "somebody else may make the link say the same"
     pointer.check_invariants()
     pointer.switch("41", actor, "another")
     assert link_of(app) == "releases/41"
