@@ -253,7 +253,6 @@ class _Mount:
             self._ledger.mounted = found.id
         if self._adopting:
             self._member.tell("serving", current=None)
-            await mounted.changes.drop_current()  # the one before may have died before it told the kernel
             mounted.changes.drop_root_attributes()
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
@@ -261,7 +260,10 @@ class _Mount:
         if self._config.seal:
             await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
-        await mounted.changes.drop_current()  # what it shows may depend on what could be attached
+        if self._adopting:  # the one before may have died before it told the kernel
+            nursery.start_soon(mounted.changes.drop_current)  # who holds the directory may wait for a hook
+        else:
+            await mounted.changes.drop_current()  # what it shows may depend on what could be attached
         server = ControlServer(
             methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
         )
