@@ -19,6 +19,7 @@ import trio.testing
 
 from relfs.fuse.once import Once
 from relfs.fuse.relay import Relay, session_pair
+from relfs.fuse.resent import asker
 from relfs.survival.ledger import new_ledger
 from relfs.survival.memory import Memory, area, new_memory
 from relfs.survival.requests import COUNT, PAYLOAD_MAX, Requests
@@ -27,7 +28,7 @@ FORGET, MKDIR, READ, WRITE, INTERRUPT, BATCH_FORGET = 2, 9, 15, 16, 36, 42
 
 
 def request(unique: int, opcode: int = MKDIR, body: bytes = b"0123456789abcdef") -> bytes:
-    return struct.pack("=IIQQIIII", 40 + len(body), opcode, unique, 1, 0, 0, 77, 0) + body
+    return struct.pack("=IIQQIIII", 40 + len(body), opcode, unique, 1, 0, 0, 70 + unique, 0) + body
 
 
 def read_request(unique: int, size: int) -> bytes:
@@ -144,7 +145,10 @@ def test_the_next_worker_does_what_was_left_in_order_and_before_what_is_new(worl
 
     live(world.worker(), first)
     world.kernel.send(request(8))
-    live(world.worker(), second)
+    relay, expected = world.worker(), list[frozenset[bytes]]()
+    relay.expect = expected.append
+    live(relay, second)
+    assert expected == [frozenset({asker(request(2)), asker(request(6))})], "who was answered is not expected"
 
 
 def test_what_was_answered_and_perhaps_not_sent_is_sent_and_not_done_again(world: World) -> None:

@@ -108,6 +108,16 @@ def take_daemon_lock(plan: Plan, state_fd: int) -> int:
     return fd
 
 
+def replace_daemon_lock(state_fd: int) -> int:
+    """The same again for a mount that there is, whose lock somebody has removed. Raises OSError, if somebody else was
+    first, too."""
+    fd = _open_lock(state_fd)
+    if not _try_lock(fd):
+        os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, "another daemon has taken it")
+    return fd
+
+
 def _open_lock(state_fd: int) -> int:
     """Not for writing, since a file system with a file that is open for that cannot be remounted read-only; but where
     nothing else will do, as with NFS (flock(2))."""

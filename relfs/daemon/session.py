@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from relfs.checks import Checks
+from relfs.config import Config
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.plan import Plan, as_text, plan_of
 from relfs.errors import RelfsError
@@ -18,7 +21,8 @@ from relfs.survival.ledger import Ledger, Who
 class Session:
     """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
     processes that detach the mount once all others are gone; `relayed`: relfs keeps requests itself (fuse/resend.py).
-    `state_path` and `aliases` are the DeployPath's."""
+    `state_path` and `aliases` are the DeployPath's. `config` is what the file said at the beginning, for it may be half
+    edited, or unreadable, when a worker takes over."""
 
     plan: Plan
     foreground: bool
@@ -27,6 +31,7 @@ class Session:
     init: bytes
     guards: tuple[Who, ...]
     relayed: bool
+    config: Config
 
 
 def store_session(ledger: Ledger, session: Session) -> None:
@@ -49,7 +54,13 @@ def load_session(ledger: Ledger) -> Session:
         init=bytes.fromhex(told["init"]),
         guards=tuple(Who(**each) for each in told["guards"]),
         relayed=told["relayed"],
+        config=_config(told["config"]),
     )
+
+
+def _config(told: dict[str, Any]) -> Config:
+    checks = told["checks"]
+    return Config(**{**told, "checks": Checks(**{**checks, "unfinished": tuple(checks["unfinished"])})})
 
 
 def deploy_path(session: Session, estate: Estate) -> DeployPath:

@@ -24,6 +24,7 @@ from relfs.daemon.command import estate_of, start
 from relfs.daemon.gaveup import forget_giving_up
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.member import take_baton
+from relfs.daemon.nested import set_apart
 from relfs.daemon.plan import Plan, plan_of
 from relfs.daemon.preflight import (
     check_mountpoint,
@@ -121,10 +122,18 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
+    apart = set_apart(deploy, plan)
     until_readable(standby, _STANDBY_SECONDS)
     within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
     connection = connect(plan.mountpoint, _mount_options(plan), within=within)
-    return _settle(plan, deploy, lock, connection, foreground=foreground)
+    estate, ledger = _settle(deploy, {"lock": lock, **apart}, connection)
+    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
+    session = Session(
+        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
+        relayed=survival(connection.init.flags).by == "relay", config=config,
+    )  # fmt: skip
+    store_session(ledger, session)
+    return estate, ledger
 
 
 def _mount_options(plan: Plan) -> list[str]:
@@ -136,28 +145,19 @@ def _mount_options(plan: Plan) -> list[str]:
     return [*options, *plan.mount_options]
 
 
-def _settle(
-    plan: Plan, deploy: DeployPath, lock: int, connection: Connection, *, foreground: bool
-) -> tuple[Estate, Ledger]:
-    """All that is there to be kept."""
+def _settle(deploy: DeployPath, more: dict[str, int], connection: Connection) -> tuple[Estate, Ledger]:
+    """All that is there to be kept, `more` included."""
     assert deploy.state_fd is not None
     estate, memory = Estate(), new_memory("relfs-ledger")
     inbox, outbox = pair()
     held = {
-        "connection": connection.fd, "guard": connection.guard, "watch": connection.watch, "lock": lock,
+        "connection": connection.fd, "guard": connection.guard, "watch": connection.watch,
         "deploy": deploy.fd, "state": deploy.state_fd, "ledger": memory, "baton": new_memory("relfs-baton"),
-        "inbox": inbox.detach(), "outbox": outbox.detach(),
+        "inbox": inbox.detach(), "outbox": outbox.detach(), **more,
     }  # fmt: skip
     for name, fd in held.items():
         estate.put(name, fd)
-    ledger = Ledger(memory)
-    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
-    session = Session(
-        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
-        relayed=survival(connection.init.flags).by == "relay",
-    )  # fmt: skip
-    store_session(ledger, session)
-    return estate, ledger
+    return estate, Ledger(memory)
 
 
 def _who(pid: int) -> Who:

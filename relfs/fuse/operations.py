@@ -105,6 +105,11 @@ class Operations(pyfuse3.Operations):
         self._guard = guard
         self._once = once
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no file can be opened now, for want of descriptors."""
+        return self._files.is_full
+
     # ---- names
 
     @_handler

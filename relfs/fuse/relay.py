@@ -33,6 +33,7 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ import trio
 
 from relfs.errors import RelfsError, reason
 from relfs.fuse.protocol import IN_HEADER, OUT_HEADER, UNANSWERED, failure, reply_size
+from relfs.fuse.resent import asker
 from relfs.survival.requests import PAYLOAD_MAX, Requests
 
 _log = logging.getLogger(__name__)
@@ -88,6 +90,8 @@ class Relay:
         self._due: dict[int, _Due] = {}
         self._room = self._all_room = session.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._freed = trio.Event()
+        self.expect: Callable[[frozenset[bytes]], object] = lambda _askers: None
+        """Called with those who still wait for what a dead worker owes them (once.py's), before any is answered."""
 
     async def run(self) -> None:
         """Do what a dead worker has left, and then what comes. Returns when the mount, or the session, is gone.
@@ -172,6 +176,7 @@ class Relay:
             if slot is not None:
                 self._requests.free(slot)
             self._requests.clear_desk()
+        self.expect(frozenset(asker(self._requests[slot]) for slot in left.values()))
         if left:
             _log.info("%d requests that were not answered are done now", len(left))
         for slot in left.values():

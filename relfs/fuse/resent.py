@@ -46,15 +46,21 @@ def ask_again(connection: int) -> Again:
     os.write(connection, resend())
     with closing(_queued(connection)) as queue:
         for request in queue:
-            _, opcode, unique, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
+            _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
             if opcode in FORGETS:
                 forgets += forgotten(request)
             elif not unique & UNIQUE_RESEND:
                 break
             else:
-                askers.add(file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid))
+                askers.add(asker(request))
     os.write(connection, resend())
     return Again(frozenset(askers), tuple(forgets))
+
+
+def asker(request: bytes | memoryview) -> bytes:
+    """Who waits for an answer to it (once.py's)."""
+    _, opcode, _, _, _, _, pid, _ = IN_HEADER.unpack_from(request)
+    return file_asker(written_handle(request)) if opcode == OP_WRITE else thread_asker(pid)
 
 
 def _queued(connection: int) -> Generator[memoryview, None, None]:
