@@ -57,6 +57,8 @@ from relfs.store import Owner, open_store, peek
 
 _log = logging.getLogger(__name__)
 
+_INTERRUPTED = "failed: interrupted before it took effect"
+
 _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
 
 
@@ -250,7 +252,11 @@ class Pointer:
         return self.target.release if self.target is not None else None
 
     def _known(self, request_id: str) -> Event | None:
+        """What became of a request that was made before; None: nothing, so that it can be done now. Raises RelfsError
+        for what was refused."""
         event = self.history.find(request_id)
+        if event is not None and event.outcome == _INTERRUPTED:  # and whoever asks again still wants it
+            return None
         if event is not None and not event.succeeded:
             raise RelfsError(f"{event.release}: {event.outcome}")
         return event
@@ -427,7 +433,7 @@ class Pointer:
             return
         known = self.history.find(note.event.id)
         if known is None:
-            outcome = RECOVERED if note.wanted == text else "failed: interrupted before it took effect"
+            outcome = RECOVERED if note.wanted == text else _INTERRUPTED
             ours = self._unwritten if self._unwritten is not None and self._unwritten.id == note.event.id else None
             self._write_or_owe(ours or replace(note.event, outcome=outcome))
         if note.tell and note.wanted == text and (known is None or known.succeeded):

@@ -372,6 +372,18 @@ def test_a_crash_before_the_rename(app: Path, pointer: Pointer, actor: Actor) ->
         again.check_invariants()
 
 
+def test_who_asks_again_after_a_crash_before_the_rename_gets_it_done(app: Path, pointer: Pointer, actor: Actor) -> None:
+    """Once: whoever asks a third time is told of that."""
+    _crash_before(pointer, actor, "rename")
+    with closing(open_deploy_path(str(app))) as deploy:
+        again = Pointer(deploy)
+        done = again.switch("41", actor, "request")
+        assert (done.outcome, link_of(app)) == ("done", "releases/41")
+        assert again.switch("41", actor, "request") == done
+        assert outcomes_of(again, "request") == ["failed: interrupted before it took effect", "done"]
+        again.check_invariants()
+
+
 def test_a_crash_after_the_rename(app: Path, pointer: Pointer, actor: Actor) -> None:
     _crash_before(pointer, actor, "write", -1)
     for _ in range(2):
