@@ -6,18 +6,24 @@ A real directory `current` is to become a release, with a link in its place, and
 facts: rename(2) replaces names one at a time, but renameat2(RENAME_EXCHANGE) swaps two at once, whatever they are. The
 choice: the link is made first under the name that the release will have, where its text (releases/NAME) is of no use to
 anybody yet; then the two names are exchanged, and in that step the directory is the release and the link leads to it.
+
+A power cut. The facts: file systems that can exchange names do it in one step of their journal (ext4, XFS, btrfs,
+f2fs), so that both are found changed, or neither; but the link may be found without its text, if that was not flushed
+(pointer.py, "The order of a durable switch"). The choice: syncfs(2) between the two steps, which flushes the release's
+data as well, and fsync(2) of both directories after them, before the journal tells of it.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from dataclasses import dataclass
 
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
-from relfs.libc import RENAME_EXCHANGE, renameat2
+from relfs.libc import RENAME_EXCHANGE, renameat2, syncfs
 from relfs.lock import change_lock
 from relfs.mountinfo import relfs_mounts
 from relfs.pointer import Pointer
@@ -47,6 +53,7 @@ def initialise(path: str, release: str | None, state_dir: str | None = None) -> 
         with change_lock(deploy.state_fd, shown=deploy.state_path):
             adopted = _adopt(deploy, release)
         target = Pointer(deploy).target
+        _flush(deploy)  # what was made, the deploy path itself included
         return Made(deploy.path, target.label if target is not None else None, adopted)
     finally:
         deploy.close()
@@ -69,33 +76,54 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
         return None
     name = release if release is not None else _next_number(deploy)
     successor = f"{RELEASES}/{name}"
-    _remove_leftover(deploy, successor)
+    _remove_leftover(deploy, name)
     try:
         os.symlink(successor, successor, dir_fd=deploy.fd)
     except FileExistsError:
         raise RefusedError(f"{deploy.path}/{successor}: exists; choose another name with --release") from None
     except OSError as error:
         raise RelfsError(f"{deploy.path}/{successor}: cannot be made: {reason(error)}") from error
-    names = (deploy.fd, os.fsencode(successor), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
     try:
-        renameat2(*names)
+        syncfs(deploy.fd)
+        _exchange(deploy, successor)
     except OSError as error:
         os.unlink(successor, dir_fd=deploy.fd)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
     try:
-        os.fsync(deploy.fd)
+        _sync_directories(deploy)
     except OSError as error:
-        renameat2(*names)
+        _exchange(deploy, successor)
         os.unlink(successor, dir_fd=deploy.fd)
         raise RelfsError(f"{deploy.path}/{CURRENT}: cannot be adopted: {reason(error)}") from error
     return name
 
 
-def _remove_leftover(deploy: DeployPath, successor: str) -> None:
-    """The link of an adoption that was cut off: it says its own name, which nobody else would make it say."""
+def _exchange(deploy: DeployPath, successor: str) -> None:
+    renameat2(deploy.fd, os.fsencode(successor), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
+
+
+def _sync_directories(deploy: DeployPath) -> None:
+    releases = os.open(RELEASES, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=deploy.fd)
     try:
-        if os.readlink(successor, dir_fd=deploy.fd) == successor:
-            os.unlink(successor, dir_fd=deploy.fd)
+        os.fsync(releases)
+    finally:
+        os.close(releases)
+    os.fsync(deploy.fd)
+
+
+def _flush(deploy: DeployPath) -> None:
+    try:
+        syncfs(deploy.fd)
+    except OSError as error:
+        raise RelfsError(f"{deploy.path}: may not last: {reason(error)}") from error
+
+
+def _remove_leftover(deploy: DeployPath, name: str) -> None:
+    """The link of an adoption that was cut off: it says its own name, which nobody else would make it say."""
+    path = f"{RELEASES}/{name}"
+    try:
+        if os.readlink(path, dir_fd=deploy.fd) == path:
+            os.unlink(path, dir_fd=deploy.fd)
     except OSError:
         pass
 
@@ -111,5 +139,17 @@ def _no_exchange(deploy: DeployPath, successor: str, error: OSError) -> str:
 
 
 def _next_number(deploy: DeployPath) -> str:
+    """The first number after all releases that is nobody's name: a link of an adoption that was cut off may be there,
+    and have lost its text in a power cut."""
     numbers = [int(release.name) for release in deploy.releases() if release.name.isdecimal()]
-    return str(max(numbers, default=0) + 1)
+    names = map(str, itertools.count(max(numbers, default=0) + 1))
+    return next(name for name in names if _is_free(deploy, name))
+
+
+def _is_free(deploy: DeployPath, name: str) -> bool:
+    _remove_leftover(deploy, name)
+    try:
+        os.lstat(f"{RELEASES}/{name}", dir_fd=deploy.fd)
+    except FileNotFoundError:
+        return True
+    return False

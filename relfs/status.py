@@ -22,11 +22,13 @@ class View:
 
 @dataclass(frozen=True)
 class Host:
-    """What this host gives the mount; None where only a mount would tell."""
+    """What this host gives the mount; None where only a mount would tell. `resend`: the kernel offers to send requests
+    again; `survival`: "resend" if that is how they outlive a worker, "relay" if relfs keeps them itself."""
 
     kernel: str
     caches_links: bool | None = None
     resend: bool | None = None
+    survival: str | None = None
     native: tuple[str, ...] = ()
 
 

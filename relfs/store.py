@@ -1,7 +1,8 @@
 """Where the target of `current` is kept on disk: a symbolic link, or a file where the file system has no links.
 
 A store replaces what it holds by rename(2): a reader of the disk finds the old target or the new one, whole, and
-after `write` has returned it finds the new one even after a power cut. Who may write is the holder of the change lock.
+after `write` has returned it finds the new one even after a power cut. What is renamed is flushed first, its own data
+and what it leads to (pointer.py, "The order of a durable switch"). Who may write is the holder of the change lock.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from relfs.errors import RelfsError
 from relfs.layout import CURRENT, DeployPath
+from relfs.libc import syncfs
 
 TEMPORARY = ".current.relfs"
 """The name under which a new link is made. One is enough, since its maker holds the change lock; it is made beside
@@ -37,8 +40,12 @@ class Store(Protocol):
     def read(self) -> str | None:
         """The text of the target; None: there is none. Raises OSError, RelfsError for something that is no link."""
 
-    def write(self, text: str, owner: Owner | None = None) -> None:
-        """Replace the target, durably. Raises OSError, and then `read` tells the old target."""
+    def write(self, text: str, owner: Owner | None = None, *, flush: Callable[[], None] | None = None) -> None:
+        """Replace the target, durably. `flush` is called when the new one is made, but not yet in its place: it has to
+        flush the deploy path's file system, and what the target leads to; without it, only the target is flushed.
+
+        Raises OSError, and then `read` tells the old target.
+        """
 
 
 class LinkStore:
@@ -57,7 +64,7 @@ class LinkStore:
                 raise
             raise RelfsError(_not_a_link(self._deploy)) from error
 
-    def write(self, text: str, owner: Owner | None = None) -> None:
+    def write(self, text: str, owner: Owner | None = None, *, flush: Callable[[], None] | None = None) -> None:
         directory = self._deploy.fd
         before = self.read()
         _remove(TEMPORARY, directory)  # a crash may have left it
@@ -66,6 +73,7 @@ class LinkStore:
             if owner is not None:
                 with contextlib.suppress(PermissionError):
                     os.chown(TEMPORARY, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+            (flush or self._flush)()
             os.rename(TEMPORARY, CURRENT, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError:
             _remove(TEMPORARY, directory)
@@ -75,6 +83,9 @@ class LinkStore:
         except OSError:
             self._take_back(before)
             raise
+
+    def _flush(self) -> None:
+        syncfs(self._deploy.fd)  # there is no other call for the text of a link
 
     def _take_back(self, before: str | None) -> None:
         """The rename was done but may not last: undo it, so that the disk says what everybody is served."""
@@ -100,16 +111,25 @@ class FileStore:
         except FileNotFoundError:
             return None
 
-    def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
+    def write(
+        self,
+        text: str,
+        owner: Owner | None = None,  # noqa: ARG002 (the state is relfs's own)
+        *,
+        flush: Callable[[], None] | None = None,
+    ) -> None:
         before = self.read()
-        self._put(text)
+        self._make(text)
+        if flush is not None:
+            flush()
+        self._put()
         try:
             os.fsync(self._directory)
         except OSError:
             self._take_back(before)
             raise
 
-    def _put(self, text: str) -> None:
+    def _make(self, text: str) -> None:
         _remove(TEMPORARY, self._directory)  # a crash may have left it
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(TEMPORARY, flags, 0o644, dir_fd=self._directory)
@@ -120,6 +140,8 @@ class FileStore:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _put(self) -> None:
         os.rename(TEMPORARY, CURRENT, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _take_back(self, before: str | None) -> None:
@@ -127,7 +149,8 @@ class FileStore:
             if before is None:
                 os.unlink(CURRENT, dir_fd=self._directory)
             else:
-                self._put(before)
+                self._make(before)
+                self._put()
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._directory)

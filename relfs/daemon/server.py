@@ -30,7 +30,7 @@ from relfs.control import (
 )
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
-from relfs.daemon.descriptors import descriptors
+from relfs.descriptors import descriptors
 from relfs.errors import RefusedError, RelfsError
 from relfs.journal import Actor, Event, command_line, user_name
 from relfs.store import Owner

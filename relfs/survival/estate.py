@@ -5,6 +5,7 @@ that either can die at any moment; what a worker opens, it gives them before it 
     guard              the socket whose closing, in all processes, makes fusermount3's helper detach the mount
     lock               the daemon lock
     deploy, state      the deploy path, opened before it was covered, and the state directory
+    home, nested.PATH  where passthrough works; what is mounted below that, until it is attached (daemon/nested.py)
     ledger             see ledger.py
     inbox, outbox      the two ends of the pair by which processes find a new supervisor
     baton              the file whose lock says who is the supervisor (daemon/member.py)
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+
+_FLEETING = ("file.", "names.")
 
 
 class Estate:
@@ -36,9 +39,14 @@ class Estate:
         return iter(list(self._fds.items()))
 
     def put(self, name: str, fd: int) -> None:
-        """Hold `fd`, instead of what has had the name so far."""
-        self.drop(name)
-        self._fds[name] = fd
+        """Hold `fd`. It takes the number of what has had the name so far, by which others may go: who needs it asks for
+        its name from now on."""
+        before = self._fds.get(name)
+        if before is None:
+            self._fds[name] = fd
+        elif before != fd:
+            os.dup2(fd, before, inheritable=False)
+            os.close(fd)
 
     def drop(self, name: str) -> None:
         """Close it, if there is one."""
@@ -53,3 +61,8 @@ class Estate:
     def close(self) -> None:
         for name, _ in self:
             self.drop(name)
+
+
+def is_fleeting(name: str) -> bool:
+    """Whether what has this name in the estate belongs to something that is open for a while only."""
+    return name.startswith(_FLEETING)

@@ -5,6 +5,7 @@ whole).
     links      texts of `current` that the kernel may have cached, by nodeid
     handles    open files and directories, by file handle; their descriptors are in the Estate
     errands    requests that must not be done twice (fuse/once.py)
+    requests   requests that were read and not answered, where the kernel cannot be asked for them again (requests.py)
     cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals
 
 Lookup counts are advisory: a FORGET that a dead worker had read is lost, and a LOOKUP that is done again counts twice.
@@ -21,7 +22,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from relfs.survival.memory import Area, Cell, Memory, Number, Slots, area, new_memory
+from relfs.survival.memory import Cell, Memory, Number, Slots, area, new_memory
+from relfs.survival.requests import Requests
 
 VERSION = 1
 """Of the layout below. A worker does not take over memory of another version; `relfsctl reload` falls back then."""
@@ -34,7 +36,7 @@ _NODE_MAX = _NODE.size + 255
 _LINK = struct.Struct("=2Q")  # nodeid, lookups; the text follows
 _LINK_LOOKUPS = 1
 _LINK_MAX = _LINK.size + 4096
-_HANDLE = struct.Struct("=2Q")  # nodeid, flags
+_HANDLE = struct.Struct("=3Q")  # sequence, nodeid, flags
 _WRITING = 1
 _DIRECTORY = 2
 ERRAND_MAX = 1 << 13
@@ -42,6 +44,7 @@ ERRAND_MAX = 1 << 13
 _NODES = 1 << 21
 _LINKS = 1 << 14
 _HANDLES = 1 << 20
+_HANDLE_NUMBERS = 2 * _HANDLES  # more than there are slots
 _ERRANDS = 1 << 10
 
 
@@ -114,6 +117,10 @@ class Ledger:
         """Unmap it, and close its descriptor."""
         self._memory.close()
         os.close(self.fd)
+
+    def requests(self) -> Requests:
+        """To be asked for once, by the one worker that uses it, when no other does any more."""
+        return Requests(self._memory, _REQUEST_AREA)
 
     # ---- who is who
 
@@ -210,19 +217,27 @@ class Ledger:
 
     def put_handle(self, record: HandleRecord) -> int:
         """The file handle. Raises OSError if there are too many."""
+        self._sequence.value += 1
+        sequence = self._sequence.value
         flags = (_WRITING if record.writing else 0) | (_DIRECTORY if record.directory else 0)
-        handle = self._handles.put(_HANDLE.pack(record.nodeid, flags))
-        if not handle:
+        number = self._handles.put(_HANDLE.pack(sequence, record.nodeid, flags))
+        if not number:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return handle
+        return _handle(sequence, number)
 
     def drop_handle(self, handle: int) -> None:
-        self._handles.free(handle)
+        self._handles.free(handle % _HANDLE_NUMBERS)
 
     def handles(self) -> Iterator[tuple[int, HandleRecord]]:
-        for handle, raw in self._handles:
-            nodeid, flags = _HANDLE.unpack(raw)
-            yield handle, HandleRecord(nodeid, bool(flags & _WRITING), bool(flags & _DIRECTORY))
+        for number, raw in self._handles:
+            sequence, nodeid, flags = _HANDLE.unpack(raw)
+            record = HandleRecord(nodeid, bool(flags & _WRITING), bool(flags & _DIRECTORY))
+            yield _handle(sequence, number), record
+
+
+def _handle(sequence: int, number: int) -> int:
+    """A number that no other file ever had: who has died may not have told everybody what became of the one before."""
+    return sequence * _HANDLE_NUMBERS + number
 
 
 def new_ledger() -> Ledger:
@@ -242,5 +257,6 @@ _REPLACEMENTS_AREA = area(_SEALS_AREA, 1 << 26)
 _ERRAND_AREA = area(_REPLACEMENTS_AREA, Slots.room(ERRAND_MAX, _ERRANDS))
 _HANDLE_AREA = area(_ERRAND_AREA, Slots.room(_HANDLE.size, _HANDLES))
 _LINK_AREA = area(_HANDLE_AREA, Slots.room(_LINK_MAX, _LINKS))
-_NODE_AREA: Area = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
-_SIZE = _NODE_AREA.end
+_NODE_AREA = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
+_REQUEST_AREA = area(_NODE_AREA, Requests.room())
+_SIZE = _REQUEST_AREA.end
