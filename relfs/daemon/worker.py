@@ -253,6 +253,7 @@ class _Mount:
             self._ledger.mounted = found.id
         if self._adopting:
             self._member.tell("serving", current=None)
+            await self._show_anew(nursery, mounted.changes)  # the one before may have died before it told the kernel
             mounted.changes.drop_root_attributes()
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
@@ -260,10 +261,7 @@ class _Mount:
         if self._config.seal:
             await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
-        if self._adopting:  # the one before may have died before it told the kernel
-            nursery.start_soon(mounted.changes.drop_current)  # who holds the directory may wait for a hook
-        else:
-            await mounted.changes.drop_current()  # what it shows may depend on what could be attached
+        await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
             methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
         )
@@ -275,6 +273,14 @@ class _Mount:
         self._say_serving(mounted.pointer.target)
         if self._adopting:
             await self._take_stock(mounted.changes)
+
+    async def _show_anew(self, nursery: trio.Nursery, changes: Changes) -> None:
+        """Not waited for by one who takes over: a tool whose swap goes on for as long as a hook takes keeps the
+        directory meanwhile, and the control socket is needed all the same."""
+        if self._adopting:
+            nursery.start_soon(changes.drop_current)
+        else:
+            await changes.drop_current()
 
     def _say_serving(self, target: Target | None) -> None:
         if self._adopting:
