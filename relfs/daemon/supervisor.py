@@ -102,7 +102,7 @@ class Supervisor:
         self._children: list[subprocess.Popen[bytes]] = []
         self._inbox = channel_of(os.dup(estate["inbox"]))
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
-        self._disk = Disk(estate["state"], self._selector, self._forgive)
+        self._disk = Disk(plan.deploy_path, estate["state"], self._selector, self._forgive)
         self._expected: str | None = None
         self._reload: Reload | None = None
         self._deaths = 0
