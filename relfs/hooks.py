@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from relfs.beneath import open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import DeployPath
 
@@ -71,8 +72,7 @@ def run_hook(
 def _found(deploy: DeployPath, name: str) -> Iterator[int | None]:
     """The directory of the hooks, opened; None: hook `name` is not there."""
     try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        directory = os.open(HOOKS, flags, dir_fd=deploy.state_fd) if deploy.state_fd is not None else None
+        directory = open_directory(deploy.state_fd, HOOKS) if deploy.state_fd is not None else None
     except FileNotFoundError:
         directory = None
     if directory is None:

@@ -26,9 +26,13 @@ MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
 
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+
 # Numbers that every architecture shares (the 64-bit unified table, since Linux 5.x).
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 
@@ -45,6 +49,20 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
     if not hasattr(_libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     _check(_libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)))
+
+
+def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6, for its RESOLVE_* flags. Raises OSError(ENOSYS) where there is no such call."""
+    if os.uname().sysname != "Linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    makes = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY)
+    how = (ctypes.c_uint64 * 3)(flags, mode if makes else 0, resolve)  # struct open_how
+    return _check(_libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))))
+
+
+def chown_open(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) with AT_EMPTY_PATH: of whatever is open, also as O_PATH, which may be a link."""
+    _check(_libc.fchownat(fd, b"", ctypes.c_uint(uid), ctypes.c_uint(gid), AT_EMPTY_PATH))
 
 
 def open_tree(directory: int, path: bytes, flags: int) -> int:

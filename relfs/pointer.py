@@ -36,6 +36,7 @@ from dataclasses import replace
 from relfs import hold, records
 from relfs import journal as journal_module
 from relfs.admission import Admission
+from relfs.beneath import open_file, read_file
 from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
@@ -47,6 +48,9 @@ from relfs.lock import change_lock
 from relfs.store import Owner, open_store, peek
 
 PENDING = "pending"
+
+_PENDING_MAX = 1 << 20
+"""Bytes; longer than a journal line and a link's text."""
 
 _log = logging.getLogger(__name__)
 
@@ -309,8 +313,7 @@ class Pointer:
     # ---- pending and the journal
 
     def _write_pending(self, event: Event, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(PENDING, flags, 0o644, dir_fd=self.deploy.state_fd)  # a fifo that nobody reads is ENXIO
+        fd = open_file(self._state_fd, PENDING, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             data = journal_module.encode(event) + os.fsencode(text)
             if os.write(fd, data) != len(data):
@@ -320,8 +323,7 @@ class Pointer:
 
     def _read_pending(self) -> tuple[Event, str] | None:
         try:
-            with open(PENDING, "rb", opener=self._opener) as file:
-                line, _, text = file.read().partition(b"\n")
+            line, _, text = read_file(self._state_fd, PENDING, _PENDING_MAX).partition(b"\n")
         except FileNotFoundError:
             return None
         event = journal_module.decode(line)
@@ -333,8 +335,10 @@ class Pointer:
             with suppress(OSError):
                 os.unlink(PENDING, dir_fd=self.deploy.state_fd)
 
-    def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.deploy.state_fd)
+    @property
+    def _state_fd(self) -> int:
+        assert self.deploy.state_fd is not None, "who changes anything holds a lock in it"
+        return self.deploy.state_fd
 
     def _write_line(self, event: Event) -> None:
         self._write_lines([event])
@@ -363,7 +367,7 @@ class Pointer:
 
     def _journal_identity(self) -> tuple[int, int, int] | None:
         try:
-            status = os.stat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
+            status = os.lstat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import relfs.beneath
 import relfs.journal
 import relfs.layout
 import relfs.libc
@@ -26,7 +27,7 @@ import relfs.store
 CHANGING = frozenset({"open", "write", "pwrite", "mkdir", "symlink", "unlink", "rename", "chown", "ftruncate"})
 SYNCING = frozenset({"fsync", "fdatasync", "syncfs"})
 
-_MODULES = (relfs.journal, relfs.layout, relfs.lock, relfs.pointer, relfs.records.files, relfs.store)
+_MODULES = (relfs.beneath, relfs.journal, relfs.layout, relfs.lock, relfs.pointer, relfs.records.files, relfs.store)
 
 
 class Crash(BaseException):
@@ -206,4 +207,6 @@ def watched(calls: Calls) -> Iterator[Calls]:
             stack.enter_context(mock.patch.object(module, "os", _Os(calls)))
         syncfs = _through(calls, "syncfs", relfs.libc.syncfs)
         stack.enter_context(mock.patch.object(relfs.pointer, "syncfs", syncfs))
+        chown = _through(calls, "chown", relfs.libc.chown_open)
+        stack.enter_context(mock.patch.object(relfs.libc, "chown_open", chown))
         yield calls
