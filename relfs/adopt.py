@@ -6,6 +6,9 @@ A real directory `current` is to become a release, with a link in its place, and
 facts: rename(2) replaces names one at a time, but renameat2(RENAME_EXCHANGE) swaps two at once, whatever they are. The
 choice: the link is made first under the name that the release will have, where its text (releases/NAME) is of no use to
 anybody yet; then the two names are exchanged, and in that step the directory is the release and the link leads to it.
+
+Root may be asked to adopt what belongs to somebody else, who may have made `releases` a link to any directory: nothing
+is made, and no directory of his is moved, through that.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from relfs.beneath import open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2
@@ -68,34 +72,49 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
     if not stat.S_ISDIR(mode):
         return None
     name = release if release is not None else _next_number(deploy)
-    successor = f"{RELEASES}/{name}"
-    _remove_leftover(deploy, successor)
     try:
-        os.symlink(successor, successor, dir_fd=deploy.fd)
+        releases = open_directory(deploy.fd, RELEASES)
+    except OSError as error:
+        raise RelfsError(
+            f"{deploy.path}/{RELEASES}: is a link, or cannot be opened ({reason(error)}); "
+            f"to adopt {CURRENT}, make it a directory"
+        ) from error
+    try:
+        _exchange(deploy, releases, name)
+    finally:
+        os.close(releases)
+    return name
+
+
+def _exchange(deploy: DeployPath, releases: int, name: str) -> None:
+    """Make the directory `current` the release `name`, in the directory `releases` (a descriptor), and a link to it."""
+    successor = f"{RELEASES}/{name}"
+    _remove_leftover(releases, name)
+    try:
+        os.symlink(successor, name, dir_fd=releases)
     except FileExistsError:
         raise RefusedError(f"{deploy.path}/{successor}: exists; choose another name with --release") from None
     except OSError as error:
         raise RelfsError(f"{deploy.path}/{successor}: cannot be made: {reason(error)}") from error
-    names = (deploy.fd, os.fsencode(successor), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
+    names = (releases, os.fsencode(name), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
     try:
         renameat2(*names)
     except OSError as error:
-        os.unlink(successor, dir_fd=deploy.fd)
+        os.unlink(name, dir_fd=releases)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
     try:
         os.fsync(deploy.fd)
     except OSError as error:
         renameat2(*names)
-        os.unlink(successor, dir_fd=deploy.fd)
+        os.unlink(name, dir_fd=releases)
         raise RelfsError(f"{deploy.path}/{CURRENT}: cannot be adopted: {reason(error)}") from error
-    return name
 
 
-def _remove_leftover(deploy: DeployPath, successor: str) -> None:
+def _remove_leftover(releases: int, name: str) -> None:
     """The link of an adoption that was cut off: it says its own name, which nobody else would make it say."""
     try:
-        if os.readlink(successor, dir_fd=deploy.fd) == successor:
-            os.unlink(successor, dir_fd=deploy.fd)
+        if os.readlink(name, dir_fd=releases) == f"{RELEASES}/{name}":
+            os.unlink(name, dir_fd=releases)
     except OSError:
         pass
 

@@ -10,9 +10,9 @@ Why one name
 Some facts. A hard link to a file that one may not write can be made wherever protected_hardlinks is 0
 (proc_sys_fs(5)), as it is by the kernel's own default; and O_NOFOLLOW does not tell it from a file of relfs's own. So a
 journal that is another name of /etc/passwd would be appended to. The consequence: a file is looked at once it is open,
-before a byte of it is changed; O_TRUNC, which changes it while it is opened, is done afterwards. The choice: a file with
-another name is refused, not replaced, since whoever made that name should hear of it. Except in a directory that only
-we can write: there the name is ours, and the other one perhaps a backup's (cp -al), which must not stop a switch.
+before a byte of it is changed; O_TRUNC, which changes it while it is opened, is done afterwards. The choice: a file
+with another name is refused, not replaced, since whoever made that name should hear of it. Except in a directory that
+only we can write: there the name is ours, and the other one perhaps a backup's (cp -al), which must not stop a switch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _require_regular(fd: int, shown: str, *, alone: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(errno.EPERM, f"{shown} is not a regular file; remove it")
     if alone and status.st_nlink > 1:  # 0: somebody has removed it meanwhile, which harms nobody
-        raise PermissionError(errno.EPERM, f"{shown} has another name (hard link) elsewhere, and would be changed there")
+        why = f"{shown} has another name (hard link) elsewhere, and would be changed there"
+        raise PermissionError(errno.EPERM, why)
 
 
 def _is_ours(directory: int) -> bool:

@@ -132,6 +132,63 @@ def set_thread_capabilities(effective: int) -> None:
     _check(_libc.capset(header, data))
 
 
+def limit_capabilities(kept: int) -> None:
+    """Give up all capabilities but `kept`, in every set of this thread, for good (capabilities(7)).
+
+    Where the bounding set cannot be lowered (without CAP_SETPCAP), a program that root executes can have them again.
+    """
+    header, data = _capability_header(0), _CapabilitySets()
+    _check(_libc.capget(header, data))
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)  # Linux 4.3
+    excess = bounding_capabilities() & ~kept
+    for number in range(64):
+        if excess >> number & 1:
+            _prctl(_PR_CAPBSET_DROP, number)
+    for upper in (0, 1):
+        part = kept >> 32 * upper & 0xFFFFFFFF
+        data[3 * upper : 3 * upper + 3] = [data[3 * upper] & part, data[3 * upper + 1] & part, 0]
+    _check(_libc.capset(header, data))
+
+
+def bounding_capabilities() -> int:
+    """What a program that this thread executes can have at most, a bit each (capabilities(7))."""
+    return sum(1 << number for number in range(64) if _prctl(_PR_CAPBSET_READ, number) > 0)
+
+
+def prctl(option: int) -> None:
+    """prctl(2) with no further arguments. Raises OSError: EINVAL for an option that there is not."""
+    _check(_prctl(option))
+
+
+def add_seccomp_filter(program: bytes) -> None:
+    """Let a classic BPF program decide on each system call of this thread and its children from now on (seccomp(2)).
+
+    Raises OSError: EACCES without CAP_SYS_ADMIN (and without no_new_privs), EINVAL where the kernel has no filters.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    header = _FilterProgram(len(program) // 8, ctypes.addressof(code))
+    _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header)))
+
+
+def _prctl(option: int, first: int = 0, second: int = 0) -> int:
+    """The kernel wants to see that what is not used is 0."""
+    return int(_libc.prctl(option, *map(ctypes.c_ulong, (first, second, 0, 0))))
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_SECCOMP_MODE_FILTER = 2
+
+
 def _capability_header(tid: int) -> ctypes.Array[ctypes.c_uint32]:
     return (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, tid)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from relfs.beneath import open_file
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
@@ -94,7 +95,7 @@ def require_servable(pointer: Pointer) -> None:
 def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
     """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
     try:
-        fd = os.open(DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=state_fd)
+        fd = open_file(state_fd, DAEMON_LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
     try:
