@@ -35,7 +35,8 @@ from relfs.processes import Process, boot_id, process
 HELD = "held"
 
 _DEPLOYER_LOCK = ".dep/deploy.lock"
-_FILE_MAX = 1 << 16
+_FILE_MAX = 1 << 16  # bytes; as JSON has them, a character has six, and the longest command 4096 characters
+_REASON_MAX = 1000
 _SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
 _TIME_MAX = float(1 << 40)
@@ -111,7 +112,9 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     Raises UsageError, LockedError if somebody else holds it, RelfsError.
     """
     if seconds is not None and not 0 < seconds <= _SECONDS_MAX:
-        raise UsageError(f"{seconds:g}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
+        raise UsageError(f"{str(seconds)[:40]}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
+    if len(why) > _REASON_MAX:
+        raise UsageError(f"the reason has {len(why)} characters; {_REASON_MAX} at most")
     require(directory, actor.pid)
     present = held(directory)
     if present is not None and present.until is seconds is None and present.covers(holder):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import pwd
 import socket
@@ -37,6 +36,7 @@ IMPORTED = "imported"
 
 _TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
 _READ_MAX = 1 << 26  # bytes; some hundred thousand lines: whoever owns the directory cannot make us read for ever
+_TIME_MAX = float(1 << 40)
 _COMMAND_MAX = 4096
 
 
@@ -96,7 +96,7 @@ def decode(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
         return Event(
-            time=_finite(fields["time"]),
+            time=_time(fields["time"]),
             action=str(fields["action"]),
             release=_optional(fields.get("release")),
             origin=_optional(fields.get("from")),
@@ -110,8 +110,9 @@ def decode(line: bytes) -> Event | None:
         return None
 
 
-def _finite(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
+def _time(value: Any) -> float:
+    """One that localtime(3) has a year for: whoever owns the state directory may have written what is no time."""
+    if not 0 <= (number := float(value)) < _TIME_MAX:
         raise ValueError("not a time")
     return number
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from relfs import libc
 from relfs.beneath import open_beneath, open_file, read_file
 from relfs.errors import RelfsError
-from relfs.layout import CURRENT, DeployPath
+from relfs.layout import CURRENT, STATE, DeployPath
 
 TEMPORARY = ".current.relfs"
 """The name under which a new link is made. One is enough, since its maker holds the change lock; it is made beside
@@ -100,9 +100,12 @@ class FileStore:
 
     def read(self) -> str | None:
         try:
-            return os.fsdecode(read_file(self._directory, CURRENT, _TEXT_MAX).removesuffix(b"\n")) or None
+            data = read_file(self._directory, CURRENT, _TEXT_MAX).removesuffix(b"\n")
         except FileNotFoundError:
             return None
+        if b"\0" in data:
+            raise RelfsError(f"{STATE}/{CURRENT}: says what is no link's text; remove it")
+        return os.fsdecode(data) or None
 
     def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
         before = self.read()

@@ -34,6 +34,7 @@ from relfs.daemon.preflight import (
     raise_descriptor_limit,
     require_servable,
 )
+from relfs.daemon.privileges import drop
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.service import notify
@@ -55,6 +56,7 @@ from relfs.mountinfo import mounts as all_mounts
 from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
+from relfs.trust import identity
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], No
     config = load_config(deploy.state_fd, deploy.state_path)
     os.umask(0)  # ours must not be added to the caller's, which fuse/caller.py applies
     raise_descriptor_limit()
+    drop()  # before there is a thread
     with daemon_lock(plan, deploy.state_fd):
         return trio.run(_Mount(plan, deploy, config, ready).run)
 
@@ -195,8 +198,9 @@ class _Mount:
             nursery.start_soon(mounted.changes.keep_unsealing)
         await mounted.changes.drop_current()  # what it shows may depend on what could be attached
         await self._check_answer(mounted.pointer)
+        states = await trio.to_thread.run_sync(self._states)
         server = ControlServer(
-            methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
+            methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=states
         )
         nursery.start_soon(server.serve, self._listen())
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
@@ -265,6 +269,11 @@ class _Mount:
             f"{self._plan.mountpoint}: no release can be sealed: {CURRENT} leads into {self._deploy.path}, which this "
             f"mount does not cover; mount over it, or with --no-bind; {_WITHOUT_SEAL}"
         )
+
+    def _states(self) -> tuple[str, ...]:
+        """What the state directory is, as it is and as the mount shows it."""
+        assert self._deploy.state_fd is not None
+        return identity(self._deploy.state_fd), identity(f"{self._plan.mountpoint}/{STATE}")
 
     def _listen(self) -> trio.SocketListener:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
