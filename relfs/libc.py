@@ -175,6 +175,11 @@ def _prctl(option: int, first: int = 0, second: int = 0) -> int:
     return int(_libc.prctl(option, *map(ctypes.c_ulong, (first, second, 0, 0))))
 
 
+def has_seccomp_filters() -> bool:
+    """Whether the kernel has them: then it misses the program that it is given here (seccomp(2), EFAULT)."""
+    return _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER) < 0 and ctypes.get_errno() == errno.EFAULT
+
+
 class _FilterProgram(ctypes.Structure):
     """struct sock_fprog."""
 

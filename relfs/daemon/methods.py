@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relfs.daemon.plan import Plan
+from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
@@ -115,6 +116,7 @@ def _status(mounted: Mounted) -> _Run:
 def status(mounted: Mounted) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
+    kept = present()
     lock = held(pointer.deploy.state_fd)
     base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, lock)
     return dataclasses.replace(
@@ -127,6 +129,8 @@ def status(mounted: Mounted) -> Status:
             caches_links=mounted.caches_links,
             resend=bool(mounted.init.flags & HAS_RESEND),
             native=mounted.native(),
+            capabilities=kept.capabilities,
+            seccomp=kept.seccomp,
         ),
         views=tuple(
             View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
