@@ -36,7 +36,7 @@ IMPORTED = "imported"
 
 _TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
 _READ_MAX = 1 << 26  # bytes; some hundred thousand lines: whoever owns the directory cannot make us read for ever
-_TIME_MAX = float(1 << 40)
+TIME_MAX = float(1 << 40)  # seconds since the epoch; localtime(3) has a year for it
 _COMMAND_MAX = 4096
 
 
@@ -112,7 +112,7 @@ def decode(line: bytes) -> Event | None:
 
 def _time(value: Any) -> float:
     """One that localtime(3) has a year for: whoever owns the state directory may have written what is no time."""
-    if not 0 <= (number := float(value)) < _TIME_MAX:
+    if not 0 <= (number := float(value)) < TIME_MAX:
         raise ValueError("not a time")
     return number
 

@@ -72,11 +72,14 @@ def test_a_journal_line_tells_nothing_or_an_event_that_can_be_shown(line: bytes)
 
 @fuzzed(200)
 @given(lines(DEPLOYER) | cut_and_mended(b"20260901120000,41"))
+@example(as_json({**DEPLOYER, "created_at": "0948-11-14T11:13:20+0000"}))
+@example(b"00010901120000,41")
 def test_a_line_of_deployer_tells_nothing_or_what_can_be_written_again(line: bytes) -> None:
     entry = deployer.parse(line)
     if entry is not None:
         again = deployer.compose(entry.created, entry.release, entry.user, "HEAD")
         assert deployer.parse(again) == entry
+        assert entry.created >= 0
     old = deployer.parse_old(line)
     if old is not None:
         assert deployer.parse_old(deployer.compose_old(old.created, old.release)) is not None
