@@ -44,7 +44,8 @@ def records(data: bytes) -> None:
     for line in data.split(b"\n"):
         entry = deployer.parse(line)
         if entry is not None:
-            assert deployer.parse(deployer.compose(entry.created, entry.release, entry.user, "HEAD")) == entry
+            again = deployer.parse(deployer.compose(entry.created, entry.release, entry.user, "HEAD"))
+            assert again is not None and (again.created, again.release) == (entry.created, entry.release)
         old = deployer.parse_old(line)
         if old is not None:
             deployer.compose_old(old.created, old.release)
