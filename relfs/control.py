@@ -19,6 +19,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from relfs.errors import RelfsError, error_for
@@ -100,7 +101,8 @@ class Connection:
         """Send a request; `answer` is to follow."""
         self._id += 1
         message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
-        self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
+        with suppress(BrokenPipeError):  # turned away: why, it has said before it closed, and `answer` hears it
+            self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
 
     def answered(self) -> bool:
         """Whether there is an answer, or the end of the connection, within a moment."""

@@ -12,8 +12,9 @@ sudo of `sudo relfsctl lock` ends at once, so the holder is the shell that ran i
 take the lock again, and it remains the holder's, which needs it for longer.
 
 With a time to live it does not depend on the process: it ends when the time is over, and once the process is gone it is
-nobody's, so that it stops everybody. Times to live are kept in wall-clock time, which a reboot does not reset; a
-process that was started before the last boot is gone.
+nobody's, so that it stops everybody. A clock that is set does not change how long that is: until the next boot it is
+kept in time since this one (CLOCK_BOOTTIME, clock_gettime(2)), only then in wall-clock time, which a reboot does not
+reset. A process that was started before the last boot is gone.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _TIME_MAX = float(1 << 40)
 class Hold:
     """Who holds the deploy lock, since when and until when (seconds since the epoch; None: until it ends), and why.
 
-    `start` is the process's start time in clock ticks after the boot that `boot` names.
+    `start` is the process's start time in clock ticks after the boot that `boot` names, `ends` is `until` in seconds
+    after it.
     """
 
     pid: int
@@ -57,12 +59,15 @@ class Hold:
     since: float
     until: float | None
     reason: str
+    ends: float | None = None
 
     def is_over(self) -> bool:
         """Whether the time is up, or nobody is left who could give it back."""
-        if self.until is not None:
-            return time.time() >= self.until
-        return not self._lives()
+        if self.until is None:
+            return not self._lives()
+        if self.ends is not None and self.boot == boot_id():
+            return _since_boot() >= self.ends
+        return time.time() >= self.until
 
     def belongs_to(self, pid: int) -> bool:
         """Whether process `pid` is the holder, or descends from it."""
@@ -126,7 +131,8 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     start = found.start if found is not None else -1
     until = now + seconds if seconds is not None else None
     command = command_line(holder) or actor.command
-    hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why)
+    ends = _since_boot() + seconds if seconds is not None else None
+    hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why, ends)
     _write(directory, hold)
     return hold
 
@@ -194,10 +200,11 @@ def _decode(data: bytes) -> Hold | None:
     """None for what a crash has torn: the lock was not had yet, then. And for what is no hold at all."""
     try:
         fields = json.loads(data)
-        until = fields["until"]
+        until, ends = fields["until"], fields.get("ends")
         return Hold(
             int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
             _time(fields["since"]), _time(until) if until is not None else None, str(fields["reason"]),
+            _time(ends) if ends is not None else None,
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
@@ -225,6 +232,10 @@ def _write(directory: int, hold: Hold) -> None:
         os.fsync(directory)
     except OSError as error:
         raise RelfsError(f"{HELD}: the deploy lock cannot be written: {reason(error)}") from error
+
+
+def _since_boot() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _moment(seconds: float) -> str:

@@ -22,6 +22,7 @@ class Mount:
     fstype: str
     source: str
     options: str
+    device: str
 
 
 def mounts() -> Iterator[Mount]:
@@ -36,6 +37,7 @@ def mounts() -> Iterator[Mount]:
                 rest[0].decode(),
                 _unescape(rest[1]),
                 rest[2].decode("ascii", "replace"),
+                fields[2].decode(),
             )
 
 

@@ -79,16 +79,20 @@ class Pointer:
         hide: str | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_target: Callable[[Target], None] | None = None,
+        on_flip: Callable[[Target | None], None] | None = None,
+        served: Target | None = None,
     ) -> None:
         """Open the pointer, finishing in the journal what a crash left open. `style` None keeps the present one's.
 
         `hide` is a mountpoint that hooks shall not see. `on_event` is called with each event once it is in the
         journal, by whichever thread wrote it. `on_target` is called with each new target before anybody can see it,
-        under both locks; OSError keeps the one there is.
+        under both locks; OSError keeps the one there is. `on_flip` is called, likewise, once the disk has it. `served`
+        is what another process has served up to now, and this one goes on with, without looking at anything, until
+        refresh() or a change.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the change lock.
         """
         self.deploy = deploy
-        self.target: Target | None = None
+        self.target = served
         self.diverged: str | None = None
         self.history = History()
         self._style = style
@@ -97,11 +101,14 @@ class Pointer:
         self._journal = Journal(deploy.state_fd)
         self._on_event = on_event
         self._on_target = on_target
+        self._on_flip = on_flip
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: Event | None = None
         self._behind: OSError | None = None
-        with self._locked():
-            self._take_stock(first=True)
+        self._blind = served is not None
+        if not self._blind:
+            with self._locked():
+                self._take_stock(first=True)
 
     # ---- changes ----------------------------------------------------------------------------------------------
 
@@ -155,6 +162,9 @@ class Pointer:
         """
         with self._locked():
             self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
             self._admission.require_unlocked(actor, tools=False)
             self._admission.check_mark(self.deploy.target(text).release, self.history)
             return self._ask_and_change("switch", text, actor, request_id, owner)
@@ -170,7 +180,7 @@ class Pointer:
             self._reload_history()
             label = self.target.label if self.target is not None else None
             release = wanted.label if wanted is not None else label
-            event = replace(new_event(action, release, label, actor, request_id), outcome=outcome)
+            event = replace(self._event(action, release, label, actor, request_id), outcome=outcome)
             try:
                 self._write_line(event)
             except OSError as error:
@@ -196,7 +206,7 @@ class Pointer:
         """
         before = self.target
         try:
-            settled = self.diverged is None and self._behind is None
+            settled = self.diverged is None and self._behind is None and not self._blind
             if settled and peek(self.deploy) == (before.text if before is not None else None):
                 return before
         except (OSError, RelfsError):
@@ -208,6 +218,12 @@ class Pointer:
     def flush(self) -> None:
         """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
         syncfs(self.deploy.fd)
+
+    @property
+    def behind(self) -> str | None:
+        """Why the journal lacks what has happened; None: it does not."""
+        error = self._behind
+        return f"the journal cannot be written: {reason(error)}; nothing can be switched" if error is not None else None
 
     def check_invariants(self) -> None:
         """For tests: raise AssertionError where an INVARIANT does not hold. No other method may be running."""
@@ -263,7 +279,7 @@ class Pointer:
         """Steps 1 to 5; `tell` deploy tools of it, in their records."""
         target = self._target_of(text)
         origin = self.target.label if self.target is not None else None
-        event = replace(new_event(action, target.label, origin, actor, request_id), text=target.written)
+        event = replace(self._event(action, target.label, origin, actor, request_id), text=target.written)
         try:
             self._journal.probe()
             self._announce(target)
@@ -274,7 +290,7 @@ class Pointer:
             self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
             raise RelfsError(f"{target.label}: not switched to: {reason(error)}; {kept}") from error
-        self.target = target
+        self._flip(target)
         self.diverged = None
         self._write_or_owe(event)
         if tell:
@@ -340,6 +356,12 @@ class Pointer:
         assert self.deploy.state_fd is not None, "who changes anything holds a lock in it"
         return self.deploy.state_fd
 
+    def _event(self, action: str, release: str | None, origin: str | None, actor: Actor, request_id: str) -> Event:
+        """One that happens now. A clock that was set back does not make it earlier than what it follows: the order of
+        the journal is that of its lines, and `@2026-09-01T12:00` goes by it."""
+        event = new_event(action, release, origin, actor, request_id)
+        return replace(event, time=max(event.time, self.history.witnessed or 0.0))
+
     def _write_line(self, event: Event) -> None:
         self._write_lines([event])
 
@@ -393,7 +415,14 @@ class Pointer:
             found = self.target
         if found is not None and (self.history.witnessed is None or self.history.path[-1:] != [found.label]):
             self._note_change(found, first=first)
-        self.target = found
+        if first or found != self.target:
+            self._flip(found)
+        self._blind = False
+
+    def _flip(self, target: Target | None) -> None:
+        if self._on_flip is not None:
+            self._on_flip(target)
+        self.target = target
 
     def _trouble_with(self, found: Target | None) -> str | None:
         """Why a target that somebody else put on the disk cannot be followed; None: it can be, and is about to be."""
@@ -435,7 +464,7 @@ class Pointer:
         if fresh or [*before] != [found.label]:
             origin = before[0] if before else None
             action = "adopt" if fresh else "follow"
-            events.append(new_event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+            events.append(self._event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
         if told is None and fresh and first:
             self.history.add(events[-1])
             self._seen = None

@@ -44,6 +44,17 @@ def process(pid: int) -> Process | None:
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
 
 
+def state_of(pid: int) -> str:
+    """What process `pid` is doing, by a letter (proc(5)): R, S, D, T and so on; empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return ""
+    at = stat.rindex(b")") + 2
+    return stat[at : at + 1].decode("ascii")
+
+
 def starter(pid: int) -> int:
     """Who started process `pid`, past what ran it as another user and ends with it, as sudo(8) does; 0 if that cannot
     be seen."""

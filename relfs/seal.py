@@ -67,10 +67,12 @@ class Seals:
         self._sealer: Sealer | None = None
         self._lock = threading.Lock()
 
-    def begin(self, sealer: Sealer, live: Iterable[Target]) -> None:
-        """Seal from now on. Raises OSError if what is live cannot be sealed."""
+    def begin(self, sealer: Sealer, live: Iterable[Target], left: frozenset[str] = frozenset()) -> None:
+        """Seal from now on. `left` was sealed by somebody else before, and still has to be unsealed. Raises OSError if
+        what is live cannot be sealed."""
         with self._lock:
             self._sealer = sealer
+            self.left |= left
         live = tuple(live)
         for target in live:
             self.prepare(target)

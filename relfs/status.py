@@ -38,7 +38,8 @@ class Status:
     """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon.
 
     `sealed` names the releases that cannot be changed now (None: sealing is not asked for, or nothing is mounted);
-    `unsealing` those that can be, but whose directory somebody's use of an old seal keeps from being removed.
+    `unsealing` those that can be, but whose directory somebody's use of an old seal keeps from being removed. `health`
+    has a line for each thing that is wrong now (health.py).
     """
 
     deploy_path: str
@@ -58,6 +59,7 @@ class Status:
     diverged: str | None = None
     sealed: tuple[str, ...] | None = None
     unsealing: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
     requests: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:

@@ -31,7 +31,8 @@ replacement is abandoned and the name is back for all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from relfs.journal import Actor
 from relfs.processes import Process, all_pids, process, runs_terminal_of, ticks_now
@@ -52,6 +53,10 @@ class Replacement:
     chain: tuple[Process, ...]
     _running: frozenset[int] = field(repr=False)
     _began: int = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """For whoever takes over."""
+        return {**asdict(self), "_running": sorted(self._running)}
 
     def hides_from(self, pid: int) -> bool:
         """Whether process `pid` is the one who is replacing the link, or works for it."""
@@ -97,6 +102,12 @@ def begin_replacement(actor: Actor, since: float) -> Replacement:
     first = process(actor.pid)
     chain = _chain(first) if first is not None else ()
     return Replacement(actor, since, chain, all_pids(), ticks_now())
+
+
+def replacement_of(told: dict[str, Any]) -> Replacement:
+    """The replacement that as_json() told of."""
+    actor, chain = Actor(**told["actor"]), tuple(Process(**each) for each in told["chain"])
+    return Replacement(actor, told["since"], chain, frozenset(told["_running"]), told["_began"])
 
 
 def _chain(first: Process) -> tuple[Process, ...]:

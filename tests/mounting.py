@@ -43,8 +43,8 @@ def relfsctl_command(app: str | Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "relfs.cli.relfsctl", "-C", str(app), *arguments]
 
 
-def relfsctl(app: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run relfsctl on `app`; the caller looks at the status."""
+def relfsctl(app: str | Path, *arguments: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run relfsctl on `app`, as `user` if one is given; the caller looks at the status."""
     return subprocess.run(
         relfsctl_command(app, *arguments),
         capture_output=True,
@@ -53,6 +53,9 @@ def relfsctl(app: str | Path, *arguments: str) -> subprocess.CompletedProcess[st
         cwd="/",
         check=False,
         timeout=120,
+        user=user,
+        group=user,
+        extra_groups=[] if user is not None else None,
     )
 
 
@@ -64,10 +67,11 @@ class Mount:
     mountpoint: Path
     log: Path
     process: subprocess.Popen[bytes]
+    user: int | None = None
     expected: list[str] = field(default_factory=list)
 
     def relfsctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return relfsctl(self.mountpoint, *arguments)
+        return relfsctl(self.mountpoint, *arguments, user=self.user)
 
     def status(self) -> dict[str, Any]:
         done = self.relfsctl("--json", "status")
@@ -84,6 +88,32 @@ class Mount:
         done = self.relfsctl("--json", "log")
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def pids(self) -> dict[str, int]:
+        """The processes of the mount that are known now, by what they are."""
+        status = self.status()
+        return {
+            role: pid for role in ("supervisor", "worker", "standby") if (pid := status[f"{role}_pid"]) is not None
+        }  # fmt: skip
+
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves."""
+        return self.pids()["worker"]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of them, before any of them can do anything about it."""
+        pids = self.pids().values()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, number)
+
+    def kill(self) -> None:
+        """Kill all of it at once."""
+        wait_for(lambda: len(self.pids()) == 3, "the mount has all of its processes")
+        self.signal(signal.SIGKILL)
+        self.process.wait()
 
     def expect_log(self, pattern: str) -> None:
         """Announce a line above INFO."""
@@ -116,8 +146,10 @@ class Mounts:
         at: Path | None = None,
         user: int | None = None,
         command: Callable[..., list[str]] = relfs_command,
+        patch: str | None = None,
     ) -> Mount:
-        """Mount `app` (over itself, or `at` a directory) and wait until it says that it is ready."""
+        """Mount `app` (over itself, or `at` a directory) and wait until it says that it is ready. `patch` is a program
+        that changes what serves, before it does."""
         number = len(self._mounts)
         log = self._directory / f"relfs-{number}.log"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(log, "wb") as stderr:
@@ -127,16 +159,26 @@ class Mounts:
                 command("-f", *arguments, app, *([at] if at is not None else [])),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
-                env=environment(NOTIFY_SOCKET=address),
+                env=environment(NOTIFY_SOCKET=address, **self._patched(number, patch)),
                 cwd="/",
                 user=user,
                 group=user,
                 extra_groups=[] if user is not None else None,
             )
-            mount = Mount(app, at if at is not None else app, log, process)
+            mount = Mount(app, at if at is not None else app, log, process, user)
             self._mounts.append(mount)
             _wait_ready(ready, mount)
         return mount
+
+    def _patched(self, number: int, patch: str | None) -> dict[str, str]:
+        """An environment in which standbys, and the workers that they fork, run `patch` before all else (site.py)."""
+        if patch is None:
+            return {}
+        place = self._directory / f"patch-{number}"
+        place.mkdir()
+        program = f"import sys\nif 'relfs-standby' in sys.orig_argv:\n    exec({patch!r})\n"
+        (place / "sitecustomize.py").write_text(program)
+        return {"PYTHONPATH": f"{place}:{environment()['PYTHONPATH']}"}
 
     def take_away(self) -> None:
         """End every daemon, detach every mount, and fail if one had something to say."""

@@ -288,7 +288,7 @@ def test_five_hundred_idle_connections(shared_mount: Mount) -> None:
     finally:
         for each in idle:
             each.socket.close()
-    wait_for(lambda: _sockets(shared_mount.process.pid) < 100, "the daemon lets go of those that left")
+    wait_for(lambda: _sockets(shared_mount.worker_pid) < 100, "the daemon lets go of those that left")
 
 
 def _sockets(pid: int) -> int:
@@ -337,7 +337,7 @@ def serve(directory: Path, scenario: Callable[[Served], Awaitable[None]], clock:
         served = Served(directory, METHODS)
         state_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            listener = listen(state_fd)
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(listen(state_fd)))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(served.server.serve, listener)
                 await scenario(served)
@@ -601,8 +601,7 @@ def test_the_same_request_after_the_daemon_was_replaced(app: Path, mounts: Mount
     with RawClient(state(first)) as client:
         answer = client.switch("41", "lost")["result"]
         assert client.switch("42", "later")["result"]["release"] == "42"
-    first.process.kill()
-    first.process.wait()
+    first.kill()
     second = mounts.start(app)
     with RawClient(state(second)) as client:
         assert client.switch("41", "lost")["result"] == answer
@@ -792,13 +791,12 @@ def quiet(directory: int, client: RawClient) -> bool:
 def test_a_dead_daemons_socket(app: Path, mounts: Mounts) -> None:
     """It stays behind, relfsctl works without it, and the next daemon replaces it."""
     first = mounts.start(app)
-    first.process.kill()
-    first.process.wait()
+    first.kill()
     wait_for(lambda: mount_at(str(app)) is None, "the mount is gone")
     assert (app / ".relfs/control").is_socket()
     assert ctl("-C", app, "switch", "41").status == 0
     second = mounts.start(app)
-    assert second.status()["worker_pid"] == second.process.pid
+    assert second.status()["supervisor_pid"] == second.process.pid
 
 
 def test_something_else_in_the_sockets_place(app: Path, mounts: Mounts) -> None:

@@ -100,7 +100,8 @@ async def _serve(app: Path, said: list[bytes], piece: int) -> tuple[bytes, bytes
         assert deploy.state_fd is not None
         server = _methods(deploy)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.serve, listen(deploy.state_fd))
+            endpoint = trio.socket.from_stdlib_socket(listen(deploy.state_fd))
+            nursery.start_soon(server.serve, trio.SocketListener(endpoint))
             state = Path(deploy.state_path)
             with trio.fail_after(60):
                 heard = await _converse(state, said, piece)

@@ -119,6 +119,28 @@ def test_a_time_to_live(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
         child.kill()
     with pytest.raises(LockedError, match="until"):
         hold.require(state, os.getpid())
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "clock_gettime", lambda _clock: now + 61)
+    assert hold.held(state) is None
+
+
+@pytest.mark.parametrize("change", [-86_400, 86_400])
+def test_a_clock_that_is_set_changes_no_time_to_live(
+    state: int, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    hold.take(state, ACTOR, os.getpid(), why="", seconds=60)
+    now, since_boot = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "time", lambda: now + change)
+    assert hold.held(state) is not None
+    monkeypatch.setattr(time, "clock_gettime", lambda _clock: since_boot + 61)
+    assert hold.held(state) is None
+
+
+def test_a_time_to_live_goes_on_after_a_boot(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold.take(state, ACTOR, os.getpid(), why="", seconds=60)
+    _write(state, json.dumps({**json.loads(_read(state)), "boot": "the last one"}))
+    monkeypatch.setattr(time, "clock_gettime", lambda _clock: 0.0)
+    assert hold.held(state) is not None
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 61)
     assert hold.held(state) is None
@@ -132,7 +154,7 @@ def test_what_was_torn_is_no_lock(state: int, content: str) -> None:
     assert hold.held(state) is not None
 
 
-@pytest.mark.parametrize("field", ["since", "until"])
+@pytest.mark.parametrize("field", ["since", "until", "ends"])
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e300", "-1"])
 def test_what_is_no_time_is_no_lock(state: int, field: str, number: str) -> None:
     hold.take(state, ACTOR, os.getpid(), why="", seconds=60)

@@ -99,7 +99,7 @@ def test_a_tool_is_refused(mount: Mount, tool: str) -> None:
         assert (done.status == 0, "Operation not permitted" in done.err) == (False, True)
         wait_for(lambda: "refused" in mount.journal()[-1]["outcome"], "the journal tells")
         assert mount.journal()[-1]["outcome"].endswith("exit status 1: the database is not there yet")
-        assert "the database is not there yet" in mount.log.read_text()
+        wait_for(lambda: "the database is not there yet" in mount.log.read_text(), "the log tells")
         shutil.rmtree(mount.app / ".relfs/hooks")
         assert swap(mount.app, "gnu ln", "releases/41").status == 0
         seen = readers.stop()

@@ -41,7 +41,7 @@ def test_shows_what_is_there(mount: Mount) -> None:
     assert os.readlink(mount.app / "current") == "releases/40"
     assert read_current(mount.app) == "40"
     assert mount.status()["mounted"] is True
-    assert mount.status()["worker_pid"] == mount.process.pid
+    assert mount.status()["supervisor_pid"] == mount.process.pid
 
 
 def test_data_is_native(mount: Mount, tmp_path: Path) -> None:
@@ -133,8 +133,7 @@ def test_unmounted_by_somebody_else(mount: Mount) -> None:
 def test_killed_and_the_real_link_serves(mount: Mount) -> None:
     """auto_unmount: a killed daemon uncovers the real link, native directories included."""
     assert mount.relfsctl("switch", "42").returncode == 0
-    mount.process.kill()
-    mount.process.wait()
+    mount.kill()
     wait_for(lambda: not is_mounted(mount.app), "the mount is gone")
     assert read_current(mount.app) == "42"
     assert mount_at(str(mount.app / "releases")) is None
@@ -145,8 +144,7 @@ def test_mounts_again_at_once_after_a_kill(app: Path, mounts: Mounts) -> None:
     for release in ("41", "42", "40"):
         mount = mounts.start(app)
         assert mount.relfsctl("switch", release).returncode == 0
-        mount.process.kill()
-        mount.process.wait()
+        mount.kill()
     last = mounts.start(app)
     assert read_current(app) == "40"
     assert last.relfsctl("switch", "41").returncode == 0
@@ -243,8 +241,7 @@ def test_an_ordinary_users_daemon_is_killed(open_place: Path, mounts: Mounts, ov
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     mount = mounts.start(app, "-o", "noallow_other", user=NOBODY, at=None if over else live)
     as_nobody(*relfsctl_command(app, "switch", "41"))
-    mount.process.kill()
-    mount.process.wait()
+    mount.kill()
     wait_for(lambda: not is_mounted(mount.mountpoint), "the mount is gone")
     assert read_current(app) == "41"
 
@@ -390,14 +387,9 @@ def test_without_inotify(app: Path, mounts: Mounts) -> None:
         "class Without(plain):\n"
         "    def __getattr__(self, name):\n"
         "        return (lambda *_: -1) if name == 'inotify_init1' else super().__getattr__(name)\n"
-        "import relfs.libc; ctypes.CDLL = Without\n"
-        "from relfs.cli.relfs import main; main()"
+        "import relfs.libc; ctypes.CDLL = Without"
     )
-
-    def command(*arguments: str | Path) -> list[str]:
-        return [sys.executable, "-c", program, *map(str, arguments)]
-
-    mount = mounts.start(app, command=command)
+    mount = mounts.start(app, patch=program)
     mount.expect_log("inotify: .*looked at every few seconds only")
     assert mount.relfsctl("switch", "41").returncode == 0
     assert read_current(app) == "41"
@@ -433,12 +425,7 @@ def test_kernel_answers_by_itself(mount: Mount) -> None:
 def test_a_kernel_that_does_not_cache_links(app: Path, mounts: Mounts) -> None:
     """Without FUSE_CACHE_SYMLINKS every resolution asks the daemon: slower, and no less right. (That also shows that
     the test above can fail.)"""
-    program = "import relfs.fuse.handshake as h; h.CACHE_SYMLINKS = 0; from relfs.cli.relfs import main; main()"
-
-    def command(*arguments: str | Path) -> list[str]:
-        return [sys.executable, "-c", program, *map(str, arguments)]
-
-    mount = mounts.start(app, command=command)
+    mount = mounts.start(app, patch="import relfs.fuse.handshake as h; h.CACHE_SYMLINKS = 0")
     assert mount.status()["host"]["caches_links"] is False
     before = mount.requests()["readlink"]
     for _ in range(100):
@@ -454,7 +441,7 @@ def test_idle_when_nobody_asks(mount: Mount) -> None:
     assert mount.relfsctl("switch", "41").returncode == 0
 
     def context_switches() -> int:
-        status = Path(f"/proc/{mount.process.pid}/status").read_text()
+        status = Path(f"/proc/{mount.worker_pid}/status").read_text()
         return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
 
     def rests() -> bool:
@@ -535,7 +522,8 @@ def test_fstab_line(app: Path, tmp_path: Path) -> None:
 def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     """Readers go on by the kernel's cache; status says so; unmount, the way out, needs no daemon."""
     assert read_current(mount.app) == "40"
-    mount.process.send_signal(signal.SIGSTOP)
+    pids = mount.pids().values()
+    mount.signal(signal.SIGSTOP)
     assert (mount.app / "current/index.html").read_text() == "40"
     status = mount.relfsctl("status")
     assert status.returncode == 1
@@ -543,7 +531,8 @@ def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     assert mount.relfsctl("unmount").returncode == 0
     assert not is_mounted(mount.app)
     assert read_current(mount.app) == "40"
-    mount.process.send_signal(signal.SIGCONT)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     assert mount.process.wait(30) == 0
 
 

@@ -29,7 +29,7 @@ CHANGES = (
 
 def _descriptors(mount: Mount) -> list[Path]:
     """The daemon's."""
-    return list(Path(f"/proc/{mount.process.pid}/fd").iterdir())
+    return list(Path(f"/proc/{mount.worker_pid}/fd").iterdir())
 
 
 def _holds(mount: Mount, name: str) -> bool:
@@ -43,7 +43,7 @@ def _holds(mount: Mount, name: str) -> bool:
 
 def _resident(mount: Mount) -> int:
     """The daemon's memory in KiB."""
-    for line in Path(f"/proc/{mount.process.pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{mount.worker_pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -322,15 +321,9 @@ def test_a_kernel_that_offers_less(open_place: Path, mounts: Mounts) -> None:
     """Without FUSE_DONT_MASK and FUSE_HANDLE_KILLPRIV_V2 it applies the umask, and takes set-id bits, by itself."""
     program = """if True:
         import relfs.fuse.handshake as handshake
-        handshake.DONT_MASK = handshake.HANDLE_KILLPRIV_V2 = 0
-        from relfs.cli.relfs import main
-        main()"""
-
-    def command(*arguments: str | Path) -> list[str]:
-        return [sys.executable, "-c", program, *map(str, arguments)]
-
+        handshake.DONT_MASK = handshake.HANDLE_KILLPRIV_V2 = 0"""
     app = make_app(open_place / "app")
-    mounts.start(app, "--no-bind", command=command)
+    mounts.start(app, "--no-bind", patch=program)
 
     def script(t: Trace) -> None:
         make("d", 0o777)

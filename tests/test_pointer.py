@@ -639,3 +639,22 @@ def test_without_the_lock_they_do_not(app: Path) -> None:
     with pytest.raises(AssertionError):
         switch_in_two_processes(app, WITHOUT_LOCK + SWITCH, 500)
         check_the_chain(app, {f"{label}-{number}" for label in "ab" for number in range(500)})
+
+
+# ---- a clock that is set back
+
+
+def test_a_clock_that_was_set_back(app: Path, pointer: Pointer, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows is not earlier, in this process and in the next; what goes by order is right all the same."""
+    pointer.switch("41", actor, "before")
+    then = pointer.history.activations[-1].time
+    monkeypatch.setattr("time.time", lambda: then - 86_400)
+    pointer.switch("42", actor, "after")
+    with closing(open_deploy_path(str(app))) as deploy:
+        again = Pointer(deploy)
+        assert [event.time for event in journal_of(deploy)][-2:] == [then, then]
+        assert again.rollback(None, actor, "back").release == "41"
+        assert again.switch("@2999-01-01T00:00", actor, "by time").release == "41"
+    monkeypatch.undo()
+    pointer.switch("42", actor, "right again")
+    assert pointer.history.activations[-1].time > then

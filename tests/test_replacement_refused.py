@@ -42,7 +42,7 @@ def test_a_tool_that_tries_again_and_again(mount: Mount) -> None:
     assert in_shell(mount.app, script).returncode == 1
     wait_for(lambda: mount.journal()[-1]["release"] == "lost", "the journal tells")
     assert [line["release"] for line in mount.journal() if line["action"] == "replace"] == ["gone", "lost"]
-    assert mount.log.read_text().count("was not done") == 10
+    wait_for(lambda: mount.log.read_text().count("was not done") == 10, "the log tells each time")
 
 
 def test_a_link_that_cannot_be_taken_from_where_it_is(app: Path, mounts: Mounts) -> None:

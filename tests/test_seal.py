@@ -12,7 +12,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -355,13 +354,6 @@ def take_all_inodes(place: Path) -> list[Path]:
     return made
 
 
-def patched(patch: str) -> Callable[..., list[str]]:
-    """relfs as it would be with something else in it."""
-    return lambda *arguments: [
-        sys.executable, "-c", f"{patch}\nfrom relfs.cli.relfs import main\nmain()", *map(str, arguments)
-    ]  # fmt: skip
-
-
 CANNOT_SEAL = """
 import errno, os
 from relfs.daemon import seal
@@ -374,7 +366,7 @@ original, seal.cover = seal.cover, fail
 
 
 def test_what_cannot_be_sealed_does_not_become_live(app: Path, mounts: Mounts, tmp_path: Path) -> None:
-    mount = mounts.start(app, command=patched(CANNOT_SEAL))
+    mount = mounts.start(app, patch=CANNOT_SEAL)
     done = mount.relfsctl("switch", "41")
     assert done.returncode == 1
     assert "41: not switched to: it cannot be sealed: Operation not permitted; current is still 40" in done.stderr
@@ -456,7 +448,7 @@ Seals.prepare, Seals.decided, changes._drop_current = lambda self, target: None,
 def test_a_wrong_order_would_be_seen(app: Path, mounts: Mounts, way: Way, order: str) -> None:
     """By relfsctl alone, which returns when the kernel knows: a tool does not, and the kernel would hear of its swap
     only after the next switch, and find that right."""
-    tried = chase(mounts.start(app, *way.arguments, command=patched(BROKEN[order])), tools=False)
+    tried = chase(mounts.start(app, *way.arguments, patch=BROKEN[order]), tools=False)
     assert tried.live != []
     assert errno.errorcode[way.errno] in tried.refused
 
@@ -798,8 +790,7 @@ def test_the_end_takes_all_seals_away(app: Path, mounts: Mounts, how: str) -> No
     with sitting_in(app / "current/"):
         switch(app, "41")
         assert seals(app) == ["40", "41"]
-        getattr(mount.process, how)()
-        mount.process.wait(30)
+        getattr(mount, how)()
         wait_for(lambda: mount_at(str(app)) is None, "the mount is gone")
     assert seals(app) == []
     assert sealed(app) == []

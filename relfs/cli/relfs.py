@@ -9,7 +9,7 @@ import click
 from relfs import __version__
 from relfs.cli.entry import run_command
 from relfs.cli.options import parse_mount_options
-from relfs.daemon.background import Ready, log_to_state, log_to_stderr, run_in_background
+from relfs.daemon.background import run_in_background, run_in_foreground
 from relfs.daemon.plan import Plan
 from relfs.errors import UsageError
 from relfs.layout import LinkStyle
@@ -67,14 +67,8 @@ def cli(
         nonempty=options.nonempty,
     )
     if foreground:
-        return _run(plan, lambda: None, foreground=True)
-    return run_in_background(lambda ready: _run(plan, ready, foreground=False))
-
-
-def _run(plan: Plan, ready: Ready, *, foreground: bool) -> int:
-    from relfs.daemon.mount import run
-
-    return run(plan, ready, lambda fd: log_to_stderr() if foreground else log_to_state(fd))
+        run_in_foreground(plan)
+    return run_in_background(plan)
 
 
 def _resolve(path: str) -> str:

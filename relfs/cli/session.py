@@ -7,6 +7,7 @@ does not answer: then the link is the daemon's, and the error says so.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Session:
 pass_session = click.make_pass_decorator(Session)
 
 
+_BETWEEN_SECONDS = 3.0
+"""How long a mount whose daemon does not answer is taken for one that comes or goes just now."""
+
+_PAUSE = 0.05
+
+
 def ask(place: Place, method: str) -> Any:
     """Ask the daemon something that changes nothing; None if there is no daemon."""
     try:
@@ -64,13 +71,19 @@ def change_current(place: Place, method: str, release: str | None, *, force: boo
     params: dict[str, Any] = {"release": release}
     if method == "switch":
         params["force"] = force
-    try:
-        result: dict[str, Any] = change(
-            place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
-        )
-        return result
-    except NoDaemon:
-        refuse_behind_mount(place)
+    deadline = time.monotonic() + _BETWEEN_SECONDS
+    while True:
+        try:
+            result: dict[str, Any] = change(
+                place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
+            )
+            return result
+        except NoDaemon:
+            if not is_mounted(place):
+                break
+            if time.monotonic() > deadline:
+                refuse_behind_mount(place)
+        time.sleep(_PAUSE)
     return _change_here(place, method, release, request_id, force=force).as_json()
 
 

@@ -1,75 +1,89 @@
 """Starting in the background: the command returns once the mount answers, with the status that this deserves.
 
-Forking happens before anything heavy is imported, and before there is a thread.
+The mount's own processes are fresh ones (command.py), of a session of their own; the command waits at the end of a
+pipe. In the foreground there is nobody who waits, and the command itself becomes the first of them.
 """
 
 from __future__ import annotations
 
-import logging
-import logging.handlers
 import os
 import signal
 import sys
-from collections.abc import Callable
-from io import TextIOWrapper
 
-from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
-from relfs.names import STATE
+from relfs.daemon.command import start_command
+from relfs.daemon.plan import Plan, as_text
+from relfs.errors import EXIT_FAILED, error_for
 
-LOG = "log"
-
-_LOG_BYTES = 1 << 20
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-Ready = Callable[[], None]
+_READY = b"ready"
 
 
-def run_in_background(body: Callable[[Ready], int]) -> int:
-    """Run `body` in a process of its own session. Returns 0 once it calls its argument.
+def run_in_foreground(plan: Plan) -> None:
+    """Become the supervisor of the mount. Never returns. Raises OSError."""
+    command = start_command("mount", as_text(plan), "")
+    os.execv(command[0], command)
 
-    Raises the RelfsError that `body` raised there, or one that says that it ended before.
+
+def run_in_background(plan: Plan) -> int:
+    """Have it mounted by processes of their own. Returns 0 once it answers.
+
+    Raises the RelfsError that was met there, or one that says that it ended before.
     """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _be_child(body, writing)
+        _be_supervisor(plan, writing)
     os.close(writing)
     return _wait_for(pid, reading)
 
 
-def _be_child(body: Callable[[Ready], int], writing: int) -> None:
+def _be_supervisor(plan: Plan, writing: int) -> None:
     """Never returns."""
-    status = EXIT_FAILED
-    answer = _Answer(writing)
     try:
         os.setsid()
         os.chdir("/")
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nowhere, fd)
-        status = body(lambda: answer.give("ready"))
-    except RelfsError as error:
-        status = error.status
-        answer.give(str(error))
+        os.set_inheritable(writing, True)
+        command = start_command("mount", as_text(plan), str(writing))
+        os.execv(command[0], command)
     except BaseException as error:
-        logging.getLogger(__name__).exception("ended by an error")
-        answer.give(f"{type(error).__name__}: {error}")
+        os.write(writing, os.fsencode(f"{type(error).__name__}: {error}"))
     finally:
-        os._exit(status)
+        os._exit(EXIT_FAILED)
 
 
-class _Answer:
-    """What the command that waits is told, once: its descriptor is somebody else's afterwards."""
+class Answer:
+    """What whoever waits for the mount is told, once: by the pipe, or on standard error if nobody waits at one."""
 
-    def __init__(self, writing: int) -> None:
-        self._writing: int | None = writing
+    def __init__(self, writing: int | None) -> None:
+        self._writing = writing
+        if writing is not None:
+            os.set_inheritable(writing, False)
 
-    def give(self, text: str) -> None:
+    def ready(self) -> None:
+        """The mount answers."""
         if self._writing is not None:
-            os.write(self._writing, os.fsencode(text))
-            os.close(self._writing)
-            self._writing = None
+            self._say(_READY)
+
+    def fail(self, text: str) -> None:
+        """It does not, and why."""
+        if self._writing is not None:
+            self._say(os.fsencode(text))
+        else:
+            print(f"relfs: {text}", file=sys.stderr, flush=True)
+
+    def _say(self, words: bytes) -> None:
+        """The descriptor is somebody else's afterwards."""
+        if self._writing is None:
+            return
+        try:
+            os.write(self._writing, words)
+        except BrokenPipeError:  # whoever waited was killed
+            pass
+        os.close(self._writing)
+        self._writing = None
 
 
 def _wait_for(pid: int, reading: int) -> int:
@@ -80,7 +94,7 @@ def _wait_for(pid: int, reading: int) -> int:
     try:
         with open(reading, "rb") as pipe:
             said = pipe.read()
-        if said == b"ready":
+        if said == _READY:
             return 0
         _, status = os.waitpid(pid, 0)
     except BaseException:  # Ctrl-C, or told to end: then it shall not be mounted later, behind our back
@@ -88,32 +102,4 @@ def _wait_for(pid: int, reading: int) -> int:
         os.waitpid(pid, 0)
         raise
     exit_status = os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else EXIT_FAILED
-    raise error_for(exit_status, os.fsdecode(said.removeprefix(b"ready")) or "ended without a word")
-
-
-def log_to_stderr() -> None:
-    """For the foreground, where a terminal or a service manager listens."""
-    logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr)
-
-
-def log_to_state(state_fd: int) -> None:
-    """To `.relfs/log`, of at most twice a megabyte. By descriptor: the path may lead through the mount by now.
-
-    Raises RelfsError if that cannot be written.
-    """
-    try:
-        handler = _LogFile(f"/proc/self/fd/{state_fd}/{LOG}", maxBytes=_LOG_BYTES, backupCount=1)
-    except OSError as error:
-        raise RelfsError(f"{STATE}/{LOG}: cannot be written: {reason(error)}") from error
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """Made with a mode of its own, since the daemon's umask is 0."""
-
-    def _open(self) -> TextIOWrapper:
-        def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)  # a fifo would keep us waiting
-
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=opener)
+    raise error_for(exit_status, os.fsdecode(said.removeprefix(_READY)) or "ended without a word")

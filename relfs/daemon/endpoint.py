@@ -9,46 +9,40 @@ import stat
 import tempfile
 from contextlib import suppress
 
-import trio
-
 from relfs.control import SOCKET
 from relfs.errors import RelfsError, reason
 
 _BACKLOG = 512
 
 
-def listen(directory: int, *, place: str | None = None) -> trio.SocketListener:
+def listen(directory: int, *, place: str | None = None) -> socket.socket:
     """Listen on `control` in the state directory; what a dead daemon left there is replaced.
 
     With `place`, the socket is made in that directory and `control` is a link to it: sockets cannot be reached through
     FUSE (unix(7) knows them by inode). The caller holds the daemon lock. Raises RelfsError.
     """
     where = f"/proc/self/fd/{directory}/{SOCKET}" if place is None else f"{place}/{SOCKET}"
-    endpoint = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(SOCKET, directory)
         if place is not None:
             with suppress(FileNotFoundError):
                 os.unlink(where)
             os.symlink(where, SOCKET, dir_fd=directory)
-        _bind_now(endpoint, where)
+        _bind(endpoint, where)
         endpoint.listen(_BACKLOG)
     except OSError as error:
         endpoint.close()
         raise RelfsError(f"{SOCKET}: the control socket cannot be made: {reason(error)}") from error
-    return trio.SocketListener(endpoint)
+    return endpoint
 
 
-def _bind_now(endpoint: trio.socket.SocketType, where: str) -> None:
-    """bind(2) does not block for Unix sockets; trio's own is only async for name resolution.
-
-    Anybody may connect: what he may ask for is decided by who he is. The mode comes from the umask, since a chmod(2)
-    by path might meet something else by then.
-    """
+def _bind(endpoint: socket.socket, where: str) -> None:
+    """Anybody may connect: what he may ask for is decided by who he is. The mode comes from the umask, since a chmod(2)
+    by path might meet something else by then."""
     before = os.umask(0)
     try:
-        with socket.socket(fileno=os.dup(endpoint.fileno())) as duplicate:
-            duplicate.bind(where)
+        endpoint.bind(where)
     finally:
         os.umask(before)
 

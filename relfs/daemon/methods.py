@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import trio
+
+from relfs.daemon.descriptors import descriptors
+from relfs.daemon.log import log_trouble
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
@@ -16,11 +20,17 @@ from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
-from relfs.hold import held
+from relfs.health import health
+from relfs.hold import Hold, held
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
+from relfs.survival.ledger import Ledger, Who
+
+_LOOK_SECONDS = 2.0
+_LOOKS = 2
+"""How many looks at the disk may hang at a time; one that does keeps its thread."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Mounted:
     and `leave` are asked each time."""
 
     plan: Plan
+    ledger: Ledger
     pointer: Pointer
     changes: Changes
     current: CurrentLink
@@ -107,23 +118,52 @@ def _unmount(mounted: Mounted) -> _Run:
 
 
 def _status(mounted: Mounted) -> _Run:
+    looking = trio.CapacityLimiter(_LOOKS)
+
     async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object]:
-        return status(mounted).as_json()
+        return status(mounted, await _look(mounted, looking)).as_json()
 
     return run
 
 
-def status(mounted: Mounted) -> Status:
+@dataclass(frozen=True)
+class Seen:
+    """What only a look at the disk tells."""
+
+    lock: Hold | None
+    health: tuple[str, ...]
+
+
+async def _look(mounted: Mounted, looking: trio.CapacityLimiter) -> Seen:
+    """From a thread, which a file system that hangs may keep: status is what one asks for then."""
+    with trio.move_on_after(_LOOK_SECONDS):
+        return await trio.to_thread.run_sync(_look_now, mounted, limiter=looking, abandon_on_cancel=True)
+    return Seen(None, (f"{mounted.pointer.deploy.path}: its file system, or the release's, does not answer",))
+
+
+def _look_now(mounted: Mounted) -> Seen:
+    pointer = mounted.pointer
+    told = [pointer.diverged, pointer.behind, log_trouble(), descriptors().trouble()]
+    lock = None
+    try:
+        lock = held(pointer.deploy.state_fd)
+    except RelfsError as error:
+        told.append(str(error))
+    return Seen(lock, health(pointer.deploy, pointer.target, told=told))
+
+
+def status(mounted: Mounted, seen: Seen) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
     kept = present()
-    lock = held(pointer.deploy.state_fd)
-    base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, lock)
+    base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, seen.lock)
     return dataclasses.replace(
         base,
         mountpoint=mounted.plan.mountpoint,
         mounted=True,
+        supervisor_pid=_pid(mounted.ledger.who("supervisor")),
         worker_pid=os.getpid(),
+        standby_pid=_pid(mounted.ledger.who("standby")),
         host=Host(
             kernel=os.uname().release,
             caches_links=mounted.caches_links,
@@ -140,4 +180,9 @@ def status(mounted: Mounted) -> Status:
         sealed=tuple(sorted(mounted.seals.sealed)) if mounted.seals is not None else None,
         unsealing=tuple(sorted(mounted.seals.left)) if mounted.seals is not None else (),
         requests=dict(mounted.operations.requests),
+        health=seen.health,
     )
+
+
+def _pid(who: Who | None) -> int | None:
+    return who.pid if who is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from relfs.layout import LinkStyle
 
@@ -24,3 +25,14 @@ class Plan:
     def over(self) -> bool:
         """Whether the mount covers the deploy path."""
         return self.mountpoint == self.deploy_path
+
+
+def as_text(plan: Plan) -> str:
+    """A plan, as a word of a command line."""
+    return json.dumps(asdict(plan))
+
+
+def plan_of(text: str) -> Plan:
+    """The plan that as_text() told."""
+    told = json.loads(text)
+    return Plan(**{**told, "mount_options": tuple(told["mount_options"])})

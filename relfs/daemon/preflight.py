@@ -11,11 +11,8 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from relfs.beneath import open_file
-from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT
@@ -91,11 +88,11 @@ def require_servable(pointer: Pointer) -> None:
     )
 
 
-@contextmanager
-def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
-    """Only one daemon for a deploy path. One that is on its way out, its mount gone, is waited for."""
+def take_daemon_lock(plan: Plan, state_fd: int) -> int:
+    """Only one mount of a deploy path: a descriptor that keeps others away as long as any process has it open. One that
+    is on its way out, its mount gone, is waited for."""
     try:
-        fd = open_file(state_fd, DAEMON_LOCK, os.O_RDWR | os.O_CREAT)
+        fd = _open_lock(state_fd)
     except OSError as error:
         raise RelfsError(f"{plan.deploy_path}: the state directory cannot be written: {reason(error)}") from error
     try:
@@ -106,10 +103,24 @@ def daemon_lock(plan: Plan, state_fd: int) -> Iterator[None]:
                 shown = f"at {where[0]}" if where else "in another mount name space"
                 raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
             time.sleep(_PAUSE)
-        yield
-        remove_socket(state_fd)
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
+
+
+def _open_lock(state_fd: int) -> int:
+    """Not for writing, since a file system with a file that is open for that cannot be remounted read-only; but where
+    nothing else will do, as with NFS (flock(2))."""
+    fd = open_file(state_fd, DAEMON_LOCK, os.O_CREAT | os.O_RDONLY)
+    try:
+        _try_lock(fd)
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EBADF:
+            raise
+        fd = open_file(state_fd, DAEMON_LOCK, os.O_CREAT | os.O_RDWR)
+    return fd
 
 
 def _try_lock(fd: int) -> bool:

@@ -2,7 +2,8 @@
 
 Who asks is what the kernel says (SO_PEERCRED and SO_PEERGROUPS, unix(7)), never what the message says. Everybody may
 read; root, the deploy path's owner and the configured group may change things. A client that breaks the rules, sends
-too much, does not finish its message or does not read its answers is cut off, and nobody else notices.
+too much, does not finish its message or does not read its answers is cut off, and nobody else notices. How many there
+may be, clients.py knows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import logging
 import socket
 import struct
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,9 @@ from relfs.control import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
 )
+from relfs.daemon.accepting import Acceptor
+from relfs.daemon.clients import Client, Clients, TooManyError
+from relfs.daemon.descriptors import descriptors
 from relfs.errors import RefusedError, RelfsError, one_line
 from relfs.journal import Actor, Event, command_line, user_name
 from relfs.store import Owner
@@ -38,9 +41,6 @@ _MESSAGE_SECONDS = 10.0
 """How long a client may take to end a message that it has begun, or to read an answer."""
 
 _REQUEST_ID_MAX = 128
-_CLIENTS_MAX = 1000
-"""Connections of one user at a time: descriptors are what the file system runs on, too."""
-
 _EVENTS_MAX = 1000
 _SO_PEERGROUPS = 59
 _GROUPS_MAX = 256
@@ -122,32 +122,36 @@ class ControlServer:
         self._owner = owner
         self._group = group
         self._states = tuple(states)
-        self._clients: Counter[int] = Counter()
+        self._clients = Clients(descriptors().connections, frozenset({0, owner}))
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Serve until cancelled."""
-        await trio.serve_listeners(self._serve_client, [listener])
+        async with trio.open_nursery() as nursery:
+            await Acceptor(listener).run(lambda stream: nursery.start_soon(self._serve_client, stream))
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
-        try:
-            peer = _peer(stream.socket)
-            if self._clients[peer.uid] >= _CLIENTS_MAX:
-                raise _ProtocolError(INVALID_REQUEST, f"user {user_name(peer.uid)} has too many connections")
-            self._clients[peer.uid] += 1
+        """Nothing but the server's own end gets out."""
+        async with stream:
             try:
-                async for line in _lines(stream):
-                    if not await self._converse(stream, peer, line):
-                        return
-            finally:
-                self._clients[peer.uid] -= 1
-        except _ProtocolError as error:
-            await _send_quietly(stream, _error(None, error.code, str(error)))
-        except (trio.BrokenResourceError, trio.TooSlowError, OSError):
-            pass  # it went away, or was cut off: its own affair
-        except Exception:
-            _log.exception("a control connection failed")
+                peer = _peer(stream.socket)
+                with trio.CancelScope() as scope, self._clients.admitted(peer.uid, scope.cancel) as client:
+                    await self._serve_peer(stream, peer, client)
+            except TooManyError:
+                text = f"user {user_name(peer.uid)} has too many connections to the control socket; close some"
+                await _send_quietly(stream, _error(None, INVALID_REQUEST, text))
+            except _ProtocolError as error:
+                await _send_quietly(stream, _error(None, error.code, str(error)))
+            except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+                pass  # it went away, or was cut off: its own affair
+            except Exception:
+                _log.exception("a control connection failed")
 
-    async def _converse(self, stream: trio.SocketStream, peer: Peer, line: bytes) -> bool:
+    async def _serve_peer(self, stream: trio.SocketStream, peer: Peer, client: Client) -> None:
+        async for line in _lines(stream):
+            if not await self._converse(stream, peer, client, line):
+                return
+
+    async def _converse(self, stream: trio.SocketStream, peer: Peer, client: Client, line: bytes) -> bool:
         """Answer one message. False: the conversation is over."""
         request_id: object = None
         try:
@@ -155,7 +159,8 @@ class ControlServer:
             if name == "watch":
                 await self._watch(stream, request_id)
                 return False
-            result = await self._call(peer, name, params)
+            with client.busy():
+                result = await self._call(peer, name, params)
             await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": result})
         except _ProtocolError as error:
             await _send(stream, _error(request_id, error.code, str(error)))

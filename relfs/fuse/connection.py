@@ -5,8 +5,10 @@ being setuid, for users. With `auto_unmount` it stays, holding the other end of 
 holds ours is gone, however it died, the helper detaches the mount lazily, and the real symlink shows again.
 
 The helper runs as root, and looks at the mount before it detaches it: at one that only its user may look at (no
-allow_other) it fails, and leaves it dead. There a second guard does it, as the user: a shell that waits for the end of
-a pipe that we hold.
+allow_other) it fails, and leaves it dead; and somebody may have killed it. So there is a second guard, as the user who
+mounted: a shell that waits for the end of a pipe that we hold, and then detaches this mount, if it still is there. It
+also ends the connection by the kernel's own switch (/sys/fs/fuse/connections, where that is mounted), if a process that
+was killed in the middle of a system call still keeps it: else who waits for an answer would wait for ever.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 
 from relfs.errors import RelfsError
 from relfs.fuse.protocol import READ_SIZE, InitRequest, parse_init
+from relfs.mountinfo import FSTYPE, mount_at
 
 _INIT_WAIT_MS = 10_000
 _HINTS = {
@@ -34,22 +37,23 @@ class Connection:
     """A mounted FUSE connection.
 
     INVARIANT: until close(), `fd` is the open file description of /dev/fuse that the mount was made with, and
-    `guard` is the socket whose closing, in all processes, makes the helper detach the mount.
+    `guard` is the socket whose closing, in all processes, makes the helper detach the mount; `watch` is the pipe whose
+    closing wakes the second guard.
     """
 
     fd: int
-    guard: socket.socket
+    guard: int
+    watch: int
     helper: subprocess.Popen[bytes]
+    second: subprocess.Popen[bytes]
     init: InitRequest
-    own_guard: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         """Let go: the mount is detached if it still is there, and who does that is waited for."""
-        os.close(self.fd)
-        self.guard.close()
+        for fd in (self.fd, self.guard, self.watch):
+            os.close(fd)
         self.helper.wait()
-        if self.own_guard is not None:
-            self.own_guard.communicate()
+        self.second.wait()
 
 
 def connect(mountpoint: str, options: Sequence[str]) -> Connection:
@@ -87,19 +91,38 @@ def connect(mountpoint: str, options: Sequence[str]) -> Connection:
         ours.close()
         helper.wait()
         raise
-    own_guard = None if os.geteuid() == 0 or "allow_other" in options else _start_own_guard(helper_path, mountpoint)
-    return Connection(descriptors[0], ours, helper, init, own_guard)
+    second, watch = _start_second_guard(helper_path, mountpoint)
+    return Connection(descriptors[0], ours.detach(), watch, helper, second, init)
 
 
-def _start_own_guard(helper: str, mountpoint: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'cat; exec "$0" -u -z -- "$1"', helper, mountpoint],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
+_SECOND_GUARD = """
+trap "" TERM HUP INT
+read -r _
+while read -r id _ device _ _; do [ "$id $device" != "$2 0:$3" ] || "$0" -u -z -- "$1"; done < /proc/self/mountinfo
+abort=/sys/fs/fuse/connections/$3/abort
+[ ! -w "$abort" ] || echo 1 > "$abort"
+"""
+
+
+def _start_second_guard(helper: str, mountpoint: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The guard, and the pipe that it waits for the end of. It goes by the mount's id, and the kernel's number of the
+    connection, which is the minor device number of the mount."""
+    found = mount_at(mountpoint)
+    if found is None or not found.fstype.startswith(FSTYPE):
+        raise RelfsError(f"{mountpoint}: was unmounted while it was being mounted")
+    waiting, watch = os.pipe()
+    try:
+        guard = subprocess.Popen(
+            ["/bin/sh", "-c", _SECOND_GUARD, helper, mountpoint, str(found.id), found.device.removeprefix("0:")],
+            stdin=waiting,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(waiting)
+    return guard, watch
 
 
 def escape_option(value: str) -> str:

@@ -8,6 +8,7 @@ covered directory's own `current` is never removed, so that the real symlink ser
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import stat
@@ -23,13 +24,15 @@ from relfs.errors import LockedError, RefusedError, RelfsError, reason
 from relfs.fuse.caller import acting_as
 from relfs.fuse.changes import Changes
 from relfs.fuse.inodes import InodeTable
+from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import FOR_EVER, fill
 from relfs.journal import Actor, command_line, user_name
 from relfs.layout import CURRENT, DeployPath, Target
 from relfs.pointer import Pointer
 from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
-from relfs.views import Replacement, begin_replacement
+from relfs.survival.memory import Cell
+from relfs.views import Replacement, begin_replacement, replacement_of
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +59,17 @@ class CurrentLink:
         table: InodeTable,
         nursery: trio.Nursery,
         *,
+        once: Once,
+        kept: Cell,
         show: Callable[[Target], str],
         checks: Checks,
         grace: float,
     ) -> None:
-        """`show` makes the text that readers get of a target; `grace` is in seconds."""
+        """`show` makes the text that readers get of a target; `grace` is in seconds; `kept` is where the next worker
+        finds the replacements."""
         self.replacements: list[Replacement] = []
+        self._once = once
+        self._kept = kept
         self._pointer = pointer
         self._deploy: DeployPath = pointer.deploy
         self._changes = changes
@@ -123,8 +131,26 @@ class CurrentLink:
 
     # ---- replacing
 
+    def restore(self) -> None:
+        """Go on with the replacements that the worker before this one knew of."""
+        told = self._kept.load()
+        for each in map(replacement_of, json.loads(told) if told else []):
+            self.replacements.append(each)
+            self._nursery.start_soon(self._lapse, each)
+
+    def _keep(self) -> None:
+        """To be called when `replacements` has changed."""
+        self._kept.store(json.dumps([each.as_json() for each in self.replacements]).encode("ascii"))
+
     async def unlink(self, context: RequestContext) -> None:
         """Begin a replacement: the name is withdrawn from the caller, and stays for everybody else."""
+        request = errand("unlink current", context.pid)
+        begun = self._once.begun(request) is not None
+        with self._once.held(request):
+            if not (begun and self.replacements and self.hidden_from(context)):
+                await self._withdraw(context)
+
+    async def _withdraw(self, context: RequestContext) -> None:
         if self.hidden_from(context):
             raise FUSEError(errno.ENOENT)
         self._require_known(context)
@@ -133,6 +159,7 @@ class CurrentLink:
         await self._changes.flush()
         replacement = begin_replacement(_actor(context), time.time())
         self.replacements.append(replacement)
+        self._keep()
         self._nursery.start_soon(self._lapse, replacement)
 
     def _require_known(self, context: RequestContext) -> None:
@@ -144,27 +171,50 @@ class CurrentLink:
 
     async def symlink(self, text: bytes, context: RequestContext) -> EntryAttributes:
         """End a replacement, or make the first `current`."""
-        if not self.hidden_from(context):
-            raise FUSEError(errno.EEXIST)
-        await self._replace(text, context)
+        request = errand("symlink current", context.pid, text)
+        was = self._once.begun(request)
+        request_id = _request_id(was)
+        with self._once.held(request, request_id.encode()):
+            if not (was is not None and not self.hidden_from(context) and self._is_current(text)):
+                if not self.hidden_from(context):
+                    raise FUSEError(errno.EEXIST)
+                await self._replace(text, context, request_id)
         self._nursery.start_soon(self._changes.drop_current)  # what is sealed follows once the kernel knows
         entry = self.entry()
         assert entry is not None, "a replacement has left no target"
         return entry
 
+    def _is_current(self, text: bytes) -> bool:
+        target = self._pointer.target
+        return target is not None and os.fsencode(target.as_written) == text
+
     async def take(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
         """rename(2) of the link `name` in `directory` (a descriptor; `parent` is its nodeid) onto `current`."""
+        request = errand("rename to current", context.pid, parent, name, flags)
+        was = self._once.begun(request)
+        if was is not None and self._is_taken(was, directory, name):
+            return
         text = _text_of(directory, name, visible=not self.hidden_from(context))
         exchanged = self._exchanged_text(flags, context)
-        await self._replace(text, context)
-        self._nursery.start_soon(self._changes.drop_current)  # also where the rest fails: the link is replaced
-        with acting_as(context):
-            if exchanged is None:
-                os.unlink(name, dir_fd=directory)
-            else:
-                _put_link(directory, name, exchanged)
+        request_id = _request_id(was)
+        with self._once.held(request, request_id.encode() + text):
+            await self._replace(text, context, request_id)
+            self._nursery.start_soon(self._changes.drop_current)  # also where the rest fails: the link is replaced
+            with acting_as(context):
+                if exchanged is None:
+                    os.unlink(name, dir_fd=directory)
+                else:
+                    _put_link(directory, name, exchanged)
         if exchanged is not None:
             self._nursery.start_soon(self._changes.drop_name, parent, name)
+
+    def _is_taken(self, was: bytes, directory: int, name: bytes) -> bool:
+        """Whether the worker before this one has done all of it: the text is current, and not `name`'s any more."""
+        text = was[_REQUEST_ID_LENGTH:]
+        try:
+            return self._is_current(text) and os.readlink(name, dir_fd=directory) != text
+        except OSError:
+            return True
 
     def _exchanged_text(self, flags: int, context: RequestContext) -> bytes | None:
         hidden = self.hidden_from(context)
@@ -183,6 +233,13 @@ class CurrentLink:
         if flags & libc.RENAME_EXCHANGE:
             await self.take(parent, directory, name, flags, context)
             return
+        request = errand("rename current", context.pid, parent, name, flags)
+        if self._once.begun(request) is not None and self.replacements and self.hidden_from(context):
+            return
+        with self._once.held(request):
+            await self._give(parent, directory, name, flags, context)
+
+    async def _give(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
         if self.hidden_from(context) or self._pointer.target is None:
             raise FUSEError(errno.ENOENT)
         self._require_known(context)
@@ -192,7 +249,7 @@ class CurrentLink:
                 os.symlink(text, name, dir_fd=directory)
             else:
                 _put_link(directory, name, text)
-        await self.unlink(context)
+        await self._withdraw(context)
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
@@ -211,20 +268,22 @@ class CurrentLink:
             mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
 
-    async def _replace(self, encoded: bytes, context: RequestContext) -> None:
+    async def _replace(self, encoded: bytes, context: RequestContext, request_id: str) -> None:
         mine = self._replacement_of(context) if self.replacements else None
         text = os.fsdecode(encoded)
         actor = _actor(context)
         try:
             await self._check(text)
-            await self._changes.replace(text, actor, os.urandom(16).hex(), owner=Owner(context.uid, context.gid))
+            await self._changes.replace(text, actor, request_id, owner=Owner(context.uid, context.gid))
         except (OSError, RelfsError) as error:
             if mine is not None:
                 mine.refused(thread_group(context.pid))
+                self._keep()
             self._nursery.start_soon(self._changes.drop_current)  # the pointer may have followed somebody else first
             raise self._refusal(error, text, actor) from error
         if mine in self.replacements:
             self.replacements.remove(mine)
+            self._keep()
 
     def _refusal(self, error: OSError | RelfsError, text: str, actor: Actor) -> FUSEError:
         """All that the tool gets to hear is an errno; the rest is for the log, and the journal unless that knows."""
@@ -262,10 +321,12 @@ class CurrentLink:
 
     async def _lapse(self, replacement: Replacement) -> None:
         """After the grace period, a replacement that nobody ended is given up, and said so."""
-        await trio.sleep(self._grace)
+        left = replacement.since + self._grace - time.time()
+        await trio.sleep(min(max(left, 0), self._grace))  # clocks are set
         if replacement not in self.replacements:
             return
         self.replacements.remove(replacement)
+        self._keep()
         await self._changes.drop_current()
         outcome = f"lapsed: {CURRENT} was removed and not made again within {self._grace:g} s"
         await self._record("replace", replacement.actor, outcome, None)
@@ -284,6 +345,14 @@ def _errno_of(error: OSError | RelfsError) -> int:
         return error.number
     cause = error.__cause__ if isinstance(error, RelfsError) else error
     return (cause.errno if isinstance(cause, OSError) else None) or errno.EIO
+
+
+_REQUEST_ID_LENGTH = 32
+
+
+def _request_id(was: bytes | None) -> str:
+    """That of the worker before this one, if it had begun; then the journal tells whether it came to an end."""
+    return was[:_REQUEST_ID_LENGTH].decode() if was is not None else os.urandom(_REQUEST_ID_LENGTH // 2).hex()
 
 
 def _actor(context: RequestContext) -> Actor:

@@ -28,18 +28,37 @@ Operations.forget() recognises it and calls Handshake.take_over(). Trio's next w
 (the old file is gone with its last descriptor), and registers what N is now. From there on libfuse talks to the kernel
 directly, at no cost.
 
+Adoption
+--------
+A worker that takes over a connection in use makes the same exchange, with the INIT that the first one had: libfuse must
+come to the same words, since the kernel has long had its answer. Where it does not (another libfuse), the connection
+cannot be adopted. With the baton, the kernel is asked to put what the dead worker had read, and not answered, back into
+its queue (FUSE_NOTIFY_RESEND; fuse_resend() in fs/fuse/dev.c).
+
 pyfuse3.close() must be called with unmount=False: for /dev/fd/N, libfuse would unmount that literal path.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
 import trio
 
-from relfs.fuse.connection import Connection
-from relfs.fuse.protocol import CACHE_SYMLINKS, DONT_MASK, HANDLE_KILLPRIV_V2, POSIX_ACL, baton, want
+from relfs.errors import RelfsError
+from relfs.fuse.protocol import (
+    CACHE_SYMLINKS,
+    DONT_MASK,
+    HANDLE_KILLPRIV_V2,
+    HAS_RESEND,
+    POSIX_ACL,
+    InitRequest,
+    baton,
+    resend,
+    want,
+)
+from relfs.survival.memory import Cell
 
 _REPLY_MAX = 4096
 
@@ -47,14 +66,17 @@ _REPLY_MAX = 4096
 class Handshake:
     """One exchange of FUSE_INIT between the kernel and a libfuse session that reads from `session_path`."""
 
-    def __init__(self, connection: Connection, *, access_lists: bool) -> None:
-        """`access_lists`: the kernel shall obey access control lists, at that price."""
+    def __init__(self, connection: int, init: InitRequest, reply: Cell, *, access_lists: bool, adopting: bool) -> None:
+        """`connection` is a descriptor of /dev/fuse, `reply` what the kernel was answered; `access_lists`: the kernel
+        shall obey access control lists, at that price; `adopting`: somebody else has served this connection."""
         self._connection = connection
+        self._reply = reply
+        self._resend = adopting and bool(init.flags & HAS_RESEND)
         wanted = CACHE_SYMLINKS | DONT_MASK | HANDLE_KILLPRIV_V2 | (POSIX_ACL if access_lists else 0)
-        self._wanted = connection.init.flags & wanted
+        self._wanted = init.flags & wanted
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session_fd = theirs.detach()
-        self._ours.send(connection.init.raw)
+        self._ours.send(init.raw)
         self.done = trio.Event()
         self.obeys_access_lists = bool(self._wanted & POSIX_ACL)
         self.caches_links = bool(self._wanted & CACHE_SYMLINKS)
@@ -67,16 +89,33 @@ class Handshake:
     async def broker(self) -> None:
         """Carry libfuse's reply to the kernel, and send the baton. Needs pyfuse3.main() to be running beside it.
 
-        Raises ValueError if libfuse refuses, OSError if the kernel does.
+        Raises ValueError if libfuse refuses, RelfsError if it says what the kernel was not told, OSError if the kernel
+        refuses.
         """
         with self._ours:
             await trio.lowlevel.wait_readable(self._ours)
             reply = want(self._ours.recv(_REPLY_MAX), self._wanted)
             self._ours.send(baton())
-            os.write(self._connection.fd, reply)
+            self._answer(reply)
             await self.done.wait()
+
+    def _answer(self, reply: bytes) -> None:
+        """Answer the kernel, then note it: who dies between the two is followed by one that answers again."""
+        told = self._reply.load()
+        if told:
+            if told != reply:
+                raise RelfsError("this version of libfuse negotiates otherwise than the one that mounted")
+            return
+        try:
+            os.write(self._connection, reply)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # answered already
+                raise
+        self._reply.store(reply)
 
     def take_over(self) -> None:
         """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await."""
-        os.dup2(self._connection.fd, self._session_fd, inheritable=False)
+        os.dup2(self._connection, self._session_fd, inheritable=False)
+        if self._resend:
+            os.write(self._connection, resend())
         self.done.set()

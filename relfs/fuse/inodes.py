@@ -34,6 +34,13 @@ is ESTALE, upon which the VFS looks the path up again.
 A file with several names may have lost the one under which it was opened (git makes each object under a temporary name,
 and links it), and which others it has, nobody tells. Unless somebody has it open, ESTALE is the answer there, too: who
 comes by another name leads us to it again.
+
+The next worker
+---------------
+What the table knows is written down in the ledger (relfs/survival/ledger.py) as it changes: for an inode, where it is.
+A worker that takes over begins with every inode let go of, and opens again what is asked for; what has no name any
+more, but is open, is found by its handle (fuse/passthrough.py). A nodeid that leads nowhere by then is not given to
+another inode, since the kernel may still have it.
 """
 
 from __future__ import annotations
@@ -45,6 +52,8 @@ import stat
 from collections import OrderedDict, defaultdict
 
 from pyfuse3 import FUSEError, InodeT
+
+from relfs.survival.ledger import Ledger, NodeRecord, new_ledger
 
 ROOT = InodeT(1)
 RELEASES_NODE = InodeT(2)
@@ -69,22 +78,27 @@ class Node:
     or `place` is the nodeid of its directory and its name there; see "More inodes than descriptors".
     `volatile`: others write here while we run (relfs's own state, deploy tools' records), so nothing of it may be
     cached. `used`: somebody has asked for it since it was last considered for letting go of. `opened` counts the file
-    handles that it has.
+    handles that it has. `record` is the number of its record in the ledger (0: none), which says `noted` for its place.
     """
 
-    __slots__ = ("_table", "descriptor", "id", "key", "lookups", "opened", "pinned", "place", "used", "volatile")
+    __slots__ = (
+        "_table", "descriptor", "id", "key", "lookups", "noted", "opened", "pinned", "place", "record", "used",
+        "volatile",
+    )  # fmt: skip
 
-    def __init__(self, table: InodeTable, nodeid: InodeT, fd: int, key: tuple[int, int]) -> None:
+    def __init__(self, table: InodeTable, nodeid: InodeT, fd: int | None, key: tuple[int, int]) -> None:
         self._table = table
         self.id = nodeid
         self.key = key
-        self.descriptor: int | None = fd
+        self.descriptor = fd
         self.place: tuple[InodeT, bytes] | None = None
         self.lookups = 0
         self.opened = 0
         self.pinned = False
         self.volatile = False
         self.used = True
+        self.record = 0
+        self.noted: tuple[InodeT, bytes] = _ELSEWHERE
 
     @property
     def fd(self) -> int:
@@ -110,8 +124,10 @@ class InodeTable:
     considered for letting go of; `_away` has the others, by the nodeid of their directory, which is in `_nodes`.
     """
 
-    def __init__(self, capacity: int = 1 << 20) -> None:
-        """`capacity` is the number of descriptors to hold at the most, as far as that can be; at least 64."""
+    def __init__(self, capacity: int = 1 << 20, ledger: Ledger | None = None) -> None:
+        """`capacity` is the number of descriptors to hold at the most, as far as that can be; at least 64. `ledger` is
+        where the next worker reads; see restore()."""
+        self._ledger = ledger if ledger is not None else new_ledger()
         self._capacity = max(capacity, 64)
         self._held: OrderedDict[InodeT, Node] = OrderedDict()
         self._away: defaultdict[InodeT, dict[InodeT, Node]] = defaultdict(dict)
@@ -121,6 +137,8 @@ class InodeTable:
         self._links: dict[InodeT, bytes] = {}
         self._by_text: dict[bytes, InodeT] = {}
         self._link_lookups: dict[InodeT, int] = {}
+        self._link_records: dict[InodeT, int] = {}
+        self._lost: set[InodeT] = set()
 
     # ---- the virtual link
 
@@ -129,10 +147,14 @@ class InodeTable:
         nodeid = self._by_text.get(text)
         if nodeid is None:
             nodeid = self._own_number()
-            self._by_text[text] = nodeid
-            self._links[nodeid] = text
-            self._link_lookups[nodeid] = 0
+            self._know_link(nodeid, text, 0, self._ledger.put_link(nodeid, text))
         return nodeid
+
+    def _know_link(self, nodeid: InodeT, text: bytes, lookups: int, record: int) -> None:
+        self._by_text[text] = nodeid
+        self._links[nodeid] = text
+        self._link_lookups[nodeid] = lookups
+        self._link_records[nodeid] = record
 
     def text(self, nodeid: InodeT) -> bytes | None:
         """What link `nodeid` says; None: it is no virtual link."""
@@ -158,8 +180,9 @@ class InodeTable:
         """Whether a constant nodeid is in use."""
         return nodeid in self._nodes
 
-    def adopt(self, fd: int, status: os.stat_result) -> Node:
-        """The node of the inode that `fd` (O_PATH) holds. The table takes the descriptor over."""
+    def adopt(self, fd: int, status: os.stat_result, place: tuple[InodeT, bytes] = _ELSEWHERE) -> Node:
+        """The node of the inode that `fd` (O_PATH) holds, and which is called `place`. The table takes the descriptor
+        over."""
         self._make_room()
         key = _key(status)
         node = self._by_key.get(key)
@@ -172,7 +195,31 @@ class InodeTable:
             self._come_back(node, fd)
         else:
             os.close(fd)
+        if node.noted != place or not node.record:
+            self._note(node, place)
         return node
+
+    def _note(self, node: Node, place: tuple[InodeT, bytes]) -> None:
+        """Write down where a node is."""
+        if not node.pinned:
+            node.noted = place
+            record = NodeRecord(node.id, node.key, place, node.lookups, node.volatile)
+            node.record = self._ledger.move_node(node.record, record)
+
+    def note_moved(self, parent: InodeT, name: bytes) -> None:
+        """After something was renamed to `name` in the directory `parent`: write down that it is there now."""
+        try:
+            node = self._by_key.get(_key(os.lstat(name, dir_fd=self.node(parent).fd)))
+        except (OSError, FUSEError):
+            return
+        if node is not None:
+            self._note(node, (parent, name))
+
+    def make_volatile(self, node: Node) -> None:
+        """Nothing of it may be cached from now on."""
+        if not node.volatile:
+            node.volatile = True
+            self._ledger.mark_volatile(node.record)
 
     def held(self, key: tuple[int, int]) -> Node | None:
         """The node of an inode that is known already."""
@@ -187,10 +234,12 @@ class InodeTable:
         return self._own_number()
 
     def _own_number(self) -> InodeT:
-        return next(number for number in map(InodeT, self._ids) if not self._is_taken(number))
+        number = next(number for number in map(InodeT, self._ids) if not self._is_taken(number))
+        self._ledger.next_own = number + 1
+        return number
 
     def _is_taken(self, nodeid: InodeT) -> bool:
-        return nodeid in self._nodes or nodeid in self._links
+        return nodeid in self._nodes or nodeid in self._links or nodeid in self._lost
 
     def node(self, nodeid: InodeT) -> Node:
         """Raises FUSEError(ESTALE), upon which the VFS looks the path up again by itself."""
@@ -298,20 +347,27 @@ class InodeTable:
         """A reply that takes a lookup reference on `nodeid` is about to be sent."""
         if nodeid in self._links:
             self._link_lookups[nodeid] += 1
+            self._ledger.count_link(self._link_records[nodeid], self._link_lookups[nodeid])
         else:
-            self._nodes[nodeid].lookups += 1
+            node = self._nodes[nodeid]
+            node.lookups += 1
+            self._ledger.count_node(node.record, node.lookups)
 
     def forget(self, nodeid: InodeT, lookups: int) -> None:
         """The kernel gives back `lookups` references."""
         if nodeid in self._links:
             self._link_lookups[nodeid] -= lookups
+            self._ledger.count_link(self._link_records[nodeid], self._link_lookups[nodeid])
             if self._link_lookups[nodeid] <= 0:
                 del self._link_lookups[nodeid]
+                self._ledger.drop_link(self._link_records.pop(nodeid))
                 del self._by_text[self._links.pop(nodeid)]
             return
+        self._lost.discard(nodeid)
         node = self._nodes.get(nodeid)
         if node is not None:
             node.lookups -= lookups
+            self._ledger.count_node(node.record, node.lookups)
             if node.lookups <= 0 and not node.pinned:
                 self._drop(node)
 
@@ -321,6 +377,7 @@ class InodeTable:
         del self._nodes[node.id]
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
+        self._ledger.drop_node(node.record)
         self._settle(node)
         self._held.pop(node.id, None)
         if node.descriptor is not None:
@@ -334,6 +391,58 @@ class InodeTable:
         except (OSError, FUSEError):
             if child.id in self._nodes and child.descriptor is None:
                 self._drop(child)
+
+    # ---- the next worker
+
+    def restore(self) -> None:
+        """Know what the ledger tells: what the worker before this one knew. To be called once what is pinned is, and
+        before anything else."""
+        self._ids = itertools.count(max(self._ledger.next_own, _FIRST_OWN))
+        for number, link in self._ledger.links():
+            self._know_link(InodeT(link.nodeid), link.text, link.lookups, number)
+        for number, record in self._ledger.nodes():
+            nodeid = InodeT(record.nodeid)
+            if nodeid in self._nodes or record.key in self._by_key:
+                self._ledger.drop_node(number)
+                self._lost.add(nodeid)
+            else:
+                self._restore_node(number, record)
+        for nodeid in [each for each in self._nodes if not self._is_rooted(each)]:
+            self._lose(nodeid)
+
+    def _restore_node(self, number: int, record: NodeRecord) -> None:
+        node = Node(self, InodeT(record.nodeid), None, record.key)
+        node.lookups, node.volatile, node.record = record.lookups, record.volatile, number
+        node.noted = node.place = (InodeT(record.place[0]), record.place[1])
+        self._nodes[node.id] = self._by_key[node.key] = node
+        self._away[node.place[0]][node.id] = node
+
+    def _is_rooted(self, nodeid: InodeT) -> bool:
+        """Whether the directories on its way are all known, up to one that is pinned."""
+        seen = set()
+        while (node := self._nodes.get(nodeid)) is not None and nodeid not in seen:
+            if node.place is None:
+                return True
+            seen.add(nodeid)
+            nodeid = node.place[0]
+        return False
+
+    def _lose(self, nodeid: InodeT) -> None:
+        """It has no way any more. It may still be open, which revive() is told."""
+        node = self._nodes[nodeid]
+        self._settle(node)
+        node.noted = node.place = _ELSEWHERE
+        self._away[ROOT][nodeid] = node
+
+    def revive(self, nodeid: InodeT, fd: int) -> Node | None:
+        """A node that somebody has open, as descriptor `fd`, is held, whatever its name is by now. None: it is not
+        known."""
+        node = self._nodes.get(nodeid)
+        if node is None:
+            return None
+        if node.descriptor is None:
+            self._come_back(node, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC))
+        return node
 
     def close(self) -> None:
         for node in self._nodes.values():

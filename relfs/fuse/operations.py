@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
+from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import ACCESS_LIST, Passthrough, is_nothing
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
@@ -61,6 +63,7 @@ def _handler(method: _Handler) -> _Handler:
     @functools.wraps(method)
     async def guarded(self: Operations, *args: Any) -> Any:
         self.requests[name] += 1
+        self._once.settle()
         try:
             return await method(self, *args)
         except FUSEError:
@@ -88,6 +91,7 @@ class Operations(pyfuse3.Operations):
         handshake: Handshake,
         on_native: Callable[[str], None],
         guard: Guard,
+        once: Once,
     ) -> None:
         """`on_native` is called with the name of a native directory that has come into being under the mount; `guard`
         is asked before anything that might change a release."""
@@ -99,6 +103,7 @@ class Operations(pyfuse3.Operations):
         self._handshake = handshake
         self._on_native = on_native
         self._guard = guard
+        self._once = once
 
     # ---- names
 
@@ -136,13 +141,16 @@ class Operations(pyfuse3.Operations):
             await self._current.unlink(ctx)
             return
         self._guard.name(parent_inode, name)
-        self._files.unlink(parent_inode, name, ctx)
+        if not self._is_gone("unlink", parent_inode, name, ctx):
+            self._files.unlink(parent_inode, name, ctx)
 
     @_handler
     async def symlink(self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode == ROOT and name == _CURRENT:
             return await self._current.symlink(target, ctx)
         self._forbid(parent_inode, name, ctx)
+        if self._is_made("symlink", parent_inode, name, ctx):
+            return self._files.lookup(parent_inode, name)
         return self._files.symlink(parent_inode, name, target, ctx)
 
     @_handler
@@ -160,7 +168,7 @@ class Operations(pyfuse3.Operations):
         elif old == (ROOT, _CURRENT):
             with self._directory(parent_inode_new) as directory:
                 await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
-        else:
+        elif not self._is_moved(old, new, flags, ctx):
             self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
 
     @contextmanager
@@ -193,15 +201,18 @@ class Operations(pyfuse3.Operations):
         if self._table.text(inode) is not None:  # there is no inode that could get a second name
             raise FUSEError(errno.EPERM)
         self._guard.linking(inode)
+        if self._is_made("link", new_parent_inode, new_name, ctx):
+            return self._files.lookup(new_parent_inode, new_name)
         return self._files.link(inode, new_parent_inode, new_name, ctx)
 
     @_handler
     async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         self._forbid(parent_inode, name, ctx)
+        if not self._is_made("mkdir", parent_inode, name, ctx):
+            self._files.make_directory(parent_inode, name, mode, ctx)
         if parent_inode == ROOT and name in NATIVE:
-            self._files.make_directory(ROOT, name, mode, ctx)
             return self._lookup_top(name, ctx)
-        return self._files.mkdir(parent_inode, name, mode, ctx)
+        return self._files.lookup(parent_inode, name)
 
     @_handler
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -210,13 +221,16 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT and name == _CURRENT:
             raise FUSEError(errno.ENOTDIR)
         self._guard.name(parent_inode, name)
-        self._files.rmdir(parent_inode, name, ctx)
+        if not self._is_gone("rmdir", parent_inode, name, ctx):
+            self._files.rmdir(parent_inode, name, ctx)
 
     @_handler
     async def mknod(
         self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         self._forbid(parent_inode, name, ctx)
+        if self._is_made("mknod", parent_inode, name, ctx):
+            return self._files.lookup(parent_inode, name)
         return self._files.mknod(parent_inode, name, mode, rdev, ctx)
 
     @_handler
@@ -224,7 +238,48 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._forbid(parent_inode, name, ctx)
+        if self._is_made("create", parent_inode, name, ctx):
+            flags &= ~os.O_EXCL
         return self._files.create(parent_inode, name, mode, flags, ctx)
+
+    # ---- what the worker before this one may have done already (once.py)
+
+    def _is_made(self, what: str, parent: InodeT, name: bytes, ctx: RequestContext) -> bool:
+        """Whether it has made what this request asks for: it had begun when the name was free, and that is not free."""
+        request = errand(what, ctx.pid, parent, name)
+        there = self._files.identity(parent, name) is not None
+        if self._once.begun(request) is not None:
+            return there
+        if not there:
+            self._once.note(request)
+        return False
+
+    def _is_gone(self, what: str, parent: InodeT, name: bytes, ctx: RequestContext) -> bool:
+        """Whether it has removed what this request asks it to."""
+        request = errand(what, ctx.pid, parent, name)
+        found = self._files.identity(parent, name)
+        was = self._once.begun(request)
+        if was is not None:
+            return found != was
+        if found is not None:
+            self._once.note(request, found)
+        return False
+
+    def _is_moved(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes], flags: int, ctx: RequestContext) -> bool:
+        """Whether it has renamed what this request asks it to."""
+        request = errand("rename", ctx.pid, *old, *new, flags)
+        found = self._files.identity(*old)
+        was = self._once.begun(request)
+        if was is not None:
+            return found != was and self._files.identity(*new) == was
+        if found is not None:
+            self._once.note(request, found)
+        return False
+
+    def _reopened(self, request: bytes) -> FileHandleT | None:
+        """The handle that it has made for a request; None: it had not come to that."""
+        was = self._once.begun(request)
+        return self._files.known(FileHandleT(int(was))) if was else None
 
     def _forbid(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
         """`current` can only be a symbolic link, and the name of its successor to be is relfs's own. Nothing new comes
@@ -290,7 +345,15 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         self._no_xattr(inode, errno.ENODATA)
         self._guard.inode(inode)
-        self._files.removexattr(inode, name, ctx)
+        request = errand("removexattr", ctx.pid, inode, name)
+        again = self._once.begun(request) is not None
+        if not again:
+            self._once.note(request)
+        try:
+            self._files.removexattr(inode, name, ctx)
+        except OSError as error:
+            if not (again and error.errno == errno.ENODATA):
+                raise
 
     def _no_xattr(self, inode: InodeT, number: int) -> None:
         if self._table.text(inode) is not None:
@@ -304,8 +367,14 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        request = errand("open", ctx.pid, inode, flags)
+        again = self._reopened(request)
+        if again is not None:
+            return self._files.opened(again, self._table.node(inode))
         self._guard.opening(inode, flags)
-        return self._files.open(inode, flags, ctx)
+        info = self._files.open(inode, flags, ctx)
+        self._once.note(request, b"%d" % info.fh)
+        return info
 
     @_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -313,6 +382,13 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        if not self._files.appends(fh):
+            return self._files.write(fh, off, buf)
+        request = errand("write", 0, fh, off, len(buf), zlib.crc32(buf))
+        was = self._once.begun(request)
+        if was is not None:
+            return self._files.append_once(fh, int(was), buf)
+        self._once.note(request, b"%d" % self._files.size(fh))
         return self._files.write(fh, off, buf)
 
     @_handler
@@ -321,7 +397,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files.fd(fh))
 
     @_handler
     async def release(self, fh: FileHandleT) -> None:
@@ -331,6 +407,15 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        request = errand("opendir", ctx.pid, inode)
+        again = self._reopened(request)
+        if again is not None:
+            return again
+        fh = self._open_directory(inode, ctx)
+        self._once.note(request, b"%d" % fh)
+        return fh
+
+    def _open_directory(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         if inode != ROOT:
             return self._files.opendir(inode, ctx)
         native = [name for name in NATIVE if self._is_native(name)]
@@ -341,6 +426,20 @@ class Operations(pyfuse3.Operations):
             hide=lambda name: name in ours or name.startswith(_HIDDEN),
             show=native if self._current.hidden_from(ctx) else [_CURRENT, *native],
         )
+
+    def restore(self) -> None:
+        """Know what the worker before this one had open, once the table is restored. What somebody who is replacing
+        `current` lists from the start again has it, which he takes for what others did meanwhile."""
+        for name in NATIVE:
+            self._pin_native(name)
+
+        def show(nodeid: InodeT) -> list[bytes]:
+            return [_CURRENT, *(name for name in NATIVE if self._is_native(name))] if nodeid == ROOT else []
+
+        def hide(nodeid: InodeT, name: bytes) -> bool:
+            return nodeid == ROOT and (name in show(ROOT) or name.startswith(_HIDDEN))
+
+        self._files.restore(hide, show)
 
     @_handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -370,4 +469,4 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files.fd(fh))

@@ -8,16 +8,17 @@ They run in the event loop: a covered file system that hangs, hangs them (the re
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
     FileInfo,
+    FUSEError,
     InodeT,
     ReaddirToken,
     RequestContext,
@@ -28,6 +29,7 @@ from pyfuse3 import (
 
 from relfs import libc
 from relfs.fuse.caller import CAP_FOWNER, acting_as, creating_as, is_administrator
+from relfs.fuse.handles import Handles, Listing, nothing
 from relfs.fuse.inodes import ROOT, InodeTable, Node
 from relfs.records import TOP_NAMES
 
@@ -52,30 +54,15 @@ ACCESS_LIST = b"system.posix_acl_access"
 _ACCESS_LISTS = (ACCESS_LIST, b"system.posix_acl_default")
 
 
-@dataclass
-class _Listing:
-    """An open directory: `names` is what it held when it was last read from the start, less what `hide` hides, and
-    with what `show` adds; `kinds`, where somebody had to ask, each one's inode number and file type."""
-
-    fd: int
-    node: Node
-    hide: Callable[[bytes], bool]
-    show: Sequence[bytes]
-    names: list[bytes]
-    kinds: dict[bytes, tuple[int, int]] | None = None
-
-
 class Passthrough:
-    """GUARDED BY the event loop: `_listings`, and `_opened`, which holds what is open, and whether for writing. File
-    handles are descriptors, those of directories included."""
+    """GUARDED BY the event loop: everything."""
 
-    def __init__(self, table: InodeTable, *, exclusive: bool) -> None:
+    def __init__(self, table: InodeTable, handles: Handles, *, exclusive: bool) -> None:
         """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
         self.table = table
+        self._handles = handles
         self._timeout = MOMENT if exclusive else 0.0
         self._exclusive = exclusive
-        self._listings: dict[FileHandleT, _Listing] = {}
-        self._opened: dict[FileHandleT, tuple[Node, bool]] = {}
 
     # ---- attributes
 
@@ -105,7 +92,7 @@ class Passthrough:
         path = node.path
         if fields.update_size:
             with acting_as(context):
-                os.truncate(fh if fh is not None else path, wanted.st_size)
+                os.truncate(self._handles.fd(fh) if fh is not None else path, wanted.st_size)
         if fields.update_uid or fields.update_gid:
             uid = wanted.st_uid if fields.update_uid else -1
             gid = wanted.st_gid if fields.update_gid else -1
@@ -134,7 +121,7 @@ class Passthrough:
 
     def is_written(self, node: Node) -> bool:
         """Whether somebody has the file open for writing."""
-        return any(each is node for each, writing in self._opened.values() if writing)
+        return self._handles.is_written(node)
 
     def _chmod(self, node: Node, mode: int, context: RequestContext) -> None:
         """Losing only set-id bits is the kernel's doing when somebody else writes the file: not his to be refused."""
@@ -159,8 +146,9 @@ class Passthrough:
         except OSError:
             os.close(fd)
             raise
-        node = self.table.adopt(fd, status)
-        node.volatile = node.volatile or directory.volatile or (parent == ROOT and name in _WRITTEN_BESIDE)
+        node = self.table.adopt(fd, status, (parent, name))
+        if directory.volatile or (parent == ROOT and name in _WRITTEN_BESIDE):
+            self.table.make_volatile(node)
         entry = self._reply(node, status)
         if parent == ROOT and stat.S_ISLNK(status.st_mode):
             entry.entry_timeout = 0.0  # a rename onto `current` moves this dentry there, with its timeouts
@@ -174,10 +162,6 @@ class Passthrough:
         """A lookup of a name whose nodeid is a constant, whatever has become of it in the covered directory."""
         node = self.table.node(nodeid)
         return self._reply(node, os.fstat(node.fd))
-
-    def mkdir(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> EntryAttributes:
-        self.make_directory(parent, name, mode, context)
-        return self.lookup(parent, name)
 
     def make_directory(self, parent: InodeT, name: bytes, mode: int, context: RequestContext) -> None:
         directory = self.table.node(parent).fd
@@ -201,6 +185,14 @@ class Passthrough:
         with acting_as(context):
             os.link(path, name, dst_dir_fd=directory, follow_symlinks=True)
         return self.lookup(parent, name)
+
+    def identity(self, parent: InodeT, name: bytes) -> bytes | None:
+        """What tells the inode that has this name from others; None if none has it, or it cannot be seen."""
+        try:
+            status = os.lstat(name, dir_fd=self.table.node(parent).fd)
+        except OSError:
+            return None
+        return b"%d:%d" % (status.st_dev, status.st_ino)
 
     def is_directory(self, parent: InodeT, name: bytes) -> bool:
         return stat.S_ISDIR(os.lstat(name, dir_fd=self.table.node(parent).fd).st_mode)
@@ -228,6 +220,9 @@ class Passthrough:
                 libc.renameat2(source, old, destination, new, flags)
             else:
                 os.rename(old, new, src_dir_fd=source, dst_dir_fd=destination)
+        self.table.note_moved(new_parent, new)
+        if flags & libc.RENAME_EXCHANGE:
+            self.table.note_moved(old_parent, old)
 
     # ---- files
 
@@ -245,12 +240,12 @@ class Passthrough:
                     if not flags & os.O_APPEND:
                         raise
                     fd = os.open(path, opening | os.O_APPEND)  # a file that can only be appended to (chattr(1))
-        self._note_opened(FileHandleT(fd), node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
-        return FileInfo(fh=FileHandleT(fd), keep_cache=self._exclusive and not node.volatile)
+        fh = self._handles.add_file(fd, node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
+        return self.opened(fh, node)
 
-    def _note_opened(self, fh: FileHandleT, node: Node, *, writing: bool) -> None:
-        self._opened[fh] = node, writing
-        node.opened += 1
+    def opened(self, fh: FileHandleT, node: Node) -> FileInfo:
+        """What the kernel is told of an open file."""
+        return FileInfo(fh=fh, keep_cache=self._exclusive and not node.volatile)
 
     def _flags(self, flags: int, *, appending: bool = False) -> int:
         """The caller's flags, as far as they are for us to obey.
@@ -275,22 +270,59 @@ class Passthrough:
         except BaseException:
             os.close(fd)
             raise
-        self._note_opened(FileHandleT(fd), self.table.node(entry.st_ino), writing=True)
-        return FileInfo(fh=FileHandleT(fd)), entry
+        try:
+            fh = self._handles.add_file(fd, self.table.node(entry.st_ino), writing=True)
+        except OSError:
+            self.table.forget(entry.st_ino, 1)
+            raise
+        return FileInfo(fh=fh), entry
 
     def read(self, fh: FileHandleT, offset: int, size: int) -> bytes:
-        return os.pread(fh, size, offset)
+        return os.pread(self.fd(fh), size, offset)
 
     def write(self, fh: FileHandleT, offset: int, data: bytes) -> int:
-        return os.pwrite(fh, data, offset)
+        return os.pwrite(self.fd(fh), data, offset)
+
+    def appends(self, fh: FileHandleT) -> bool:
+        """Whether each write goes to the end of the file, wherever that is."""
+        return bool(fcntl.fcntl(self.fd(fh), fcntl.F_GETFL) & os.O_APPEND)
+
+    def size(self, fh: FileHandleT) -> int:
+        """Bytes."""
+        return os.fstat(self.fd(fh)).st_size
+
+    def append_once(self, fh: FileHandleT, before: int, data: bytes) -> int:
+        """Append what may have been appended, wholly or in part, when the file was `before` bytes long."""
+        reading = os.open(f"/proc/self/fd/{self.fd(fh)}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            behind = os.pread(reading, max(self.size(fh) - before, 0), before)
+        finally:
+            os.close(reading)
+        if data in behind:  # others may append beside the mount
+            return len(data)
+        done = len(behind) if data.startswith(behind) else 0
+        return done + os.write(self.fd(fh), data[done:])
 
     def flush(self, fh: FileHandleT) -> None:
-        os.close(os.dup(fh))  # what a file system reports at close(2), it reports to this one too
+        os.close(os.dup(self.fd(fh)))  # what a file system reports at close(2), it reports to this one too
 
     def release(self, fh: FileHandleT) -> None:
-        node, _ = self._opened.pop(fh)
-        node.opened -= 1
-        os.close(fh)
+        self._handles.close(fh)
+
+    def known(self, fh: FileHandleT) -> FileHandleT | None:
+        """The handle, if it is one."""
+        return fh if fh in self._handles else None
+
+    def restore(self, hide: Callable[[InodeT, bytes], bool], show: Callable[[InodeT], Sequence[bytes]]) -> None:
+        """Handles.restore()."""
+        self._handles.restore(hide, show)
+
+    def fd(self, fh: FileHandleT) -> int:
+        """The descriptor of an open file. Raises FUSEError(ESTALE) for a handle that was lost with its last holder."""
+        try:
+            return self._handles.fd(fh)
+        except KeyError:
+            raise FUSEError(errno.ESTALE) from None
 
     # ---- directories
 
@@ -299,33 +331,39 @@ class Passthrough:
         nodeid: InodeT,
         context: RequestContext,
         *,
-        hide: Callable[[bytes], bool] = lambda _name: False,
+        hide: Callable[[bytes], bool] = nothing,
         show: Sequence[bytes] = (),
     ) -> FileHandleT:
         node = self.table.node(nodeid)
         path = node.path
         with acting_as(context):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._listings[FileHandleT(fd)] = _Listing(fd, node, hide, show, [])
-        return FileHandleT(fd)
+        return self._handles.add_directory(fd, node, hide, show)
 
     def listing(self, fh: FileHandleT, start: int) -> Iterator[tuple[int, bytes]]:
         """The names from position `start` on, each with the position behind it; position 0 reads anew."""
-        listing = self._listings[fh]
-        if start == 0:
+        listing = self._listing(fh)
+        if start == 0 or not listing.names:
             found = [os.fsencode(name) for name in os.listdir(listing.fd)]
             listing.kinds = None
-            listing.names = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
+            shown = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
+            self._handles.keep_names(fh, shown)
         for index in range(start, len(listing.names)):
             yield index + 1, listing.names[index]
 
     def listed(self, fh: FileHandleT) -> Node:
         """The directory that `fh` lists."""
-        return self._listings[fh].node
+        return self._listing(fh).node
+
+    def _listing(self, fh: FileHandleT) -> Listing:
+        try:
+            return self._handles.listing(fh)
+        except KeyError:
+            raise FUSEError(errno.ESTALE) from None
 
     def reply_entry(self, fh: FileHandleT, name: bytes, position: int, token: ReaddirToken) -> bool:
         """Tell the kernel one name; False if there is no more room. A name that is gone by now is passed over."""
-        directory = self._listings[fh].node
+        directory = self._listing(fh).node
         if name in (b".", b".."):  # no reference is taken for these
             return readdir_reply(token, name, self.attributes(directory), position)
         try:
@@ -333,7 +371,7 @@ class Passthrough:
         except FileNotFoundError:
             return True
         except PermissionError:
-            found = self._unsearched(self._listings[fh], name)
+            found = self._unsearched(self._listing(fh), name)
             if found is None:
                 return True
             entry = found
@@ -342,7 +380,7 @@ class Passthrough:
         self.table.forget(entry.st_ino, 1)
         return False
 
-    def _unsearched(self, listing: _Listing, name: bytes) -> EntryAttributes | None:
+    def _unsearched(self, listing: Listing, name: bytes) -> EntryAttributes | None:
         """What the listing itself says of a name, where it may be read and not be searched (a user's own daemon). The
         kernel learns a number that nobody answers for: whoever asks further is looked up, and refused, anew."""
         if listing.kinds is None:
@@ -362,8 +400,7 @@ class Passthrough:
         return entry
 
     def releasedir(self, fh: FileHandleT) -> None:
-        del self._listings[fh]
-        os.close(fh)
+        self._handles.close(fh)
 
     # ---- the rest
 

@@ -13,6 +13,7 @@ _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
 
 OP_FORGET = 2
 OP_INIT = 26
+_NOTIFY_RESEND = 7
 
 DONT_MASK = 1 << 6
 """FUSE_DONT_MASK: the kernel leaves applying the umask to us, who know the directory's default ACL (protocol 7.12)."""
@@ -65,6 +66,16 @@ def want(reply: bytes, flags: int) -> bytes:
     (wanted,) = struct.unpack_from("=I", changed, at)
     struct.pack_into("=I", changed, at, wanted | flags)
     return bytes(changed)
+
+
+def reply_flags(reply: bytes) -> int:
+    """The flags (the lower 32) that an INIT reply asks for."""
+    return int(struct.unpack_from("=I", reply, OUT_HEADER.size + 12)[0])
+
+
+def resend() -> bytes:
+    """FUSE_NOTIFY_RESEND: put the requests that were read and not answered back into the queue."""
+    return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
 
 
 def baton() -> bytes:

@@ -27,6 +27,7 @@ def command(session: Session) -> None:
 def _status_here(place: Place) -> dict[str, Any]:
     from dataclasses import replace
 
+    from relfs.health import health
     from relfs.history import History
     from relfs.hold import held
     from relfs.journal import Journal
@@ -40,7 +41,9 @@ def _status_here(place: Place) -> dict[str, Any]:
         history = History(Journal(deploy.state_fd).events())
         lock = held(deploy.state_fd)
         status = unmounted_status(deploy.path, target, history, os.uname().release, lock)
-        return replace(status, mountpoint=place.mountpoint, mounted=place.mountpoint is not None).as_json()
+        wrong = health(deploy, target)
+        mounted = place.mountpoint is not None
+        return replace(status, mountpoint=place.mountpoint, mounted=mounted, health=wrong).as_json()
     finally:
         deploy.close()
 
@@ -51,8 +54,7 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
     if status["since"] is not None:
         fields.append(("since", f"{moment(status['since'])} by {status['by']}"))
     fields.append(("previous", status["previous"] or ""))
-    if status["diverged"]:
-        fields.append(("attention", status["diverged"]))
+    fields += [("attention", wrong) for wrong in status["health"]]
     if status["lock"]:
         fields.append(("locked", _locked(status["lock"])))
     fields.append(("mounted", _mounted(status, answers=answers)))

@@ -1,9 +1,12 @@
-"""One mount from beginning to end: parts are built, tied together, run, and taken down.
+"""The worker: serves one mount. Parts are built, tied together, run, and taken down.
 
-Order at the start: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
-connection is made, INIT is brokered, native directories are attached, the live release is sealed if that is asked for,
-the control socket listens; then the mount is asked through its own front door, and only if it answers are we ready.
-Requests that arrive meanwhile wait in the kernel; none fails.
+Order for the first worker of a mount: the pointer is read, INIT is brokered, native directories are attached, the live
+release is sealed if that is asked for, the control socket listens; then the supervisor asks the mount through its own
+front door, and only if it answers is it ready. Requests that arrive meanwhile wait in the kernel; none fails.
+
+Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is
+asked for anything; then readers are served at once, with the release that was served; and the rest is made up leeway
+for.
 
 Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
 under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
@@ -12,124 +15,137 @@ under way, or have a file open through us, are served until the kernel says that
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-import resource
 import signal
+import socket
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pyfuse3
 import trio
 
 from relfs.config import Config, load_config
+from relfs.daemon.descriptors import descriptors
 from relfs.daemon.endpoint import listen, run_directory
+from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
-from relfs.daemon.plan import Plan
-from relfs.daemon.preflight import (
-    check_mountpoint,
-    clear_broken,
-    daemon_lock,
-    raise_descriptor_limit,
-    require_servable,
-)
+from relfs.daemon.preflight import raise_descriptor_limit
 from relfs.daemon.privileges import drop
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
-from relfs.daemon.service import notify
+from relfs.daemon.session import Session, deploy_path, load_session
 from relfs.daemon.watcher import follow_link, until_unmounted
 from relfs.errors import EXIT_FAILED, RelfsError, reason
 from relfs.fuse.changes import Changes
-from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
+from relfs.fuse.handles import Handles
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
+from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
+from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
-from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target, open_deploy_path
+from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
 from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
+from relfs.survival.ledger import Ledger
 from relfs.trust import identity
 
 _log = logging.getLogger(__name__)
 
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
-_ANSWER_SECONDS = 10.0
+
+_RELEASES_FD = "releases"
+_LISTENER_FD = "listener"
 
 
-def run(plan: Plan, ready: Callable[[], None], begin_logging: Callable[[int], None]) -> int:
-    """Mount as planned and serve until unmounted. Calls `ready` once the mount answers. Raises RelfsError.
+def run_worker(member: Member, *, adopting: bool) -> int:
+    """Serve until the mount is gone, and tell the supervisor how it ended. To be called in a process of its own."""
+    who = myself()
+    member.ledger.note("worker", who)
+    member.tell("hello", pid=who.pid, start=who.start)
+    status, words = _outcome(member, adopting=adopting)
+    if adopting and words:
+        _log.error("%s: cannot be taken over: %s", load_session(member.ledger).plan.mountpoint, words)
+    else:
+        member.tell("ended", status=status, words=words)
+    logging.shutdown()
+    return status
 
-    `begin_logging` is told the state directory's descriptor.
-    """
-    clear_broken(plan)
-    check_mountpoint(plan)
-    deploy = open_deploy_path(
-        plan.deploy_path, state_dir=plan.state_dir, aliases=() if plan.over else (plan.mountpoint,)
-    )
+
+def _outcome(member: Member, *, adopting: bool) -> tuple[int, str]:
+    """The exit status, and what went wrong."""
+    try:
+        return _serve(member, adopting=adopting), ""
+    except RelfsError as error:
+        return error.status, str(error)
+    except Exception as error:
+        _log.exception("ended by an error")
+        return EXIT_FAILED, f"{type(error).__name__}: {error}"
+
+
+def _serve(member: Member, *, adopting: bool) -> int:
+    session = load_session(member.ledger)
+    deploy = deploy_path(session, member.estate)
     assert deploy.state_fd is not None
-    begin_logging(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
-    os.umask(0)  # ours must not be added to the caller's, which fuse/caller.py applies
     raise_descriptor_limit()
-    drop()  # before there is a thread
-    with daemon_lock(plan, deploy.state_fd):
-        return trio.run(_Mount(plan, deploy, config, ready).run)
+    drop()
+    return trio.run(_Mount(member, session, deploy, config, adopting=adopting).run)
 
 
 class _Mount:
     """The parts of a running mount, and the order in which they come and go."""
 
-    def __init__(self, plan: Plan, deploy: DeployPath, config: Config, ready: Callable[[], None]) -> None:
-        self._plan = plan
+    def __init__(
+        self, member: Member, session: Session, deploy: DeployPath, config: Config, *, adopting: bool
+    ) -> None:  # fmt: skip
+        self._member = member
+        self._ledger = member.ledger
+        self._plan = session.plan
+        self._init = parse_init(session.init)
         self._deploy = deploy
         self._config = config
-        self._ready = ready
+        self._adopting = adopting
         self._hub = EventHub()
-        self._table = InodeTable(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)  # the rest is for open files
+        self._table = InodeTable(descriptors().inodes, member.ledger)
+        self._once = Once(member.ledger)
         self._seals = Seals(deploy)
         self._guard = Guard(self._table, deploy.fd)
-        self._mount_id = 0
         self._status = 0
         self._tried: set[str] = set()
-        self._attached: set[str] = set()
-        self._attached_releases: int | None = None
+        self._attached: set[str] = _attached(member.ledger)
         self._leaving = False
         self._signals: AsyncIterator[int]
 
     async def run(self) -> int:
-        """Returns the exit status. Raises RelfsError where the mount cannot be brought up."""
+        """Returns the exit status. Raises RelfsError where the mount cannot be brought up, or taken over."""
         token = trio.lowlevel.current_trio_token()
 
         def publish(event: Event) -> None:
             token.run_sync_soon(self._hub.publish, event)
 
         pointer = await trio.to_thread.run_sync(lambda: self._open_pointer(publish))
-        require_servable(pointer)
-        connection = await trio.to_thread.run_sync(connect, self._plan.mountpoint, _mount_options(self._plan))
-        failure: RelfsError | None = None
-        try:
-            with ExitStack() as session:
-                self._signals = session.enter_context(
-                    trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-                )
-                session.enter_context(interrupted_reads())
-                failure = await self._serve(pointer, connection, session)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(connection.close)
-            self._table.close()
+        with ExitStack() as session:
+            self._signals = session.enter_context(
+                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            )
+            session.enter_context(interrupted_reads())
+            failure = await self._serve(pointer, session)
         if failure is not None:
             raise failure
-        if not self._mount_id:
+        if not self._ledger.mounted:
             raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
         return self._status
 
@@ -138,20 +154,35 @@ class _Mount:
         return Pointer(
             self._deploy, style=self._plan.link, config=self._config, hide=self._plan.mountpoint,
             on_event=publish, on_target=on_target,
+            on_flip=self._note_served, served=self._served() if self._adopting else None,
         )  # fmt: skip
 
-    async def _serve(self, pointer: Pointer, connection: Connection, session: ExitStack) -> RelfsError | None:
-        """Run everything between mounting and the end of the connection. What went wrong is returned, not raised,
-        so that it is not wrapped in the nursery's exception group. `session` outlives the nursery."""
+    def _note_served(self, target: Target | None) -> None:
+        """Before anybody can see it."""
+        told = json.dumps([target.text, target.written]) if target is not None else ""
+        self._ledger.served.store(told.encode("ascii"))
+
+    def _served(self) -> Target | None:
+        """What the worker before this one served."""
+        told = self._ledger.served.load()
+        if not told:
+            return None
+        text, written = json.loads(told)
+        return replace(self._deploy.target(text), written=written)
+
+    async def _serve(self, pointer: Pointer, session: ExitStack) -> RelfsError | None:
+        """Run everything until the end of the connection. What went wrong is returned, not raised, so that it is not
+        wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
             changes = Changes(pointer, self._seals)
             current = CurrentLink(
-                pointer, changes, self._table, nursery,
+                pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
-            access_lists = not self._plan.bind or has_access_lists(self._deploy.fd, without=NATIVE)
-            handshake = Handshake(connection, access_lists=access_lists)
+            handshake = self._handshake()
             operations = self._operations(current, handshake, nursery)
+            if self._adopting:
+                self._restore(current, operations)
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, nursery)
@@ -160,44 +191,70 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, pointer, changes, current, operations, connection.init, handshake.caches_links,
+                self._plan, self._ledger, pointer, changes, current, operations, self._init, handshake.caches_links,
                 self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
+            nursery.start_soon(self._obey_supervisor, leave)
             try:
                 await handshake.broker()
                 await self._bring_up(nursery, mounted)
                 await trio.sleep_forever()
             except (RelfsError, OSError, ValueError) as error:
-                await self._detach()
+                if not self._adopting:
+                    await self._detach()
                 nursery.cancel_scope.cancel()
                 return error if isinstance(error, RelfsError) else RelfsError(f"{self._plan.mountpoint}: {error}")
         return None
+
+    def _handshake(self) -> Handshake:
+        told = self._ledger.reply.load()
+        if told:
+            access_lists = bool(reply_flags(told) & POSIX_ACL)
+        else:
+            access_lists = not self._plan.bind or has_access_lists(self._deploy.fd, without=NATIVE)
+        connection = self._member["connection"]
+        return Handshake(
+            connection, self._init, self._ledger.reply, access_lists=access_lists, adopting=self._adopting
+        )  # fmt: skip
 
     def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
         self._table.pin(ROOT, os.dup(self._deploy.fd))
         state_fd = self._deploy.state_fd
         assert state_fd is not None
         self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
-        files = Passthrough(self._table, exclusive=self._plan.over)
+        handles = Handles(self._table, self._ledger, self._member)
+        files = Passthrough(self._table, handles, exclusive=self._plan.over)
 
         def on_native(name: str) -> None:
             nursery.start_soon(self._attach, name)
 
-        return Operations(self._table, files, current, handshake, on_native, self._guard)
+        return Operations(self._table, files, current, handshake, on_native, self._guard, self._once)
+
+    def _restore(self, current: CurrentLink, operations: Operations) -> None:
+        """Know what the worker before this one knew. Contains no `await`."""
+        self._table.restore()
+        operations.restore()
+        self._once.restore()
+        current.restore()
 
     async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted) -> None:
-        found = mount_at(self._plan.mountpoint)
-        if found is None or found.fstype != FSTYPE:
-            raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
-        self._mount_id = found.id
+        nursery.start_soon(self._beat)
+        if not self._ledger.mounted:
+            found = mount_at(self._plan.mountpoint)
+            if found is None or found.fstype != FSTYPE:
+                raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
+            self._ledger.mounted = found.id
+        if self._adopting:
+            self._member.tell("serving", current=None)
+            await mounted.changes.drop_current()  # the one before may have died before it told the kernel
+            mounted.changes.drop_root_attributes()
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
         if self._config.seal:
             await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
         await mounted.changes.drop_current()  # what it shows may depend on what could be attached
-        await self._check_answer(mounted.pointer)
         states = await trio.to_thread.run_sync(self._states)
         server = ControlServer(
             methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=states
@@ -205,10 +262,35 @@ class _Mount:
         nursery.start_soon(server.serve, self._listen())
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
-        label = mounted.pointer.target.label if mounted.pointer.target is not None else "nothing yet"
+        self._say_serving(mounted.pointer.target)
+        if self._adopting:
+            await self._take_stock(mounted.changes)
+
+    def _say_serving(self, target: Target | None) -> None:
+        if self._adopting:
+            _log.info("process %d has taken over %s", os.getpid(), self._plan.mountpoint)
+            return
+        label = target.label if target is not None else "nothing yet"
         _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
-        notify("READY=1", f"STATUS={self._plan.mountpoint}: current is {label}", f"MAINPID={os.getpid()}")
-        self._ready()
+        self._member.tell("serving", current=self._show(target) if target is not None else None)
+
+    async def _take_stock(self, changes: Changes) -> None:
+        """Finish what the worker before this one had begun, once nobody has to wait for it."""
+        try:
+            await changes.refresh()
+        except (RelfsError, OSError) as error:
+            _log.warning("the real link cannot be looked at: %s", error)
+
+    async def _beat(self) -> None:
+        """Show that the event loop goes round, and do what is due now and then."""
+        began = trio.current_time()
+        while True:
+            self._ledger.beat.value += 1
+            self._once.settle()
+            if trio.current_time() - began > LEFT_SECONDS:
+                self._once.expire()
+            self._member.turn()
+            await trio.sleep(TICK)
 
     def _show(self, target: Target) -> str:
         """What readers get to read: what was written, since Capistrano's clean-up goes by that. A mount elsewhere
@@ -229,7 +311,9 @@ class _Mount:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._tried or not _is_real_directory(source, path):
+        if not (self._plan.bind or name == STATE) or name in self._tried | self._attached:
+            return
+        if not _is_real_directory(source, path):
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
@@ -241,8 +325,9 @@ class _Mount:
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
             return
         self._attached.add(name)
+        self._ledger.attached.store(json.dumps(sorted(self._attached)).encode("ascii"))
         if name == RELEASES and self._config.seal:
-            self._attached_releases = attached
+            self._member.put(_RELEASES_FD, attached)
         else:
             os.close(attached)
 
@@ -252,13 +337,14 @@ class _Mount:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
         live = (pointer.target,) if pointer.target is not None else ()
         try:
-            self._seals.begin(self._sealer(), live)
+            sealer = self._sealer()
+            self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
 
     def _sealer(self) -> Sealer:
-        if self._attached_releases is not None:
-            return Binds(self._deploy, self._attached_releases, self._plan.mount_options)
+        if _RELEASES_FD in self._member:
+            return Binds(self._deploy, self._member[_RELEASES_FD], self._plan.mount_options, self._ledger.seals)
         if not _is_real_directory(self._deploy.fd, RELEASES):
             raise RelfsError(
                 f"{self._deploy.path}/{RELEASES}: is a link, and what it leads to cannot be sealed; {_WITHOUT_SEAL}"
@@ -271,15 +357,24 @@ class _Mount:
         )
 
     def _states(self) -> tuple[str, ...]:
-        """What the state directory is, as it is and as the mount shows it."""
+        """What the state directory is, as it is and as the mount, if it is still there, shows it."""
         assert self._deploy.state_fd is not None
-        return identity(self._deploy.state_fd), identity(f"{self._plan.mountpoint}/{STATE}")
+        own = identity(self._deploy.state_fd)
+        try:
+            return own, identity(f"{self._plan.mountpoint}/{STATE}")
+        except OSError:
+            return (own,)
 
     def _listen(self) -> trio.SocketListener:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
         assert self._deploy.state_fd is not None
-        native = STATE in self._attached or not self._plan.over
-        return listen(self._deploy.state_fd, place=None if native else run_directory(self._deploy.state_fd))
+        if _LISTENER_FD not in self._member:
+            native = STATE in self._attached or not self._plan.over
+            made = listen(self._deploy.state_fd, place=None if native else run_directory(self._deploy.state_fd))
+            self._member.put(_LISTENER_FD, made.detach())
+        own = socket.socket(fileno=os.dup(self._member[_LISTENER_FD]))
+        own.setblocking(False)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(own))
 
     # ---- life and end
 
@@ -291,23 +386,6 @@ class _Mount:
             self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
 
-    async def _check_answer(self, pointer: Pointer) -> None:
-        """Ask the mount through its own front door."""
-        with trio.move_on_after(_ANSWER_SECONDS):
-            await trio.to_thread.run_sync(self._ask, pointer, abandon_on_cancel=True)
-            return
-        raise RelfsError(f"{self._plan.mountpoint}: was mounted but did not answer within {_ANSWER_SECONDS:g} s")
-
-    def _ask(self, pointer: Pointer) -> None:
-        target = pointer.target
-        try:
-            os.stat(self._plan.mountpoint)
-            answer = os.readlink(f"{self._plan.mountpoint}/{CURRENT}") if target is not None else None
-        except OSError as error:
-            raise RelfsError(f"{self._plan.mountpoint}: was mounted but answers: {reason(error)}") from error
-        if target is not None and answer != self._show(target):
-            raise RelfsError(f"{self._plan.mountpoint}: was mounted but {CURRENT} leads to {answer}")
-
     async def _obey_signals(self, leave: Callable[[], None]) -> None:
         async for _ in self._signals:
             if self._leaving:  # asked twice: at once
@@ -315,8 +393,24 @@ class _Mount:
                 return
             leave()
 
+    async def _obey_supervisor(self, leave: Callable[[], None]) -> None:
+        while True:
+            for message in self._member.hear():
+                message.close()
+                if message.kind == "leave" and self._leaving:
+                    pyfuse3.terminate()
+                    return
+                if message.kind == "leave":
+                    leave()
+                elif message.kind == "resend":
+                    os.write(self._member["connection"], resend())
+                elif message.kind == "end":
+                    pyfuse3.terminate()
+                    return
+            await trio.lowlevel.wait_readable(self._member)
+
     async def _notice_unmount(self, leave: Callable[[], None]) -> None:
-        await until_unmounted(self._mount_id)
+        await until_unmounted(self._ledger.mounted)
         leave()
 
     async def _leave(self) -> None:
@@ -324,7 +418,7 @@ class _Mount:
         if self._leaving:
             return
         self._leaving = True
-        notify("STOPPING=1")
+        self._member.tell("leaving")
         _log.info("%s is being unmounted", self._plan.mountpoint)
         await trio.to_thread.run_sync(self._seals.end)  # a switch that is still asked for does without
         await self._detach()
@@ -338,8 +432,8 @@ class _Mount:
     async def _detach(self) -> None:
         """Take our own mount away, with all on it, wherever it has been moved. Ours only: somebody may have mounted
         over it, or unmounted it."""
-        found = next((each for each in all_mounts() if each.id == self._mount_id), None)
-        if not self._mount_id:
+        found = next((each for each in all_mounts() if each.id == self._ledger.mounted), None)
+        if not self._ledger.mounted:
             found = mount_at(self._plan.mountpoint)
         if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
             return
@@ -349,12 +443,10 @@ class _Mount:
             _log.error("%s", error)
 
 
-def _mount_options(plan: Plan) -> list[str]:
-    options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
-    options += ["nosuid", "nodev"]  # unless the plan says otherwise
-    if plan.allow_other is not False:
-        options.append("allow_other")
-    return [*options, *plan.mount_options]
+def _attached(ledger: Ledger) -> set[str]:
+    """The native directories that are attached already."""
+    told = ledger.attached.load()
+    return set(json.loads(told)) if told else set()
 
 
 def _is_real_directory(directory: int, name: str) -> bool:

@@ -1,0 +1,218 @@
+"""A worker or standby, as a member of the company that keeps one mount alive: its tie to the supervisor, and what it
+does when that dies.
+
+Succession
+----------
+Some facts. The supervisor holds what the next worker needs; so does the standby, which is told of everything that the
+supervisor is. A lock of flock(2) belongs to an open file, and is gone with the last process that has it open; taking it
+is a system call that only one of many can succeed in. What was sent into a socket pair lives there as long as any
+process holds the pair.
+
+The choice. Whoever has the lock of the baton is the supervisor; it gets the lock from whoever starts it, so that there
+is no moment in which two can have it. A member whose tie is cut leaves a new one in the inbox, a pair that everybody
+holds, where whoever is supervisor next finds it, and tries the lock at every turn until somebody has answered. The one
+that gets it starts a supervisor, and gives it all that it holds itself. The standby holds all; the worker knows only
+what was open when it was made, and what it opened since, which is all that matters too: but it has readers to serve, so
+it comes in only when the standby has had its chance.
+
+A supervisor that is stopped (SIGSTOP, a debugger) watches over nobody. Its members cannot make it go on, so they end
+it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+from contextlib import suppress
+
+from relfs.daemon.command import start
+from relfs.processes import process, state_of
+from relfs.survival.channel import Channel, Message, channel_of, pair
+from relfs.survival.estate import Estate
+from relfs.survival.ledger import Ledger, Who
+
+TICK = 0.1
+"""Seconds between two turns of a member, or of the supervisor."""
+
+_PATIENCE = {"standby": 0, "worker": 10}
+"""Turns that a member whose tie was cut leaves to others."""
+
+_STOPPED_TURNS = 4
+
+_log = logging.getLogger(__name__)
+
+
+def myself() -> Who:
+    """This process."""
+    found = process(os.getpid())
+    return Who(os.getpid(), found.start if found is not None else 0)
+
+
+def is_alive(who: Who | None) -> bool:
+    """Whether that very process still runs."""
+    found = process(who.pid) if who is not None else None
+    return found is not None and who is not None and found.start == who.start and found.alive
+
+
+class Member:
+    """The tie of this process to its supervisor. Contains no `await`, and nothing that blocks."""
+
+    def __init__(self, role: str, estate: Estate, ledger: Ledger, channel: Channel) -> None:
+        self.estate = estate
+        self.ledger = ledger
+        self._role = role
+        self._channel = channel
+        self._welcome = True
+        self._turns = 0
+        self._stopped = 0
+        self._bequest: Channel | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def fileno(self) -> int:
+        """What becomes readable when the supervisor says something; another one after the tie was cut."""
+        return self._channel.fileno()
+
+    # ---- the estate: fuse/handles.py's Keeper
+
+    def __getitem__(self, name: str) -> int:
+        return self.estate[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.estate
+
+    def put(self, name: str, fd: int) -> None:
+        """Hold `fd`, and let the others hold it."""
+        self.estate.put(name, fd)
+        self.tell("keep", fd, name=name)
+
+    def drop(self, name: str) -> None:
+        """Let go of it, and let the others do so."""
+        if name in self.estate:
+            self.estate.drop(name)
+            self.tell("drop", name=name)
+
+    # ---- the tie
+
+    def tell(self, kind: str, *fds: int, **values: object) -> None:
+        """Tell the supervisor, or the one to come: then what is held is told anyway."""
+        try:
+            self._channel.send(kind, *fds, **values)
+        except ConnectionError:
+            pass  # hear() finds out, and does what is to be done
+
+    def hear(self) -> list[Message]:
+        """What the supervisor has said. If the tie is cut, a new one is made."""
+        said: list[Message] = []
+        with suppress(BlockingIOError):
+            while (message := self._channel.receive()) is not None:
+                if message.kind == "welcome":
+                    self._welcome = True
+                else:
+                    said.append(message)
+            self._lose()
+        return said
+
+    def _lose(self) -> None:
+        """The supervisor is gone: tell whoever comes next who we are, and what we hold."""
+        self._channel.close()
+        self._channel, theirs = pair()
+        self._welcome = False
+        self._turns = 0
+        who = myself()
+        outbox = channel_of(os.dup(self.estate["outbox"]))
+        try:
+            outbox.send("join", theirs.fileno(), role=self._role, pid=who.pid, start=who.start)
+        except ConnectionError:
+            pass  # nobody holds the inbox, ourselves included: cannot be
+        finally:
+            outbox.close()
+            theirs.close()
+        if self._role == "worker":
+            for name, fd in self.estate:
+                self.tell("keep", fd, name=name)
+
+    def turn(self) -> None:
+        """To be called every TICK seconds."""
+        with suppress(ConnectionError):
+            self._channel.flush()
+        self._started = [each for each in self._started if each.poll() is None]
+        self._pass_on()
+        if self._welcome:
+            self._look_at_supervisor()
+            return
+        self._turns += 1
+        if self._bequest is None and self._turns > _PATIENCE[self._role]:
+            self._succeed()
+
+    def _look_at_supervisor(self) -> None:
+        """End one that is stopped."""
+        who = self.ledger.who("supervisor")
+        if who is None or who.pid == os.getpid() or state_of(who.pid) not in ("T", "t"):
+            self._stopped = 0
+            return
+        self._stopped += 1
+        if self._stopped >= _STOPPED_TURNS and is_alive(who):
+            _log.warning("the supervisor (process %d) is stopped; another one takes its place", who.pid)
+            with suppress(ProcessLookupError):
+                os.kill(who.pid, signal.SIGKILL)
+
+    # ---- succession
+
+    def _succeed(self) -> None:
+        """Start a supervisor if there is none."""
+        baton = take_baton(self.estate["baton"])
+        if baton is None:
+            return
+        ours, theirs = pair()
+        try:
+            self._started.append(
+                start("succeed", str(theirs.fileno()), str(baton), fds=[theirs.fileno(), baton])
+            )  # fmt: skip
+        except OSError as error:
+            _log.error("no supervisor can be started: %s", error)
+            ours.close()
+            return
+        finally:
+            theirs.close()
+            os.close(baton)
+        self._bequest = ours
+        bequeath(self.estate, ours)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give the supervisor that was started what it has room for."""
+        if self._bequest is None:
+            return
+        try:
+            if not self._bequest.flush():
+                return
+        except ConnectionError:
+            pass  # it has ended already; the next turn tries again
+        self._bequest.close()
+        self._bequest = None
+
+    def leave(self) -> None:
+        """Be no member any more: for a forked copy that is something else."""
+        self._channel.close()
+
+
+def bequeath(estate: Estate, channel: Channel) -> None:
+    """Send the whole estate. What there is no room for is owed (Channel.flush)."""
+    with suppress(ConnectionError):
+        for name, fd in estate:
+            channel.send("keep", fd, name=name)
+        channel.send("all")
+
+
+def take_baton(baton: int) -> int | None:
+    """The baton, locked, as a descriptor of its own; None if somebody is the supervisor."""
+    own = os.open(f"/proc/self/fd/{baton}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(own)
+        return None
+    return own

@@ -1,0 +1,81 @@
+"""Asking the mount through its own front door, by a process that may hang for it.
+
+A thread that waits for an answer of a FUSE file system cannot be killed once its request was read, and its process
+keeps all descriptors until it is answered, the connection's among them: which is thus never ended, and the answer never
+comes. So who asks is a process that holds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from relfs.errors import reason
+from relfs.names import CURRENT
+
+_ANSWER_MAX = 1 << 16
+
+
+class Probe:
+    """A process that asks. To be made in a process without threads."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _ask_on(theirs, mountpoint)
+        theirs.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def ask(self, what: str) -> None:
+        """`status`: that of the file system (statfs(2)), which the kernel never knows. `current`: what it says. Raises
+        OSError if the process is gone."""
+        self._socket.send(what.encode())
+
+    def answer(self) -> tuple[str, str]:
+        """"ok" or "error", and what. Raises BlockingIOError if there is none as yet, OSError if the process is gone."""
+        answer = self._socket.recv(_ANSWER_MAX)
+        if not answer:
+            raise ConnectionResetError
+        verdict, _, said = os.fsdecode(answer).partition(" ")
+        return verdict, said
+
+    def close(self) -> None:
+        """End it; if it hangs, it ends once it is answered."""
+        self._socket.close()
+        os.kill(self.pid, signal.SIGKILL)
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def _ask_on(endpoint: socket.socket, mountpoint: str) -> None:
+    """Never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        kept = os.dup2(endpoint.fileno(), 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        mine = socket.socket(fileno=kept)
+        while question := mine.recv(64):
+            mine.send(os.fsencode(_look(question, mountpoint)))
+    except OSError:
+        pass
+    finally:
+        os._exit(0)
+
+
+def _look(question: bytes, mountpoint: str) -> str:
+    try:
+        if question == b"current":
+            return f"ok {os.readlink(f'{mountpoint}/{CURRENT}')}"
+        os.statvfs(mountpoint)
+        return "ok"
+    except OSError as error:
+        return f"error {reason(error)}"

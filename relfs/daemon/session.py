@@ -1,0 +1,65 @@
+"""What a mount was begun with, and never changes: all of its processes read it in the ledger."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from relfs.daemon.log import log_to_state, log_to_stderr
+from relfs.daemon.plan import Plan, as_text, plan_of
+from relfs.errors import RelfsError
+from relfs.layout import DeployPath
+from relfs.survival.estate import Estate
+from relfs.survival.ledger import Ledger, Who
+
+
+@dataclass(frozen=True)
+class Session:
+    """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
+    processes that detach the mount once all others are gone. `state_path` and `aliases` are the DeployPath's."""
+
+    plan: Plan
+    foreground: bool
+    state_path: str
+    aliases: tuple[str, ...]
+    init: bytes
+    guards: tuple[Who, ...]
+
+
+def store_session(ledger: Ledger, session: Session) -> None:
+    """For everybody to read."""
+    ledger.session.store(json.dumps(_told(session)).encode("ascii"))
+
+
+def _told(session: Session) -> dict[str, object]:
+    return {**asdict(session), "plan": as_text(session.plan), "init": session.init.hex()}
+
+
+def load_session(ledger: Ledger) -> Session:
+    """Raises ValueError if there is none."""
+    told = json.loads(ledger.session.load())
+    return Session(
+        plan=plan_of(told["plan"]),
+        foreground=told["foreground"],
+        state_path=told["state_path"],
+        aliases=tuple(told["aliases"]),
+        init=bytes.fromhex(told["init"]),
+        guards=tuple(Who(**each) for each in told["guards"]),
+    )
+
+
+def deploy_path(session: Session, estate: Estate) -> DeployPath:
+    """The deploy path, as it was opened before it was covered. Its descriptors are the estate's."""
+    return DeployPath(
+        session.plan.deploy_path, estate["deploy"], session.state_path, estate["state"], session.aliases
+    )  # fmt: skip
+
+
+def begin_logging(session: Session, estate: Estate) -> None:
+    """To where this mount's log goes. What cannot be written is lost, and counted (log.py)."""
+    if session.foreground:
+        log_to_stderr()
+    else:
+        with suppress(RelfsError):
+            log_to_state(estate["state"])

@@ -1,0 +1,111 @@
+"""The standby: has all that a worker needs imported, holds the whole estate, and forks a worker when it is told to.
+
+A fork of a process without threads is a worker a millisecond later, and shares its memory with the next one. Nothing is
+ever run in this process but the loop below.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+from contextlib import suppress
+
+from relfs.daemon.member import TICK, Member
+from relfs.daemon.session import begin_logging, load_session
+from relfs.survival.channel import Channel, Message, channel_of
+from relfs.survival.estate import Estate
+from relfs.survival.ledger import Ledger
+
+
+def run_standby(channel_fd: int) -> int:
+    """Be the standby of the supervisor on the other end, and of those that succeed it, until it says that it is
+    over."""
+    import relfs.daemon.worker  # noqa: F401 (all that takes time, before it matters)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor says when
+    channel = channel_of(channel_fd)
+    channel.send("imported")
+    estate = Estate()
+    forks = take_in(estate, channel)
+    gc.collect()
+    gc.freeze()  # a collection in a forked worker would copy all pages
+    ledger = Ledger(estate["ledger"])
+    begin_logging(load_session(ledger), estate)
+    member = Member("standby", estate, ledger, channel)
+    member.tell("ready")
+    return _Standby(member).run(forks)
+
+
+def take_in(estate: Estate, channel: Channel) -> list[Message]:
+    """Take over what the other side holds, to the last. Returns what was said besides. Raises EOFError if it ended."""
+    said: list[Message] = []
+    while True:
+        select.select([channel], [], [])
+        message = channel.receive()
+        if message is None:
+            raise EOFError("the supervisor has ended before it had told everything")
+        if message.kind == "keep":
+            estate.put(str(message.values["name"]), message.fds[0])
+        elif message.kind == "drop":
+            estate.drop(str(message.values["name"]))
+        elif message.kind == "all":
+            return said
+        else:
+            said.append(message)
+
+
+class _Standby:
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._over = False
+
+    def run(self, said: list[Message]) -> int:
+        while not self._over:
+            for message in said:
+                self._obey(message)
+            select.select([self._member], [], [], TICK)
+            said = self._member.hear()
+            self._member.turn()
+            _reap()
+        return 0
+
+    def _obey(self, message: Message) -> None:
+        if message.kind == "keep":
+            self._member.estate.put(str(message.values["name"]), message.fds[0])
+        elif message.kind == "drop":
+            self._member.estate.drop(str(message.values["name"]))
+        elif message.kind == "fork":
+            self._fork(message)
+        elif message.kind == "end":
+            self._over = True
+
+    def _fork(self, message: Message) -> None:
+        if os.fork() == 0:
+            self._be_worker(message)
+        message.close()
+
+    def _be_worker(self, message: Message) -> None:
+        """Never returns."""
+        from relfs.daemon.worker import run_worker
+
+        status = 1
+        try:
+            self._member.leave()
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            channel = channel_of(message.fds[0])
+            member = Member("worker", self._member.estate, self._member.ledger, channel)
+            status = run_worker(member, adopting=bool(message.values["adopting"]))
+        finally:
+            os._exit(status)
+
+
+def _reap() -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+

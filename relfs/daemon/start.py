@@ -1,0 +1,193 @@
+"""The beginnings of relfs's processes: what each does before it is what it is. Standard library only, except for the
+standby's part.
+
+    mount     the supervisor of a new mount: looks whether it can be made, makes it, and goes on as its supervisor
+    succeed   the supervisor of a mount whose supervisor has died (member.py)
+    standby   see standby.py
+
+Order of `mount`: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
+connection is made; whatever is wrong is said before anything is covered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+
+from relfs.config import load_config
+from relfs.daemon.background import Answer
+from relfs.daemon.command import start
+from relfs.daemon.gaveup import forget_giving_up
+from relfs.daemon.log import log_to_state, log_to_stderr
+from relfs.daemon.plan import Plan, plan_of
+from relfs.daemon.preflight import (
+    check_mountpoint,
+    clear_broken,
+    raise_descriptor_limit,
+    require_servable,
+    take_daemon_lock,
+)
+from relfs.daemon.session import Session, begin_logging, load_session, store_session
+from relfs.daemon.standby import take_in
+from relfs.daemon.supervisor import Supervisor
+from relfs.errors import EXIT_FAILED, RelfsError
+from relfs.fuse.connection import Connection, connect, escape_option
+from relfs.layout import DeployPath, open_deploy_path
+from relfs.pointer import Pointer
+from relfs.processes import process
+from relfs.survival.channel import Channel, channel_of, pair
+from relfs.survival.estate import Estate
+from relfs.survival.ledger import Ledger, Who
+from relfs.survival.memory import new_memory
+
+_log = logging.getLogger(__name__)
+
+_STANDBY_SECONDS = 30.0
+
+
+def main() -> None:
+    """Be the part that the command line names (command.py). Never returns."""
+    _, part, *arguments = sys.argv
+    os.umask(0)  # what is made for a caller has the caller's, which fuse/caller.py applies
+    status = EXIT_FAILED
+    try:
+        status = _PARTS[part.removeprefix("relfs-")](*arguments)
+    except KeyboardInterrupt:
+        pass
+    except EOFError as error:
+        _log.info("%s", error)
+    sys.exit(status)
+
+
+# ---- mount
+
+
+def _mount(plan: str, answer_fd: str) -> int:
+    """Mount, and tell whoever waits: the command that runs in the background by a pipe, else standard error."""
+    answer = Answer(int(answer_fd) if answer_fd else None)
+    try:
+        return _mount_as(plan_of(plan), answer, foreground=not answer_fd)
+    except RelfsError as error:
+        answer.fail(str(error))
+        return error.status
+    except Exception as error:
+        _log.exception("ended by an error")
+        answer.fail(f"{type(error).__name__}: {error}")
+        return EXIT_FAILED
+
+
+def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
+    ours, theirs = pair()
+    standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
+    theirs.close()
+    try:
+        estate, ledger = _begin(plan, ours, foreground=foreground)
+    except BaseException:
+        ours.close()
+        standby.kill()
+        standby.wait()
+        raise
+    supervisor = Supervisor(plan, estate, ledger, answer)
+    supervisor.adopt_standby(standby, ours)
+    try:
+        return supervisor.run()
+    finally:
+        ledger.close()
+
+
+def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, Ledger]:
+    """Mount, so that requests wait for somebody to answer them: not before there is somebody. Raises RelfsError."""
+    clear_broken(plan)
+    check_mountpoint(plan)
+    aliases = () if plan.over else (plan.mountpoint,)
+    deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
+    assert deploy.state_fd is not None
+    if foreground:
+        log_to_stderr()
+    else:
+        log_to_state(deploy.state_fd)
+    config = load_config(deploy.state_fd, deploy.state_path)
+    raise_descriptor_limit()
+    lock = take_daemon_lock(plan, deploy.state_fd)
+    require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
+    forget_giving_up(deploy.state_fd)
+    select.select([standby], [], [], _STANDBY_SECONDS)
+    return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
+
+
+def _mount_options(plan: Plan) -> list[str]:
+    """What fusermount3 is asked for."""
+    options = [f"fsname={escape_option(plan.deploy_path)}", "subtype=relfs", "default_permissions", "auto_unmount"]
+    options += ["nosuid", "nodev"]  # unless the plan says otherwise
+    if plan.allow_other is not False:
+        options.append("allow_other")
+    return [*options, *plan.mount_options]
+
+
+def _settle(
+    plan: Plan, deploy: DeployPath, lock: int, connection: Connection, *, foreground: bool
+) -> tuple[Estate, Ledger]:
+    """All that is there to be kept."""
+    assert deploy.state_fd is not None
+    estate, memory = Estate(), new_memory("relfs-ledger")
+    inbox, outbox = pair()
+    held = {
+        "connection": connection.fd, "guard": connection.guard, "watch": connection.watch, "lock": lock,
+        "deploy": deploy.fd, "state": deploy.state_fd, "ledger": memory, "baton": new_memory("relfs-baton"),
+        "inbox": inbox.detach(), "outbox": outbox.detach(),
+    }  # fmt: skip
+    for name, fd in held.items():
+        estate.put(name, fd)
+    _take_baton(estate)
+    ledger = Ledger(memory)
+    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
+    session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
+    store_session(ledger, session)
+    return estate, ledger
+
+
+def _take_baton(estate: Estate) -> None:
+    """For as long as this process lives: nobody else has heard of it yet."""
+    own = os.open(f"/proc/self/fd/{estate['baton']}", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _who(pid: int) -> Who:
+    found = process(pid)
+    return Who(pid, found.start if found is not None else 0)
+
+
+# ---- succeed
+
+
+def _succeed(channel_fd: str, _baton: str) -> int:
+    """Be the next supervisor. The baton is inherited, locked, and stays open as long as this process lives."""
+    channel = channel_of(int(channel_fd))
+    os.set_inheritable(int(_baton), False)
+    estate = Estate()
+    take_in(estate, channel)
+    channel.close()
+    ledger = Ledger(estate["ledger"])
+    session = load_session(ledger)
+    begin_logging(session, estate)
+    _log.warning("the supervisor has died; process %d takes its place", os.getpid())
+    supervisor = Supervisor(session.plan, estate, ledger, Answer(None))
+    supervisor.go_on()
+    try:
+        return supervisor.run()
+    except RelfsError as error:
+        _log.error("%s", error)
+        return error.status
+
+
+def _standby(channel_fd: str) -> int:
+    from relfs.daemon.standby import run_standby
+
+    return run_standby(int(channel_fd))
+
+
+_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "standby": _standby}

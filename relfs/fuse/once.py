@@ -1,0 +1,91 @@
+"""Requests that must not be done twice.
+
+Some facts. When a worker dies, the kernel sends what it had read and not answered once more (FUSE_NOTIFY_RESEND,
+Linux 6.9), and nobody tells how far the dead had come: a mkdir(2) that was carried out would answer EEXIST the second
+time, and an append would be there twice. pyfuse3 does not tell which requests are sent again. But a thread that waits
+for an answer asks for nothing else meanwhile, so that who asks, and what for, name a request.
+
+The choice. Before such a request is carried out, it is written into the ledger with what it will change: that the name
+is free, which inode it removes, how long the file is. The next worker compares that with what it finds. A handler
+without `await` is followed by its answer at once, so its errand is over when anything else happens, or at the next beat
+of the event loop; those that wait for something else hold theirs until then. What nobody asks for again within
+`LEFT_SECONDS` was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from relfs.survival.ledger import ERRAND_MAX, Ledger
+
+LEFT_SECONDS = 5.0
+"""How long after it took over a worker expects to be asked again what the one before it had begun."""
+
+_LENGTH_BYTES = 4
+
+
+def errand(what: str, asker: int, *details: int | bytes) -> bytes:
+    """The name of a request: what thread `asker` wants. No two that are under way have the same."""
+    parts = [what.encode(), b"%d" % asker, *(b"%d" % each if isinstance(each, int) else each for each in details)]
+    return b"\0".join(parts)
+
+
+class Once:
+    """GUARDED BY the event loop: everything. Only held() waits."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._slots = ledger.errands
+        self._left: dict[bytes, tuple[int, bytes]] = {}
+        self._present = 0
+
+    def restore(self) -> None:
+        """Know what the worker before this one had begun."""
+        for number, record in self._slots:
+            length = int.from_bytes(record[:_LENGTH_BYTES], "little")
+            name, note = record[_LENGTH_BYTES : _LENGTH_BYTES + length], record[_LENGTH_BYTES + length :]
+            self._left[name] = (number, note)
+
+    def expire(self) -> None:
+        """What was left was answered: nobody has asked again."""
+        for number, _ in self._left.values():
+            self._slots.free(number)
+        self._left.clear()
+
+    def begun(self, name: bytes) -> bytes | None:
+        """What the worker before this one noted when it began errand `name`; None if it did not."""
+        if not self._left:
+            return None
+        number, note = self._left.pop(name, (0, None))
+        if number:
+            self.settle()
+            self._present = number
+        return note
+
+    def note(self, name: bytes, note: bytes = b"") -> None:
+        """Errand `name` is about to be done, by a handler that does not await anything more."""
+        before = self._present
+        self._present = self._put(name, note)
+        self._slots.free(before)
+
+    def settle(self) -> None:
+        """What was noted last has been answered."""
+        if self._present:
+            self._slots.free(self._present)
+            self._present = 0
+
+    @contextmanager
+    def held(self, name: bytes, note: bytes = b"") -> Iterator[None]:
+        """Errand `name` is being done, and whoever does it awaits other things. It is over once it was answered, right
+        after the handler."""
+        number = self._put(name, note)
+        try:
+            yield
+        finally:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._slots.free, number)
+
+    def _put(self, name: bytes, note: bytes) -> int:
+        record = len(name).to_bytes(_LENGTH_BYTES, "little") + name + note
+        return self._slots.put(record) if len(record) <= ERRAND_MAX else 0

@@ -1,0 +1,70 @@
+"""What is wrong with a deploy path now, in one line each: the `health` of the status document.
+
+Only looked at, never mended, and nothing is remembered: a line is there for as long as what it tells of. Looking may
+take for ever where a file system hangs; whoever must answer looks from a thread (daemon/methods.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from relfs.errors import reason
+from relfs.layout import CURRENT, DeployPath, Target
+
+_FEW = 16
+"""Blocks, or inodes: a switch takes no more than a few of each."""
+
+
+def health(deploy: DeployPath, target: Target | None, *, told: Iterable[str | None] = ()) -> tuple[str, ...]:
+    """What can be seen from outside, after what the parts that serve it `told` of themselves (None: nothing)."""
+    return (*(each for each in told if each is not None), *_looked_at(deploy, target))
+
+
+def _looked_at(deploy: DeployPath, target: Target | None) -> Iterator[str]:
+    yield from _gone(deploy)
+    if target is not None:
+        yield from _live_release(deploy, target)
+    yield from _file_systems(deploy)
+
+
+def _gone(deploy: DeployPath) -> Iterator[str]:
+    """A directory that was removed while it is open has no links left (POSIX, rmdir(); ext4 and tmpfs alike)."""
+    if os.fstat(deploy.fd).st_nlink == 0:
+        yield f"{deploy.path}: was removed; what is left of it is served until it is unmounted"
+    elif deploy.state_fd is not None and os.fstat(deploy.state_fd).st_nlink == 0:
+        yield f"{deploy.state_path}: was removed"
+
+
+def _live_release(deploy: DeployPath, target: Target) -> Iterator[str]:
+    try:
+        os.close(deploy.open_target(target.text))
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        wanted = f"the live release {target.release}" if target.release is not None else f"what {CURRENT} leads to"
+        yield f"{target.text}: {wanted} cannot be opened: {why}; `relfsctl switch RELEASE` goes to another"
+
+
+def _file_systems(deploy: DeployPath) -> Iterator[str]:
+    """Of the deploy path and of the state directory, which may be kept elsewhere for the first being read-only."""
+    apart = deploy.state_fd is not None and os.fstat(deploy.state_fd).st_dev != os.fstat(deploy.fd).st_dev
+    yield from _file_system(deploy.path, deploy.fd, may_be_read_only=apart)
+    if deploy.state_fd is not None and apart:
+        yield from _file_system(deploy.state_path, deploy.state_fd, may_be_read_only=False)
+
+
+def _file_system(path: str, fd: int, *, may_be_read_only: bool) -> Iterator[str]:
+    try:
+        found = os.fstatvfs(fd)
+    except OSError as error:
+        yield f"{path}: its file system does not tell how it is: {reason(error)}"
+        return
+    if found.f_flag & os.ST_RDONLY:
+        if not may_be_read_only:
+            yield f"{path}: is mounted read-only; nothing can be switched"
+        return
+    root = os.geteuid() == 0  # for whom a part of the disk is reserved
+    if found.f_blocks and (found.f_bfree if root else found.f_bavail) < _FEW:
+        yield f"{path}: the disk is full; a switch may fail"
+    if found.f_files and (found.f_ffree if root else found.f_favail) < _FEW:
+        yield f"{path}: the disk has no inodes left; a switch may fail"

@@ -1,0 +1,1 @@
+"""What outlives a worker: shared memory, descriptors and the channels they travel by. Standard library only."""

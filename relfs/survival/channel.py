@@ -1,0 +1,105 @@
+"""Messages between the processes of one mount, with descriptors (unix(7), SCM_RIGHTS).
+
+A message is a JSON object in one datagram of a SOCK_SEQPACKET pair, so that it arrives whole or not at all. What is in
+a socket's queue lives as long as any process has the socket: a message to a process that has just died is not lost if
+somebody else holds its end too.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+_MESSAGE_MAX = 1 << 16
+_DESCRIPTORS_MAX = 16
+
+
+@dataclass(frozen=True)
+class Message:
+    """`fds` belong to whoever received it."""
+
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict)
+    fds: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        """Close the descriptors, unread."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+class Channel:
+    """One end. Sending never blocks: what the other side has no room for is kept, and goes with the next message."""
+
+    def __init__(self, endpoint: socket.socket) -> None:
+        endpoint.setblocking(False)
+        self._socket = endpoint
+        self._owed: deque[tuple[bytes, tuple[int, ...]]] = deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, kind: str, *fds: int, **values: Any) -> None:
+        """Raises ConnectionError if the other side is gone; `fds` stay the caller's."""
+        self._owed.append((json.dumps({"kind": kind, **values}).encode("ascii"), tuple(map(os.dup, fds))))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what is owed, as far as there is room; whether that was all. Raises ConnectionError."""
+        while self._owed:
+            data, fds = self._owed[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                self._socket.sendmsg([data], ancillary)
+            except (ConnectionError, OSError) as error:
+                if isinstance(error, ConnectionError):
+                    raise
+                return False  # no room (EAGAIN), or too many descriptors are under way (ETOOMANYREFS)
+            self._owed.popleft()
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def receive(self) -> Message | None:
+        """The next message; None if the other side is gone. Raises BlockingIOError if there is none as yet."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_MESSAGE_MAX, socket.CMSG_SPACE(4 * _DESCRIPTORS_MAX))
+        except ConnectionError:
+            return None
+        fds = array.array("i")
+        for level, kind, carried in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(carried[: len(carried) // fds.itemsize * fds.itemsize])
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if not data:
+            return None
+        values = json.loads(data)
+        return Message(values.pop("kind"), values, tuple(fds))
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        return self._socket.detach()
+
+    def close(self) -> None:
+        for _, fds in self._owed:
+            for fd in fds:
+                os.close(fd)
+        self._owed.clear()
+        self._socket.close()
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two ends."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(one), Channel(other)
+
+
+def channel_of(fd: int) -> Channel:
+    """The end whose descriptor is `fd`."""
+    return Channel(socket.socket(fileno=fd))

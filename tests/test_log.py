@@ -1,0 +1,207 @@
+"""The daemon's log: what becomes of lines that cannot be written, and that nobody waits for them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mounting import environment, wait_for
+from sandbox import end, start_python
+
+from relfs.daemon import log
+from relfs.daemon.log import LogFile, LossyHandler
+
+SECONDS = 30
+
+
+class Disk:
+    """A sink that fails or stands still when it is told to."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.error: int | None = None
+        self.moving = threading.Event()
+        self.moving.set()
+
+    def write(self, line: bytes) -> None:
+        assert self.moving.wait(SECONDS)
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        self.lines += line.decode().splitlines()
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    disk = Disk()
+    yield disk
+    disk.moving.set()
+
+
+def handler_for(disk: Disk) -> LossyHandler:
+    handler = LossyHandler(disk)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    return handler
+
+
+def say(handler: LossyHandler, text: str, *arguments: object) -> None:
+    handler.handle(logging.LogRecord("test", logging.INFO, __file__, 0, text, arguments, None))
+
+
+def test_lines_arrive_in_order(disk: Disk) -> None:
+    handler = handler_for(disk)
+    for number in range(500):
+        say(handler, "line %d", number)
+    handler.flush()
+    assert disk.lines == [f"INFO line {number}" for number in range(500)]
+    assert handler.trouble() is None
+
+
+def test_what_a_full_disk_swallowed_is_told_once_it_is_not(disk: Disk) -> None:
+    handler = handler_for(disk)
+    disk.error = errno.ENOSPC
+    for number in range(3):
+        say(handler, "lost %d", number)
+    handler.flush()
+    assert handler.trouble() == "the log lacks 3 lines: No space left on device"
+    disk.error = None
+    say(handler, "here again")
+    say(handler, "and again")
+    handler.flush()
+    assert disk.lines == [
+        "WARNING 3 lines are missing here: No space left on device", "INFO here again", "INFO and again",
+    ]  # fmt: skip
+    assert handler.trouble() is None
+
+
+def test_a_disk_that_stands_still_keeps_nobody_waiting(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That this returns at all is the test: the disk moves only after it."""
+    monkeypatch.setattr(log, "_STALLED_SECONDS", -1.0)
+    monkeypatch.setattr(log, "_FLUSH_SECONDS", 0.01)
+    disk.moving.clear()
+    handler = handler_for(disk)
+    for number in range(log._LINES_MAX + 7):
+        say(handler, "line %d", number)
+    handler.flush()
+    said = handler.trouble()
+    assert said is not None
+    assert "waiting for its disk" in said
+    assert "7 lines are lost" in said
+    disk.moving.set()
+    wait_for(lambda: len(disk.lines) == log._LINES_MAX + 1, "what was in the queue is written")
+    assert disk.lines[0] == "INFO line 0"
+    assert disk.lines[1] == "WARNING 7 lines are missing here: too many at once"
+
+
+def test_a_host_without_a_thread_to_give(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = handler_for(disk)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_thread)
+        say(handler, "lost")
+        assert handler.trouble() == "the log lacks 1 lines: can't start new thread"
+    say(handler, "here")
+    handler.flush()
+    assert disk.lines[-1] == "INFO here"
+    assert "1 lines are missing" in disk.lines[0]
+
+
+def _no_thread(_self: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_line_that_cannot_be_formatted_is_no_end(disk: Disk) -> None:
+    handler = handler_for(disk)
+    say(handler, "one %d", "two")
+    say(handler, "\udcff is a name")
+    handler.flush()
+    assert disk.lines == ["INFO test: 'one %d'", "INFO \\udcff is a name"]
+
+
+def test_a_line_without_an_end_is_cut(disk: Disk) -> None:
+    handler = handler_for(disk)
+    say(handler, "x" * (1 << 20))
+    handler.flush()
+    assert len(disk.lines[0]) == log._LINE_MAX
+
+
+def test_a_child_begins_anew(tmp_path: Path) -> None:
+    """It has neither its parent's thread nor its parent's lines, and both arrive."""
+    program = (
+        "import logging, os, sys; from relfs.daemon.log import log_to_state\n"
+        "log_to_state(os.open(sys.argv[1], os.O_RDONLY)); log = logging.getLogger('t')\n"
+        "log.info('parent'); pid = os.fork(); log.info('child' if pid == 0 else 'parent again')\n"
+        "if pid: os.waitpid(pid, 0)\n"
+    )
+    process = start_python(program, str(tmp_path))
+    try:
+        assert process.wait(SECONDS) == 0
+    finally:
+        end(process)
+    said = [line.split(": ")[1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(said) == ["child", "parent", "parent again"]
+
+
+def test_standard_error_that_nobody_reads() -> None:
+    """A pipe that is full: the program goes on, and its end waits for a moment only."""
+    program = (
+        "import logging; from relfs.daemon.log import log_to_stderr, log_trouble\n"
+        "log_to_stderr(); log = logging.getLogger('t')\n"
+        "for number in range(1500): log.info('x' * 1000)\n"
+        "print(log_trouble())\n"
+    )
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=writing, env=environment(), check=True, timeout=SECONDS
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert b"the log lacks" in done.stdout
+
+
+# ---- the file
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_LOG_BYTES", 100)
+
+
+@pytest.fixture
+def make_file(state: int) -> Iterator[Callable[[], LogFile]]:
+    made: list[LogFile] = []
+
+    def make() -> LogFile:
+        made.append(LogFile(state))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_two_writers_rotate_once(make_file: Callable[[], LogFile], tmp_path: Path) -> None:
+    one, other = make_file(), make_file()
+    other.write(b"other\n")
+    one.write(b"x" * 100 + b"\n")
+    one.write(b"one\n")
+    other.write(b"other again\n")
+    assert (tmp_path / "log.1").read_bytes() == b"other\n" + b"x" * 100 + b"\n"
+    assert (tmp_path / "log").read_bytes() == b"one\nother again\n"
+
+
+def test_a_log_that_was_removed_is_made_again(make_file: Callable[[], LogFile], tmp_path: Path) -> None:
+    file = make_file()
+    file.write(b"one\n")
+    (tmp_path / "log").unlink()
+    file.write(b"two\n")
+    assert (tmp_path / "log").read_bytes() == b"two\n"
