@@ -20,6 +20,7 @@ _COMMANDS = {
     "unlock": "End that.",
     "log": "The history of `current`.",
     "watch": "Events as they happen.",
+    "reload": "Let the installed version of relfs take the mount over.",
     "unmount": "Detach the mount; the real link serves.",
     "doctor": "What this host can and cannot do.",
     "race": "Show the race on this host: each way of swapping, reads, failures.",

@@ -5,10 +5,14 @@ A forked copy would do for most, but a fresh one holds no more than it needs, an
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from relfs.survival.estate import Estate
+from relfs.survival.memory import new_memory
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from relfs.daemon.start import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -24,3 +28,32 @@ def start(part: str, *arguments: str, fds: Sequence[int]) -> subprocess.Popen[by
     return subprocess.Popen(
         start_command(part, *arguments), pass_fds=fds, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
     )
+
+
+def become(part: str, estate: Estate, baton: int) -> None:
+    """Run it in this process, and let it keep the estate, and the baton (member.py). Raises OSError, or never
+    returns."""
+    held = dict(estate)
+    told = new_memory("relfs-estate")
+    os.write(told, json.dumps(held).encode("ascii"))
+    kept = (*held.values(), baton, told)
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    command = start_command(part, str(told), str(baton))
+    try:
+        os.execv(command[0], command)
+    finally:
+        for fd in kept:
+            os.set_inheritable(fd, False)
+        os.close(told)
+
+
+def estate_of(told: int) -> Estate:
+    """The estate that become() let this process keep."""
+    estate = Estate()
+    with open(told, "rb") as file:
+        file.seek(0)
+        for name, fd in json.loads(file.read()).items():
+            os.set_inheritable(fd, False)
+            estate.put(name, fd)
+    return estate

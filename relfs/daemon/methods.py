@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 import trio
 
+from relfs import __version__
 from relfs.daemon.descriptors import descriptors
 from relfs.daemon.log import log_trouble
+from relfs.daemon.member import Member
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
-from relfs.errors import RelfsError
+from relfs.errors import RefusedError, RelfsError
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.operations import Operations
@@ -26,9 +29,10 @@ from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
-from relfs.survival.ledger import Ledger, Who
+from relfs.survival.ledger import Who
 
 _LOOK_SECONDS = 2.0
+_RELOAD_PAUSE = 0.05
 _LOOKS = 2
 """How many looks at the disk may hang at a time; one that does keeps its thread."""
 
@@ -39,7 +43,7 @@ class Mounted:
     and `leave` are asked each time."""
 
     plan: Plan
-    ledger: Ledger
+    member: Member
     pointer: Pointer
     changes: Changes
     current: CurrentLink
@@ -60,6 +64,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
         "unlock": Method(_unlock(mounted), changes=True, params=request),
+        "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
     }
 
@@ -105,6 +110,28 @@ def _unlock(mounted: Mounted) -> _Run:
     async def run(_peer: Peer, _params: dict[str, Any]) -> dict[str, object] | None:
         was = await mounted.changes.give_back()
         return was.as_json() if was is not None else None
+
+    return run
+
+
+def _reload(mounted: Mounted) -> _Run:
+    """Asked again under the same id, by whoever has lost this worker, the next one tells how it went."""
+    cell = mounted.member.ledger.reload
+
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        if peer.uid not in (0, os.geteuid()):
+            raise RefusedError("only root and who runs the mount may reload it: that starts the code that is installed")
+        told = json.loads(cell.load() or b"{}")
+        if told.get("id") != params["request"]:
+            told = {"id": params["request"], "outcome": None}
+            cell.store(json.dumps(told).encode("ascii"))
+            mounted.member.tell("reload")
+        while told["outcome"] is None:
+            await trio.sleep(_RELOAD_PAUSE)
+            told = json.loads(cell.load())
+        if told["outcome"] != "done":
+            raise RelfsError(f"not reloaded: {str(told['outcome']).removeprefix('failed: ')}; the old version goes on")
+        return {"version": __version__, "worker_pid": os.getpid()}
 
     return run
 
@@ -161,9 +188,9 @@ def status(mounted: Mounted, seen: Seen) -> Status:
         base,
         mountpoint=mounted.plan.mountpoint,
         mounted=True,
-        supervisor_pid=_pid(mounted.ledger.who("supervisor")),
+        supervisor_pid=_pid(mounted.member.ledger.who("supervisor")),
         worker_pid=os.getpid(),
-        standby_pid=_pid(mounted.ledger.who("standby")),
+        standby_pid=_pid(mounted.member.ledger.who("standby")),
         host=Host(
             kernel=os.uname().release,
             caches_links=mounted.caches_links,

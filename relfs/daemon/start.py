@@ -3,6 +3,7 @@ standby's part.
 
     mount     the supervisor of a new mount: looks whether it can be made, makes it, and goes on as its supervisor
     succeed   the supervisor of a mount whose supervisor has died (member.py)
+    resume    the supervisor that was there already, of another version (relfsctl reload)
     standby   see standby.py
 
 Order of `mount`: the deploy path is opened (so that it can be reached once it is covered), the pointer is read, the
@@ -11,7 +12,6 @@ connection is made; whatever is wrong is said before anything is covered.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import select
@@ -20,9 +20,10 @@ from collections.abc import Callable
 
 from relfs.config import load_config
 from relfs.daemon.background import Answer
-from relfs.daemon.command import start
+from relfs.daemon.command import estate_of, start
 from relfs.daemon.gaveup import forget_giving_up
 from relfs.daemon.log import log_to_state, log_to_stderr
+from relfs.daemon.member import take_baton
 from relfs.daemon.plan import Plan, plan_of
 from relfs.daemon.preflight import (
     check_mountpoint,
@@ -86,12 +87,14 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
     theirs.close()
     try:
         estate, ledger = _begin(plan, ours, foreground=foreground)
+        baton = take_baton(estate["baton"])
+        assert baton is not None, "nobody else has heard of it yet"
     except BaseException:
         ours.close()
         standby.kill()
         standby.wait()
         raise
-    supervisor = Supervisor(plan, estate, ledger, answer)
+    supervisor = Supervisor(plan, estate, ledger, baton, answer)
     supervisor.adopt_standby(standby, ours)
     try:
         return supervisor.run()
@@ -142,18 +145,11 @@ def _settle(
     }  # fmt: skip
     for name, fd in held.items():
         estate.put(name, fd)
-    _take_baton(estate)
     ledger = Ledger(memory)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
     session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
     store_session(ledger, session)
     return estate, ledger
-
-
-def _take_baton(estate: Estate) -> None:
-    """For as long as this process lives: nobody else has heard of it yet."""
-    own = os.open(f"/proc/self/fd/{estate['baton']}", os.O_RDWR | os.O_CLOEXEC)
-    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _who(pid: int) -> Who:
@@ -164,18 +160,27 @@ def _who(pid: int) -> Who:
 # ---- succeed
 
 
-def _succeed(channel_fd: str, _baton: str) -> int:
-    """Be the next supervisor. The baton is inherited, locked, and stays open as long as this process lives."""
+def _succeed(channel_fd: str, baton: str) -> int:
+    """Be the next supervisor. The baton is inherited, locked."""
     channel = channel_of(int(channel_fd))
-    os.set_inheritable(int(_baton), False)
     estate = Estate()
     take_in(estate, channel)
     channel.close()
+    return _go_on(estate, int(baton), "the supervisor has died; process %d takes its place", logging.WARNING)
+
+
+def _resume(told: str, baton: str) -> int:
+    """Be the same supervisor, of another version."""
+    return _go_on(estate_of(int(told)), int(baton), "process %d is the new supervisor", logging.INFO)
+
+
+def _go_on(estate: Estate, baton: int, words: str, level: int) -> int:
+    os.set_inheritable(baton, False)
     ledger = Ledger(estate["ledger"])
     session = load_session(ledger)
     begin_logging(session, estate)
-    _log.warning("the supervisor has died; process %d takes its place", os.getpid())
-    supervisor = Supervisor(session.plan, estate, ledger, Answer(None))
+    _log.log(level, words, os.getpid())
+    supervisor = Supervisor(session.plan, estate, ledger, baton, Answer(None))
     supervisor.go_on()
     try:
         return supervisor.run()
@@ -190,4 +195,4 @@ def _standby(channel_fd: str) -> int:
     return run_standby(int(channel_fd))
 
 
-_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "standby": _standby}
+_PARTS: dict[str, Callable[..., int]] = {"mount": _mount, "succeed": _succeed, "resume": _resume, "standby": _standby}

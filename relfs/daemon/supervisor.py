@@ -6,9 +6,8 @@ What it knows beyond the estate is in the ledger, so that another supervisor can
 
 Who is dead
 -----------
-A worker that has ended is replaced at once. One that is stopped is ended first. One that does not answer is given time:
-a little if its event loop does not go round, more if it does (the machine is busy), and most if it waits for a disk,
-since the next one would have to wait for that, too.
+A worker that has ended is replaced at once. One that is stopped is ended first, and so is one that does not answer
+(watchdog.py).
 
 What nobody can serve is better uncovered: when `_DEATHS_MAX` workers in a row have ended before the mount answered, it
 is detached, which lets the real link serve, and that is said in the log, by `relfsctl status`, and by the exit status.
@@ -16,6 +15,7 @@ is detached, which lets the real link serve, and that is said in the log, by `re
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
@@ -28,14 +28,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
-from relfs.daemon.command import start
+from relfs.daemon.command import become, start
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
-from relfs.daemon.probe import Probe
 from relfs.daemon.service import notify
 from relfs.daemon.session import load_session
+from relfs.daemon.watchdog import Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
@@ -50,15 +50,12 @@ _DEATHS_MAX = 8
 _BACKOFF_SECONDS = (0.0, 0.0, 0.05, 0.2, 0.5, 1.0)
 """Before the next worker, by how many have ended since the mount last answered."""
 
-_PROBE_SECONDS = 0.5
 _STOPPED_SECONDS = 0.2
-_HUNG_SECONDS = 1.2
-_BUSY_SECONDS = 6.0
-_DISK_SECONDS = 10.0
 _BEGIN_SECONDS = 30.0
 """How long a worker may take before it serves: the first reads all of a release that is to be sealed."""
 
 _HELLO_SECONDS = 2.0
+_RELOAD_SECONDS = 30.0
 _JOIN_SECONDS = 1.0
 _END_SECONDS = 10.0
 _LATE_SECONDS = 0.4
@@ -66,8 +63,19 @@ _LATE_SECONDS = 0.4
 
 
 @dataclass
+class Reload:
+    """New code takes over (relfsctl reload), `since` then: first a standby of it, then a worker, then the
+    supervisor."""
+
+    since: float
+    old_worker: Who | None
+    has_retired: bool = False
+
+
+@dataclass
 class _Process:
-    """A worker or standby. `channel` is None until it has joined, `who` until it has said hello."""
+    """A worker, a standby, or the "next" standby while new code takes over. `channel` is None until it has joined,
+    `who` until it has said hello."""
 
     role: str
     channel: Channel | None
@@ -81,8 +89,10 @@ class _Process:
 class Supervisor:
     """INVARIANT: `_processes` has at most one process of a role. Everything happens in the one thread."""
 
-    def __init__(self, plan: Plan, estate: Estate, ledger: Ledger, waiting: Answer) -> None:
+    def __init__(self, plan: Plan, estate: Estate, ledger: Ledger, baton: int, waiting: Answer) -> None:
+        """`baton` is its locked descriptor; `waiting` is told how it went."""
         self._plan = plan
+        self._baton = baton
         self._estate = estate
         self._ledger = ledger
         self._waiting = waiting
@@ -90,12 +100,9 @@ class Supervisor:
         self._processes: dict[str, _Process] = {}
         self._children: list[subprocess.Popen[bytes]] = []
         self._inbox = channel_of(os.dup(estate["inbox"]))
-        self._probe: Probe | None = None
-        self._asked: float | None = None
-        self._asked_what = ""
+        self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
         self._expected: str | None = None
-        self._answered = time.monotonic()
-        self._beat = (0, 0.0)
+        self._reload: Reload | None = None
         self._deaths = 0
         self._not_before = 0.0
         self._served = False
@@ -123,7 +130,7 @@ class Supervisor:
     def adopt_standby(self, child: subprocess.Popen[bytes], channel: Channel) -> None:
         """A standby that was started ahead of time."""
         self._children.append(child)
-        self._give_to_standby(child, channel)
+        self._give_to_standby("standby", child, channel)
 
     # ---- the turn
 
@@ -151,8 +158,10 @@ class Supervisor:
         if self._outcome is not None or now < self._not_before:
             return
         standby, worker = self._processes.get("standby"), self._processes.get("worker")
+        if self._reload is not None and self._reload.has_retired:
+            standby = self._processes.get("next")
         if standby is None:
-            self._start_standby()
+            self._start_standby("standby")
         elif worker is None and standby.channel is not None:
             if self._leaving:
                 self._detach()
@@ -195,7 +204,8 @@ class Supervisor:
             self._lose(each)
             return
         each.who, each.pidfd = who, pidfd
-        self._ledger.note(each.role, who)
+        if each.role != "next":
+            self._ledger.note(each.role, who)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._lose(each))
 
     def _lose(self, each: _Process) -> None:
@@ -203,7 +213,8 @@ class Supervisor:
         if self._processes.get(each.role) is not each:
             return
         del self._processes[each.role]
-        self._ledger.note(each.role, None)
+        if each.role != "next":
+            self._ledger.note(each.role, None)
         if each.channel is not None:
             self._drain(each)
             self._selector.unregister(each.channel)
@@ -211,7 +222,9 @@ class Supervisor:
         if each.pidfd is not None:
             self._selector.unregister(each.pidfd)
             os.close(each.pidfd)
-        if self._outcome is None and not (self._leaving and each.role == "standby"):
+        if each.role == "next" or (each.role == "worker" and self._reload is not None and self._reload.has_retired):
+            self._lose_in_reload(each)
+        elif self._outcome is None and not (self._leaving and each.role == "standby"):
             self._count_death(each)
 
     def _drain(self, each: _Process) -> None:
@@ -227,7 +240,7 @@ class Supervisor:
         if each.role == "standby" and each.serves:
             return
         self._deaths += 1
-        self._asked = None
+        self._watchdog.forget()
         if self._deaths >= _DEATHS_MAX:
             self._give_up()
             return
@@ -246,7 +259,7 @@ class Supervisor:
 
     # ---- standby
 
-    def _start_standby(self) -> None:
+    def _start_standby(self, role: str) -> None:
         ours, theirs = pair()
         try:
             child = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])
@@ -258,10 +271,10 @@ class Supervisor:
         finally:
             theirs.close()
         self._children.append(child)
-        self._give_to_standby(child, ours)
+        self._give_to_standby(role, child, ours)
 
-    def _give_to_standby(self, child: subprocess.Popen[bytes], channel: Channel) -> None:
-        each = _Process("standby", channel, None, time.monotonic())
+    def _give_to_standby(self, role: str, child: subprocess.Popen[bytes], channel: Channel) -> None:
+        each = _Process(role, channel, None, time.monotonic())
         self._add(each)
         found = process(child.pid)
         self._identify(each, Who(child.pid, found.start if found is not None else 0))
@@ -271,7 +284,6 @@ class Supervisor:
         """Have the standby fork a worker. It does so when it has taken in all that it was sent before."""
         assert standby.channel is not None
         ours, theirs = pair()
-        self._beat = (self._ledger.beat.value, time.monotonic())
         try:
             standby.channel.send("fork", theirs.fileno(), adopting=self._served or bool(self._ledger.reply.load()))
         except ConnectionError:
@@ -361,6 +373,10 @@ class Supervisor:
             self._expect_answer(each)
         elif message.kind == "ready":
             each.serves = True
+            if each.role == "next":
+                self._retire_worker()
+        elif message.kind == "reload":
+            self._begin_reload()
         elif message.kind == "leaving":
             self._leaving = True
         elif message.kind == "ended":
@@ -372,59 +388,32 @@ class Supervisor:
 
     def _pass_on(self, origin: _Process, kind: str, *fds: int, **values: object) -> None:
         """The standby holds what the supervisor does."""
-        standby = self._processes.get("standby")
-        if standby is None or standby is origin or standby.channel is None:
-            return
-        with suppress(ConnectionError):
-            standby.channel.send(kind, *fds, **values)
+        for role in ("standby", "next"):
+            standby = self._processes.get(role)
+            if standby is not None and standby is not origin and standby.channel is not None:
+                with suppress(ConnectionError):
+                    standby.channel.send(kind, *fds, **values)
 
     # ---- asking the mount
 
     def _expect_answer(self, worker: _Process) -> None:
         """A worker says that it serves: does it? The first is asked what `current` says, which must be as expected."""
         worker.serves = True
-        self._asked = None
-        self._ask("status" if self._served or self._expected is None else "current")
+        self._watchdog.ask("status" if self._served or self._expected is None else "current")
 
-    def _ask(self, what: str) -> None:
-        if self._probe is None:
-            self._probe = Probe(self._plan.mountpoint)
-            self._selector.register(self._probe, selectors.EVENT_READ, self._hear_probe)
-        try:
-            self._probe.ask(what)
-        except OSError:
-            self._end_probe()
-            return
-        self._asked, self._asked_what = time.monotonic(), what
-
-    def _end_probe(self) -> None:
-        if self._probe is not None:
-            self._selector.unregister(self._probe)
-            self._probe.close()
-            self._probe = None
-        self._asked = None
-
-    def _hear_probe(self) -> None:
-        assert self._probe is not None
-        try:
-            verdict, said = self._probe.answer()
-        except BlockingIOError:
-            return
-        except OSError:
-            self._end_probe()
-            return
-        self._asked = None
-        self._answered = time.monotonic()
+    def _on_answer(self, verdict: str, said: str) -> None:
         if not self._served:
             self._judge_first(verdict, said)
         elif verdict == "ok":
             self._deaths = 0
+            if self._reload is not None and self._is_reloaded():
+                self._finish_reload()
 
     def _judge_first(self, verdict: str, said: str) -> None:
         where = self._plan.mountpoint
         if verdict == "error":
             self._fail(f"{where}: was mounted but answers: {said}")
-        elif self._asked_what == "current" and said != self._expected:
+        elif self._expected is not None and said != self._expected:
             self._fail(f"{where}: was mounted but current leads to {said}")
         else:
             self._deaths = 0
@@ -456,6 +445,8 @@ class Supervisor:
         worker = self._processes.get("worker")
         if worker is not None and worker.who is not None and not self._leaving:
             self._watch_worker(worker, now)
+        if self._reload is not None and now - self._reload.since > _RELOAD_SECONDS:
+            self._undo_reload("the new code does not come up")
 
     def _is_stopped(self, each: _Process, now: float) -> bool:
         if each.who is None or state_of(each.who.pid) != "T":
@@ -465,35 +456,106 @@ class Supervisor:
         return now - each.stopped_since >= _STOPPED_SECONDS
 
     def _watch_worker(self, worker: _Process, now: float) -> None:
+        assert worker.who is not None
         if not worker.serves:
             if now - worker.since > _BEGIN_SECONDS:
                 self._end_process(worker, "does not begin to serve")
-            return
-        if self._asked is None:
-            if now - self._answered > _PROBE_SECONDS:
-                self._ask("status")
-            return
-        if now - self._asked > self._allowed(worker, now):
+        elif self._watchdog.is_overdue(worker.who.pid, now):
             self._end_process(worker, "does not answer")
-
-    def _allowed(self, worker: _Process, now: float) -> float:
-        """How many seconds it may take to answer, as it seems to be."""
-        assert worker.who is not None
-        beat = self._ledger.beat.value
-        if beat != self._beat[0]:
-            self._beat = (beat, now)
-        if state_of(worker.who.pid) == "D":
-            return _DISK_SECONDS
-        return _BUSY_SECONDS if now - self._beat[1] < _HUNG_SECONDS else _HUNG_SECONDS
 
     def _forgive(self, now: float) -> None:
         """Nobody was asked while the machine stood still."""
-        self._beat = (self._beat[0], now)
-        if self._asked is not None:
-            self._asked = now
+        self._watchdog.forgive(now)
         for each in self._processes.values():
             each.since = now
             each.stopped_since = None
+
+    # ---- new code
+
+    def _begin_reload(self) -> None:
+        if self._reload is None and self._served and not self._leaving:
+            _log.info("new code is started")
+            worker = self._processes.get("worker")
+            self._reload = Reload(time.monotonic(), worker.who if worker is not None else None)
+            self._start_standby("next")
+
+    def _retire_worker(self) -> None:
+        """The standby of the new code is ready: let a worker of it take over. The old standby stays, for its way
+        back."""
+        worker = self._processes.get("worker")
+        if self._reload is None:
+            return
+        self._reload.has_retired = True
+        if worker is not None and worker.channel is not None:
+            with suppress(ConnectionError):
+                worker.channel.send("retire")
+
+    def _lose_in_reload(self, each: _Process) -> None:
+        """The old worker has retired, as it was told; anybody else should not have ended."""
+        self._watchdog.forget()
+        if self._reload is None:
+            return
+        if each.role == "next":
+            self._undo_reload("its standby has ended")
+        elif self._reload.old_worker != each.who:
+            self._undo_reload("its worker has ended, without having answered")
+
+    def _is_reloaded(self) -> bool:
+        worker = self._processes.get("worker")
+        return self._reload is not None and self._reload.has_retired and worker is not None and worker.serves and (
+            worker.who != self._reload.old_worker
+        )
+
+    def _finish_reload(self) -> None:
+        """A worker of the new code has answered: now for this process."""
+        old, new = self._processes.pop("standby", None), self._processes.pop("next")
+        if old is not None:
+            self._dismiss(old)
+        new.role = "standby"
+        self._processes["standby"] = new
+        self._ledger.note("standby", new.who)
+        self._note_reload("done")
+        self._reload = None
+        self._become_new()
+
+    def _undo_reload(self, why: str) -> None:
+        """The old standby is still there."""
+        _log.warning("the new code does not take over: %s; the old one goes on", why)
+        reload, self._reload = self._reload, None
+        assert reload is not None
+        worker, standby = self._processes.get("worker"), self._processes.get("next")
+        if standby is not None:
+            self._dismiss(standby)
+        if worker is not None and worker.who != reload.old_worker:
+            self._dismiss(worker)
+        self._note_reload(f"failed: {why}")
+
+    def _note_reload(self, outcome: str) -> None:
+        told = json.loads(self._ledger.reload.load() or b"{}")
+        self._ledger.reload.store(json.dumps({**told, "outcome": outcome}).encode("ascii"))
+
+    def _dismiss(self, each: _Process) -> None:
+        """It is not needed any more, which is no death."""
+        self._processes.pop(each.role, None)
+        if each.channel is not None:
+            self._selector.unregister(each.channel)
+            each.channel.close()
+        if each.pidfd is not None:
+            self._selector.unregister(each.pidfd)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
+            os.close(each.pidfd)
+
+    def _become_new(self) -> None:
+        """Run the new code in this process, which somebody may know by its pid. Worker and standby find that their tie
+        is cut, and join again (member.py)."""
+        self._watchdog.close()
+        _log.info("process %d becomes the new supervisor", os.getpid())
+        logging.shutdown()
+        try:
+            become("resume", self._estate, self._baton)
+        except OSError as error:
+            _log.error("the new supervisor cannot be started: %s; the old one goes on", error)
 
     # ---- the end
 
@@ -539,7 +601,7 @@ class Supervisor:
     def _end(self) -> None:
         """Let everybody else end, and all that is held go."""
         notify("STOPPING=1")
-        self._end_probe()
+        self._watchdog.close()
         deadline = time.monotonic() + _END_SECONDS
         for each in self._processes.values():
             if each.channel is not None:

@@ -65,6 +65,7 @@ _log = logging.getLogger(__name__)
 
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
+_RETIRE_SECONDS = 5.0
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -191,11 +192,11 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._ledger, pointer, changes, current, operations, self._init, handshake.caches_links,
+                self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
                 self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
-            nursery.start_soon(self._obey_supervisor, leave)
+            nursery.start_soon(self._obey_supervisor, changes, leave)
             try:
                 await handshake.broker()
                 await self._bring_up(nursery, mounted)
@@ -393,7 +394,7 @@ class _Mount:
                 return
             leave()
 
-    async def _obey_supervisor(self, leave: Callable[[], None]) -> None:
+    async def _obey_supervisor(self, changes: Changes, leave: Callable[[], None]) -> None:
         while True:
             for message in self._member.hear():
                 message.close()
@@ -402,12 +403,23 @@ class _Mount:
                     return
                 if message.kind == "leave":
                     leave()
+                elif message.kind == "retire":
+                    await self._retire(changes)
                 elif message.kind == "resend":
                     os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return
             await trio.lowlevel.wait_readable(self._member)
+
+    async def _retire(self, changes: Changes) -> None:
+        """Make room for a worker of another version, which finds all as a dead one would leave it; but what is being
+        changed is brought to its end, if that does not take too long."""
+        with trio.move_on_after(_RETIRE_SECONDS):
+            await changes.settle()
+        _log.info("process %d retires", os.getpid())
+        logging.shutdown()
+        os._exit(0)
 
     async def _notice_unmount(self, leave: Callable[[], None]) -> None:
         await until_unmounted(self._ledger.mounted)

@@ -78,6 +78,11 @@ class Changes:
         """Pointer.flush(): not a change, but it waits for the same disk."""
         await trio.to_thread.run_sync(self._pointer.flush)
 
+    async def settle(self) -> None:
+        """Wait until no change is under way, and the kernel knows of the last. From then on nothing is changed."""
+        await self._changing.acquire()
+        await self._telling.acquire()
+
     async def refresh(self) -> None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
         if await self._run(self._followed):

@@ -1,0 +1,102 @@
+"""Whether the mount answers, and how long that may take.
+
+A worker that does not answer is given time: a little if its event loop does not go round, more if it does (the machine
+is busy), and most if it waits for a disk, since the next one would have to wait for that, too.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable
+
+from relfs.daemon.probe import Probe
+from relfs.processes import state_of
+from relfs.survival.ledger import Ledger
+
+_ASK_SECONDS = 0.5
+"""Between an answer and the next question."""
+
+_HUNG_SECONDS = 1.2
+_BUSY_SECONDS = 6.0
+_DISK_SECONDS = 10.0
+
+
+class Watchdog:
+    """Asks the mount for an answer, again and again. Contains nothing that blocks.
+
+    INVARIANT: `_asked` is when the question was asked (monotonic seconds) that is not answered yet, None if none is.
+    """
+
+    def __init__(
+        self, mountpoint: str, ledger: Ledger, selector: selectors.BaseSelector, on_answer: Callable[[str, str], None]
+    ) -> None:
+        """`on_answer` is told "ok" or "error", and what (probe.py)."""
+        self._mountpoint = mountpoint
+        self._ledger = ledger
+        self._selector = selector
+        self._on_answer = on_answer
+        self._probe: Probe | None = None
+        self._asked: float | None = None
+        self._answered = time.monotonic()
+        self._beat = (0, 0.0)
+
+    def ask(self, what: str) -> None:
+        """Ask now, whatever was asked before: that was somebody else."""
+        if self._probe is None:
+            self._probe = Probe(self._mountpoint)
+            self._selector.register(self._probe, selectors.EVENT_READ, self._hear)
+        try:
+            self._probe.ask(what)
+        except OSError:
+            self.close()
+            return
+        self._asked = time.monotonic()
+
+    def _hear(self) -> None:
+        assert self._probe is not None
+        try:
+            verdict, said = self._probe.answer()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._asked = None
+        self._answered = time.monotonic()
+        self._on_answer(verdict, said)
+
+    def forget(self) -> None:
+        """Whoever was asked has ended; there will be an answer all the same, by the next one."""
+        self._asked = None
+
+    def is_overdue(self, pid: int, now: float) -> bool:
+        """Whether process `pid`, which should have answered, has had its time. Asks if it is time to."""
+        if self._asked is None:
+            if now - self._answered > _ASK_SECONDS:
+                self.ask("status")
+            return False
+        return now - self._asked > self._allowed(pid, now)
+
+    def _allowed(self, pid: int, now: float) -> float:
+        """How many seconds it may take, as it seems to be."""
+        beat = self._ledger.beat.value
+        if beat != self._beat[0]:
+            self._beat = (beat, now)
+        if state_of(pid) == "D":
+            return _DISK_SECONDS
+        return _BUSY_SECONDS if now - self._beat[1] < _HUNG_SECONDS else _HUNG_SECONDS
+
+    def forgive(self, now: float) -> None:
+        """The machine has stood still: nobody could have answered."""
+        self._beat = (self._beat[0], now)
+        if self._asked is not None:
+            self._asked = now
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._probe is not None:
+            self._selector.unregister(self._probe)
+            self._probe.close()
+            self._probe = None
+        self._asked = None
