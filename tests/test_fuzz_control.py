@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import trio
 from fuzzing import as_json, cut_and_mended, fuzzed, nearly, scratch, silence, texts, values
@@ -65,8 +66,10 @@ class _NoKernel(Changes):
 def _methods(deploy: DeployPath) -> ControlServer:
     pointer = Pointer(deploy)
     changes = _NoKernel(pointer, Seals(deploy))
-    mounted = Mounted(**{**dict.fromkeys(Mounted.__annotations__), "pointer": pointer, "changes": changes})  # type: ignore[arg-type]
-    offered = {name: method for name, method in methods(mounted).items() if name not in ("status", "unmount")}
+    parts: dict[str, Any] = {name: mock.Mock() for name in Mounted.__annotations__}
+    offered = methods(Mounted(**{**parts, "pointer": pointer, "changes": changes}))
+    for about_the_mount in ("status", "unmount", "reload"):
+        del offered[about_the_mount]
     return ControlServer(offered, EventHub(), owner=os.getuid(), group=None, states=("1:2",))
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounting import Mount, Mounts, environment
+from mounting import Mount, Mounts, environment, wait_for
 
 from relfs import libc
 from relfs.daemon import privileges
@@ -293,3 +294,27 @@ def test_doctor_tells(mount: Mount) -> None:
     assert findings["paths"]["state"] == "ok"
 
 
+
+
+def test_what_a_worker_brings_back_serves_without_them(mount: Mount) -> None:
+    """When the supervisor and the standby are gone at once, the worker starts the next ones, which have no more than it
+    has: the filter is still one, and what they start can be taken over, switched and attached."""
+    before = mount.status()
+    mount.expect_log("the (supervisor|worker) .*takes its place")
+    for who in ("supervisor_pid", "standby_pid"):
+        os.kill(before[who], signal.SIGKILL)
+    wait_for(lambda: _complete(mount) and mount.status()["supervisor_pid"] != before["supervisor_pid"], "a new company")
+    os.kill(mount.status()["worker_pid"], signal.SIGKILL)
+    wait_for(lambda: _complete(mount) and mount.status()["worker_pid"] != before["worker_pid"], "a new worker")
+    after = status_of(mount.status()["worker_pid"])
+    assert (after["Seccomp"], after["Seccomp_filters"]) == ("2", "1")
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert (mount.app / "current/index.html").read_text() == "41"
+    assert mount.status()["host"]["native"] == before["host"]["native"]
+
+
+def _complete(mount: Mount) -> bool:
+    """Whether all three processes are there."""
+    done = mount.relfsctl("--json", "status")
+    status = json.loads(done.stdout) if done.returncode == 0 else {}
+    return all(status.get(who) for who in ("supervisor_pid", "worker_pid", "standby_pid"))
