@@ -129,8 +129,8 @@ def drop() -> Privileges:
     (an ordinary user; a kernel without filters), less is given up; `Privileges` tells.
     """
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would keep all"
-    _add_filter()
     libc.limit_capabilities(sum(1 << number for number in _KEPT.values()))
+    _add_filter()  # last, since it may log, which starts a thread
     return present()
 
 

@@ -73,6 +73,7 @@ _LISTENER_FD = "listener"
 
 def run_worker(member: Member, *, adopting: bool) -> int:
     """Serve until the mount is gone, and tell the supervisor how it ended. To be called in a process of its own."""
+    drop()  # before there is a thread, and the log has one
     who = myself()
     member.ledger.note("worker", who)
     member.tell("hello", pid=who.pid, start=who.start)
@@ -102,7 +103,6 @@ def _serve(member: Member, *, adopting: bool) -> int:
     assert deploy.state_fd is not None
     config = load_config(deploy.state_fd, deploy.state_path)
     raise_descriptor_limit()
-    drop()
     return trio.run(_Mount(member, session, deploy, config, adopting=adopting).run)
 
 
