@@ -415,8 +415,7 @@ BROKEN = {
     "unsealed before the kernel knows": """
 import time
 from relfs.fuse import changes
-drop = changes._drop
-def early(seals):
+def early(seals, drop):
     seals.note_replaced()
     seals.release()
     time.sleep(0.02)
@@ -427,11 +426,11 @@ changes._drop_current = early
 import time
 from relfs.fuse import changes
 from relfs.seal import Seals
-prepare, decided, drop = Seals.prepare, Seals.decided, changes._drop
+prepare, decided = Seals.prepare, Seals.decided
 def note(self, live):
     self.wanted = live
     decided(self, live)
-def late(seals):
+def late(seals, drop):
     drop(changes.ROOT, b"current")
     time.sleep(0.02)
     for target in seals.wanted:

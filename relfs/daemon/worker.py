@@ -50,6 +50,7 @@ from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
+from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
@@ -175,7 +176,7 @@ class _Mount:
         """Run everything until the end of the connection. What went wrong is returned, not raised, so that it is not
         wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
-            changes = Changes(pointer, self._seals)
+            changes = Changes(pointer, self._seals, Teller(self._member["connection"]))
             current = CurrentLink(
                 pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,

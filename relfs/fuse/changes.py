@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from relfs.fuse.inodes import ROOT
+from relfs.fuse.teller import Teller
 from relfs.hold import Hold
 from relfs.journal import Actor, Event
 from relfs.layout import CURRENT, Target
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV})
+"""Not cached; or the mount is going away."""
+
 _RETRY_SECONDS = 0.01
 _RETRY_SECONDS_MAX = 1.0
 
@@ -38,10 +42,11 @@ _RETRY_SECONDS_MAX = 1.0
 class Changes:
     """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
 
-    def __init__(self, pointer: Pointer, seals: Seals) -> None:
+    def __init__(self, pointer: Pointer, seals: Seals, teller: Teller) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
         their prepare()."""
         self._pointer = pointer
+        self._teller = teller
         self._seals = seals
         self._left_over = trio.Event()
         self._changing = trio.CapacityLimiter(1)
@@ -96,7 +101,9 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
         changes the directory."""
-        await trio.to_thread.run_sync(_drop_current, self._seals, limiter=self._telling, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(
+            _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
+        )  # fmt: skip
         if self._seals.left:
             self._left_over.set()
 
@@ -116,7 +123,7 @@ class Changes:
         try:
             pyfuse3.invalidate_inode(ROOT, attr_only=True)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV):
+            if error.errno not in _GONE:
                 _log.warning("the kernel could not be told to drop the root's attributes: %s", error)
 
     async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
@@ -124,7 +131,17 @@ class Changes:
 
         Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.
         """
-        await trio.to_thread.run_sync(_drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self._drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
+
+    def _drop(self, parent: int, name: bytes) -> bool:
+        """Whether the kernel does not have it any more. Blocks."""
+        try:
+            self._teller.drop(parent, name)
+        except OSError as error:
+            if error.errno not in _GONE:
+                _log.warning("the kernel could not be told to drop %r: %s", name, error)
+                return False
+        return True
 
     async def _then_tell(self, call: Callable[[], _T]) -> _T:
         """Run a change and tell the kernel, whatever came of it: before it was refused, a target that somebody else had
@@ -146,18 +163,7 @@ class Changes:
             self._seals.decided(() if target is None else (target,))
 
 
-def _drop_current(seals: Seals) -> None:
+def _drop_current(seals: Seals, drop: Callable[[int, bytes], bool]) -> None:
     seals.note_replaced()
-    if _drop(ROOT, CURRENT.encode()):
+    if drop(ROOT, CURRENT.encode()):
         seals.release()
-
-
-def _drop(parent: pyfuse3.InodeT, name: bytes) -> bool:
-    """Whether the kernel does not have it any more."""
-    try:
-        pyfuse3.invalidate_entry(parent, name)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF):  # not cached; or the mount is going away
-            _log.warning("the kernel could not be told to drop %r: %s", name, error)
-            return False
-    return True

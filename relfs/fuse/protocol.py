@@ -10,9 +10,11 @@ OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
 _INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; flags2 follows since 7.36
 _INIT_IN_FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
+_INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent, length of the name, flags
 
 OP_FORGET = 2
 OP_INIT = 26
+_NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
 
 DONT_MASK = 1 << 6
@@ -76,6 +78,12 @@ def reply_flags(reply: bytes) -> int:
 def resend() -> bytes:
     """FUSE_NOTIFY_RESEND: put the requests that were read and not answered back into the queue."""
     return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
+
+
+def inval_entry(parent: int, name: bytes) -> bytes:
+    """FUSE_NOTIFY_INVAL_ENTRY: forget what `name` in the directory with the nodeid `parent` leads to."""
+    payload = _INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_ENTRY, 0) + payload
 
 
 def baton() -> bytes:
