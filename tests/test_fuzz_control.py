@@ -65,7 +65,7 @@ class _NoKernel(Changes):
 
 def _methods(deploy: DeployPath) -> ControlServer:
     pointer = Pointer(deploy)
-    changes = _NoKernel(pointer, Seals(deploy))
+    changes = _NoKernel(pointer, Seals(deploy), mock.Mock())
     parts: dict[str, Any] = {name: mock.Mock() for name in Mounted.__annotations__}
     offered = methods(Mounted(**{**parts, "pointer": pointer, "changes": changes}))
     for about_the_mount in ("status", "unmount", "reload"):

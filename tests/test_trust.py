@@ -129,6 +129,31 @@ def test_who_made_the_mount_is_believed(place: Path, mounts: Mounts) -> None:
     assert_one_line(ctl("-C", app, "--state-dir", place / "state", "status", user=4711), 1, "not believed")
 
 
+def test_a_strangers_mount_is_none_of_ours(place: Path, mounts: Mounts) -> None:
+    """It is called relfs, and names the deploy path: so might any user's file system."""
+    app = make_app(place / "app")
+    for name in ("state", "live"):
+        (place / name).mkdir()
+        os.chown(place / name, STRANGER, STRANGER)
+    mounts.start(app, "--state-dir", place / "state", "-o", "noallow_other", at=place / "live", user=STRANGER)
+    status = ctl("-C", app, "--json", "status").json
+    assert (status["mounted"], status["mountpoint"]) == (False, None)
+    assert ctl("-C", app, "switch", "41").status == 0, "as if it were not there"
+    assert ctl("status", env={"RELFS_PATH": ""}).status == 2, "nor is it the only one mounted"
+    assert ctl("-C", place / "live", "--json", "status", user=STRANGER).json["mounted"] is True, "but it is his own"
+
+
+def test_the_owners_mount_elsewhere_is_ours(place: Path, mounts: Mounts) -> None:
+    app = make_app(place / "app")
+    (place / "live").mkdir()
+    for path in (app, *app.rglob("*"), place / "live"):
+        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    mounts.start(app, "-o", "noallow_other", at=place / "live", user=STRANGER)
+    status = ctl("-C", app, "--json", "status").json
+    assert (status["mounted"], status["mountpoint"]) == (True, str(place / "live"))
+    assert ctl("-C", app, "switch", "41").status == 0
+
+
 # ---- the daemon of another deploy path
 
 
