@@ -38,20 +38,19 @@ _log = logging.getLogger(__name__)
 _KEPT = {
     "CAP_CHOWN": 0,  # what a caller makes becomes his; the link belongs to whoever switched
     "CAP_DAC_OVERRIDE": 1,  # root's own requests, and directories of users that shut root out
-    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_DAC_READ_SEARCH": 2,  # callers that have only this, as backups do
     "CAP_FOWNER": 3,  # chmod, utimens and sticky directories of others; lent where the kernel has found it in order
     "CAP_FSETID": 4,  # or set-group-ID bits vanish from root's files
     "CAP_KILL": 5,  # a hook that runs as its owner, when its time is up
     "CAP_SETGID": 6,  # setfsgid(2), setgroups(2): acting as the caller; hooks become their owner
     "CAP_SETUID": 7,  # the same with setfsuid(2)
-    "CAP_LINUX_IMMUTABLE": 9,  # setfsuid(2) takes and gives it with the ones above; chattr(1) where a kernel asks us
     "CAP_SYS_PTRACE": 19,  # /proc/PID/fd and ns of others: who replaces the link, and who uses a release
     "CAP_SYS_ADMIN": 21,  # mounts, seals, trusted.* attributes, and the filter below
     "CAP_SYS_RESOURCE": 24,  # descriptors by the hundred thousand; a full disk's reserve for root's own requests
     "CAP_MKNOD": 27,  # devices and overlay whiteouts, for callers that have it
     "CAP_AUDIT_WRITE": 29,  # sudo(8) and su(1) in a hook of root's
     "CAP_SETFCAP": 31,  # security.capability, as unpacking a release as root sets it
-    "CAP_MAC_OVERRIDE": 32,  # as CAP_LINUX_IMMUTABLE
+    "CAP_MAC_OVERRIDE": 32,  # root's own requests, where Smack labels files
 }
 
 @dataclass(frozen=True)
