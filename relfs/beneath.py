@@ -69,7 +69,7 @@ def open_file(directory: int, path: str, flags: int, mode: int = 0o644) -> int:
     """A regular file, which has only this name if it is opened for writing, unless the directory is our own; O_TRUNC is
     obeyed once that is known.
 
-    Raises OSError as open_beneath() does: also EISDIR for a directory, EPERM for anything else that it is not.
+    Raises OSError as open_beneath() does; EISDIR for a directory; StrangeFileError for anything else that it is not.
     """
     fd = open_beneath(directory, path, flags & ~os.O_TRUNC | _HARMLESS, mode)
     try:
@@ -98,10 +98,10 @@ def _require_regular(fd: int, shown: str, *, alone: bool) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
-        raise PermissionError(errno.EPERM, f"{shown} is not a regular file; remove it")
+        raise StrangeFileError(errno.EPERM, f"{shown} is not a regular file; remove it")
     if alone and status.st_nlink > 1:  # 0: somebody has removed it meanwhile, which harms nobody
         why = f"{shown} has another name (hard link) elsewhere, and would be changed there"
-        raise PermissionError(errno.EPERM, why)
+        raise StrangeFileError(errno.EPERM, why)
 
 
 def _is_ours(directory: int) -> bool:
@@ -118,6 +118,10 @@ def _read(fd: int, shown: str, limit: int) -> bytes:
     if left <= 0:
         raise OSError(errno.EFBIG, f"{shown} is larger than {limit >> 10} KiB; remove it")
     return b"".join(parts)
+
+
+class StrangeFileError(PermissionError):
+    """In the place of a file is something that relfs has not put there."""
 
 
 def _names(path: str) -> list[str]:

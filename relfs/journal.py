@@ -146,6 +146,14 @@ class Journal:
         """Raise OSError if the journal cannot be written, before anything is done that would have to be in it."""
         os.close(self._open())
 
+    def clear(self) -> None:
+        """Forget everything. Raises OSError."""
+        fd = self._open()
+        try:
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
     def append(self, *events: Event) -> None:
         """Write `events` durably. On OSError the journal is as it was, or has the first of them and ends in a torn line
         that nobody reads."""

@@ -5,27 +5,35 @@ The order of a durable switch
 The facts. A file system may write data, directory entries and files in any order until it is told otherwise; rename(2)
 makes a change atomic for those who look now, and only fsync(2) of the directory makes it last. A release that was
 unpacked a second ago may be a tree of empty files after a power cut, however old its directory entry is. And a journal
-line written before the rename may tell of a switch that never was; one written after it may be missing.
+line written before the rename may tell of a switch that never was; one written after it may be missing. A link has
+data, too: its text, which no call flushes but one for the whole file system, for a link cannot be opened. btrfs used to
+leave an empty link if one was made, renamed, and its directory fsynced (fstests generic/690, kernel commit
+d0e64a981fd8); f2fs says itself that it does no more than its best (f2fs_symlink).
 
 The choice.
 
     0. whether it may be made is asked: the deploy lock, the checks, the hook pre-switch
     1. `.relfs/pending` is overwritten with what is about to be done, and by whom
-    2. syncfs(2) of the release's file system: its data, and `pending`, are safe
-    3. the new link is made under another name, renamed over `current`, and the directory is fsynced
-    4. the target in memory is flipped
-    5. the journal line is appended and fdatasynced
+    2. the new link is made under another name
+    3. syncfs(2) of every file system that has a part in it: the release's data, `pending` and the link's text are safe
+    4. the link is renamed over `current`, and the directory is fsynced
+    5. the target in memory is flipped
+    6. the journal line is appended and fdatasynced
+    7. deploy tools' records are brought up to date, each in a way that a power cut cannot spoil (records/files.py)
+    8. `pending` is removed
 
-Whatever happens before 3 leaves the old release, whole. A crash between 3 and 5 leaves the new release and a journal
-that does not know it: whoever opens the pointer next finds `pending` telling what the link says, and writes the line.
+Whatever happens before 4 leaves the old release, whole. A crash between 4 and 6 leaves the new release and a journal
+that does not know it: whoever opens the pointer next finds `pending` telling what the link says, and writes the line;
+one before 8, records that nobody told: whoever comes next tells them, which changes nothing if they have been told.
 If `pending` names something the link does not say, the switch never happened, and that is written.
-An error in 1 to 3 changes nothing in memory. An error in 5 does not undo what everybody already sees: the line is
+An error in 1 to 4 changes nothing in memory. An error in 6 does not undo what everybody already sees: the line is
 written as after a crash, by whoever looks next, and until it is, `pending` is not overwritten and nothing else changes.
+
+A link that somebody else made is flushed, too, before the journal tells of it: nobody else does that.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -33,10 +41,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from relfs import hold, records
+from relfs import hold, pending, records
 from relfs import journal as journal_module
 from relfs.admission import Admission
-from relfs.beneath import open_file, read_file
 from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
@@ -45,12 +52,8 @@ from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
 from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
+from relfs.pending import Pending
 from relfs.store import Owner, open_store, peek
-
-PENDING = "pending"
-
-_PENDING_MAX = 1 << 20
-"""Bytes; longer than a journal line and a link's text."""
 
 _log = logging.getLogger(__name__)
 
@@ -276,16 +279,15 @@ class Pointer:
     def _change(
         self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool
     ) -> Event:
-        """Steps 1 to 5; `tell` deploy tools of it, in their records."""
+        """Steps 1 to 8; `tell` deploy tools of it, in their records."""
         target = self._target_of(text)
         origin = self.target.label if self.target is not None else None
         event = replace(self._event(action, target.label, origin, actor, request_id), text=target.written)
         try:
             self._journal.probe()
             self._announce(target)
-            self._write_pending(event, target.text)
-            self._flush_target(target.text)
-            open_store(self.deploy).write(target.text, owner)
+            self._write_pending(Pending(event, target.text, tell))
+            open_store(self.deploy).write(target.text, owner, flush=lambda: self._flush_target(target.text))
         except OSError as error:
             self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
@@ -316,45 +318,27 @@ class Pointer:
             self._on_target(target)
 
     def _flush_target(self, text: str) -> None:
-        """syncfs(2) where the release lives, and the state directory's `pending` if that is elsewhere."""
-        directory = self.deploy.open_target(text)
+        """syncfs(2) where the release lives, where the link is made, and where `pending` is: once for each device."""
+        release = self.deploy.open_target(text)
         try:
-            syncfs(directory)
-            device = os.fstat(directory).st_dev
+            flushed: set[int] = set()
+            for directory in (release, self.deploy.fd, self.deploy.state_fd):
+                if directory is not None and (device := os.fstat(directory).st_dev) not in flushed:
+                    syncfs(directory)
+                    flushed.add(device)
         finally:
-            os.close(directory)
-        if self.deploy.state_fd is not None and os.fstat(self.deploy.state_fd).st_dev != device:
-            syncfs(self.deploy.state_fd)
+            os.close(release)
 
     # ---- pending and the journal
 
-    def _write_pending(self, event: Event, text: str) -> None:
-        fd = open_file(self._state_fd, PENDING, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            data = journal_module.encode(event) + os.fsencode(text)
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
-
-    def _read_pending(self) -> tuple[Event, str] | None:
-        try:
-            line, _, text = read_file(self._state_fd, PENDING, _PENDING_MAX).partition(b"\n")
-        except FileNotFoundError:
-            return None
-        event = journal_module.decode(line)
-        return (event, os.fsdecode(text)) if event is not None else None
+    def _write_pending(self, note: Pending) -> None:
+        pending.write(self.deploy.state_fd, note)
 
     def _forget_pending(self) -> None:
         """Once the journal has the line, nothing is pending. If this fails, the line's id tells the same."""
         if self._behind is None:
             with suppress(OSError):
-                os.unlink(PENDING, dir_fd=self.deploy.state_fd)
-
-    @property
-    def _state_fd(self) -> int:
-        assert self.deploy.state_fd is not None, "who changes anything holds a lock in it"
-        return self.deploy.state_fd
+                pending.forget(self.deploy.state_fd)
 
     def _event(self, action: str, release: str | None, origin: str | None, actor: Actor, request_id: str) -> Event:
         """One that happens now. A clock that was set back does not make it earlier than what it follows: the order of
@@ -437,47 +421,59 @@ class Pointer:
         return None
 
     def _finish_pending(self, text: str | None) -> None:
-        pending = self._read_pending()
-        if pending is None:
+        note = pending.read(self.deploy.state_fd)
+        if note is None:
             return
-        event, wanted = pending
-        if self.history.find(event.id) is None:
-            outcome = RECOVERED if wanted == text else "failed: interrupted before it took effect"
-            ours = self._unwritten if self._unwritten is not None and self._unwritten.id == event.id else None
-            self._write_or_owe(ours or replace(event, outcome=outcome))
-        if event.action == "rollback" and wanted == text:  # tools' own swaps are none, and these they record themselves
-            records.tell(self.deploy, event, self.history)
+        if self.history.find(note.event.id) is None:
+            outcome = RECOVERED if note.wanted == text else "failed: interrupted before it took effect"
+            ours = self._unwritten if self._unwritten is not None and self._unwritten.id == note.event.id else None
+            self._write_or_owe(ours or replace(note.event, outcome=outcome))
+        if note.tell and note.wanted == text:
+            records.tell(self.deploy, note.event, self.history)
         self._forget_pending()
 
     def _note_change(self, found: Target, *, first: bool) -> None:
         """The link says what the journal does not: the first record of it, or somebody went behind our back. Deploy
         tools' records may tell more of it.
 
-        `adopt` is written last of all, so that a journal without it shows that taking over the records was cut off.
-        Where they cannot be read as yet, none is written, for the next opening to try again; only a change that is to
-        be written cannot wait for that.
+        `adopt` is written last of all, so that a journal without it shows that taking over the records was cut off: it
+        is begun again then, for a power cut may have left the end of a write without its beginning. Where they cannot
+        be read as yet, none is written, for the next opening to try again; only a change that is to be written cannot
+        wait for that.
         """
         fresh = self.history.witnessed is None
-        told = self._untold(found)
-        events = [*told] if told is not None else []
-        before = (events[-1].release,) if events else self.history.path[-1:]
-        if fresh or [*before] != [found.label]:
+        told = self._untold(found, History() if fresh else self.history)
+        own: list[Event] = []
+        before = [event.release for event in (told or ())[-1:]] or self.history.path[-1:]
+        if fresh or before != [found.label]:
             origin = before[0] if before else None
             action = "adopt" if fresh else "follow"
-            events.append(self._event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
+            own.append(self._event(action, found.label, origin, self._owner_of_link(), os.urandom(8).hex()))
         if told is None and fresh and first:
-            self.history.add(events[-1])
+            self.history.add(own[-1])
             self._seen = None
             return
-        try:
-            self._write_lines(events)
-        except OSError as error:
-            self._owe(error, *events)
+        self._write_durably(told or [], own, anew=fresh and bool(told))
 
-    def _untold(self, found: Target) -> list[Event] | None:
-        """What deploy tools' records tell and the journal does not; None if they cannot be read."""
+    def _write_durably(self, *batches: Sequence[Event], anew: bool) -> None:
+        """What others did is flushed before the journal tells of it, and each batch is safe before the next is begun.
+        `anew`: what the journal has is forgotten."""
+        left = [batch for batch in batches if batch]
         try:
-            return records.untold(self.deploy, found.release, self.history)
+            self.flush()
+            if anew and self.history.path:
+                self.history = History()
+                self._journal.clear()
+            while left:
+                self._write_lines(left[0])
+                del left[0]
+        except OSError as error:
+            self._owe(error, *(event for batch in left for event in batch))
+
+    def _untold(self, found: Target, history: History) -> list[Event] | None:
+        """What deploy tools' records tell and `history` does not; None if they cannot be read."""
+        try:
+            return records.untold(self.deploy, found.release, history)
         except (OSError, RelfsError) as error:
             why = reason(error) if isinstance(error, OSError) else error
             _log.warning("%s: deploy tools' records cannot be read: %s", self.deploy.path, why)

@@ -37,6 +37,7 @@ class Host:
 class Status:
     """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon.
 
+    `gave_up` tells when and why a mount was detached because nobody could serve it.
     `sealed` names the releases that cannot be changed now (None: sealing is not asked for, or nothing is mounted);
     `unsealing` those that can be, but whose directory somebody's use of an old seal keeps from being removed. `health`
     has a line for each thing that is wrong now (health.py).
@@ -60,6 +61,7 @@ class Status:
     sealed: tuple[str, ...] | None = None
     unsealing: tuple[str, ...] = ()
     health: tuple[str, ...] = ()
+    gave_up: str | None = None
     requests: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Where the target of `current` is kept on disk: a symbolic link, or a file where the file system has no links.
 
 A store replaces what it holds by rename(2): a reader of the disk finds the old target or the new one, whole, and
-after `write` has returned it finds the new one even after a power cut. Who may write is the holder of the change lock.
+after `write` has returned it finds the new one even after a power cut. What is renamed is flushed first, its own data
+and what it leads to (pointer.py, "The order of a durable switch"). Who may write is the holder of the change lock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from relfs import libc
 from relfs.beneath import open_beneath, open_file, read_file
 from relfs.errors import RelfsError
 from relfs.layout import CURRENT, STATE, DeployPath
+from relfs.libc import syncfs
 
 TEMPORARY = ".current.relfs"
 """The name under which a new link is made. One is enough, since its maker holds the change lock; it is made beside
@@ -42,8 +45,12 @@ class Store(Protocol):
     def read(self) -> str | None:
         """The text of the target; None: there is none. Raises OSError, RelfsError for something that is no link."""
 
-    def write(self, text: str, owner: Owner | None = None) -> None:
-        """Replace the target, durably. Raises OSError, and then `read` tells the old target."""
+    def write(self, text: str, owner: Owner | None = None, *, flush: Callable[[], None] | None = None) -> None:
+        """Replace the target, durably. `flush` is called when the new one is made, but not yet in its place: it has to
+        flush the deploy path's file system, and what the target leads to; without it, only the target is flushed.
+
+        Raises OSError, and then `read` tells the old target.
+        """
 
 
 class LinkStore:
@@ -62,7 +69,7 @@ class LinkStore:
                 raise
             raise RelfsError(_not_a_link(self._deploy)) from error
 
-    def write(self, text: str, owner: Owner | None = None) -> None:
+    def write(self, text: str, owner: Owner | None = None, *, flush: Callable[[], None] | None = None) -> None:
         directory = self._deploy.fd
         before = self.read()
         _remove(TEMPORARY, directory)  # a crash may have left it
@@ -71,6 +78,7 @@ class LinkStore:
             if owner is not None:
                 with contextlib.suppress(PermissionError):
                     _give_link(TEMPORARY, directory, owner)
+            (flush or self._flush)()
             os.rename(TEMPORARY, CURRENT, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError:
             _remove(TEMPORARY, directory)
@@ -80,6 +88,9 @@ class LinkStore:
         except OSError:
             self._take_back(before)
             raise
+
+    def _flush(self) -> None:
+        syncfs(self._deploy.fd)  # there is no other call for the text of a link
 
     def _take_back(self, before: str | None) -> None:
         """The rename was done but may not last: undo it, so that the disk says what everybody is served."""
@@ -107,16 +118,25 @@ class FileStore:
             raise RelfsError(f"{STATE}/{CURRENT}: says what is no link's text; remove it")
         return os.fsdecode(data) or None
 
-    def write(self, text: str, owner: Owner | None = None) -> None:  # noqa: ARG002 (the state is relfs's own)
+    def write(
+        self,
+        text: str,
+        owner: Owner | None = None,  # noqa: ARG002 (the state is relfs's own)
+        *,
+        flush: Callable[[], None] | None = None,
+    ) -> None:
         before = self.read()
-        self._put(text)
+        self._make(text)
+        if flush is not None:
+            flush()
+        self._put()
         try:
             os.fsync(self._directory)
         except OSError:
             self._take_back(before)
             raise
 
-    def _put(self, text: str) -> None:
+    def _make(self, text: str) -> None:
         _remove(TEMPORARY, self._directory)  # a crash may have left it
         fd = open_file(self._directory, TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
@@ -126,6 +146,8 @@ class FileStore:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _put(self) -> None:
         os.rename(TEMPORARY, CURRENT, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _take_back(self, before: str | None) -> None:
@@ -133,7 +155,8 @@ class FileStore:
             if before is None:
                 os.unlink(CURRENT, dir_fd=self._directory)
             else:
-                self._put(before)
+                self._make(before)
+                self._put()
 
 
 def open_store(deploy: DeployPath) -> Store:

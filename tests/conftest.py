@@ -25,6 +25,7 @@ TALLY = pytest.StashKey[Tally]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-power-cut", action="store_true", help="mount over all that a power cut may leave")
     parser.addoption("--conformance", metavar="FILE", help="write there what was compared with plain directories")
 
 

@@ -2,7 +2,7 @@
 
 A fault strikes at the n-th call that relfs makes while it is armed. A crash is a BaseException, so that no `except
 OSError` takes it for an error, and from then on every further call raises it too: the dead clean up nothing. Power
-cuts are not here but in disk.py.
+cuts are not here but in replay.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import relfs.journal
 import relfs.layout
 import relfs.libc
 import relfs.lock
+import relfs.pending
 import relfs.pointer
 import relfs.records.files
 import relfs.store
@@ -27,7 +28,10 @@ import relfs.store
 CHANGING = frozenset({"open", "write", "pwrite", "mkdir", "symlink", "unlink", "rename", "chown", "ftruncate"})
 SYNCING = frozenset({"fsync", "fdatasync", "syncfs"})
 
-_MODULES = (relfs.beneath, relfs.journal, relfs.layout, relfs.lock, relfs.pointer, relfs.records.files, relfs.store)
+_MODULES = (
+    relfs.beneath, relfs.journal, relfs.layout, relfs.lock, relfs.pending, relfs.pointer, relfs.records.files,
+    relfs.store,
+)  # fmt: skip
 
 
 class Crash(BaseException):
@@ -206,7 +210,8 @@ def watched(calls: Calls) -> Iterator[Calls]:
         for module in _MODULES:
             stack.enter_context(mock.patch.object(module, "os", _Os(calls)))
         syncfs = _through(calls, "syncfs", relfs.libc.syncfs)
-        stack.enter_context(mock.patch.object(relfs.pointer, "syncfs", syncfs))
         chown = _through(calls, "chown", relfs.libc.chown_open)
         stack.enter_context(mock.patch.object(relfs.libc, "chown_open", chown))
+        for flushing in (relfs.pointer, relfs.store):
+            stack.enter_context(mock.patch.object(flushing, "syncfs", syncfs))
         yield calls

@@ -58,7 +58,7 @@ class PointerModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="relfs-model-", dir=_memory()))
+        self.directory = Path(tempfile.mkdtemp(prefix="relfs-model-", dir=memory()))
         self.app = self.make_app(self.directory / "app")
         (self.app / "releases" / EMPTY).mkdir()
         self.links = True
@@ -234,6 +234,6 @@ class PointerModel(RuleBasedStateMachine):
         return self.deploy.target(text).release if text is not None else None
 
 
-def _memory() -> str | None:
+def memory() -> str | None:
     """A file system in memory where there is one: these tests need many deploy paths, and no disk."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -27,7 +27,8 @@ from relfs.hold import HELD, held, require_no_tool
 from relfs.journal import JOURNAL
 from relfs.layout import open_deploy_path
 from relfs.lock import LOCK, change_lock
-from relfs.pointer import PENDING, Pointer
+from relfs.pending import PENDING
+from relfs.pointer import Pointer
 from relfs.store import LinkStore, Owner
 
 ANSWERS = [errno.ENOSYS, errno.EPERM]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fuzzing import as_json, cut_and_mended, fuzzed, nearly, scratch, silence, texts, values
+from fuzzing import as_json, cut_and_mended, fuzzed, nearly, scratch, silence, values
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sandbox import ACTOR, link_of, make_recorded_app
@@ -27,13 +27,15 @@ from relfs.history import History
 from relfs.hold import HELD, held, take
 from relfs.journal import JOURNAL, Actor, Event, Journal, decode, encode
 from relfs.layout import open_deploy_path
-from relfs.pointer import PENDING, Pointer
+from relfs.pending import PENDING
+from relfs.pointer import Pointer
 from relfs.records import capistrano, deployer
 from relfs.store import TEMPORARY
 
 EVENT = Event(1.7e9, "switch", "41", "40", Actor(0, "root", 1, "relfsctl switch 41"), "web1", "id-1", "done")
 HOLD = {"pid": os.getpid(), "start": 1, "boot": "b", "user": "ada", "command": "sh", "since": 1.7e9, "until": None,
         "reason": "why"}  # fmt: skip
+NOTE = {**EVENT.as_json(), "wanted": "releases/41", "tell": True}
 DEPLOYER = {"created_at": "2026-09-01T12:00:00+0000", "release_name": "41", "user": "ada", "target": "HEAD"}
 CONFIG = b'seal = false\n[control]\ngroup = "root"\n[checks]\nbad = true\n[hooks]\ntimeout = 10\n'
 CAPISTRANO = capistrano.compose(capistrano.Entry("41", "ada", "main", "0123abc")).rstrip(b"\n")
@@ -108,9 +110,7 @@ files = st.fixed_dictionaries(
     {},
     optional={
         f".relfs/{JOURNAL}": many,
-        f".relfs/{PENDING}": st.tuples(journal_lines, texts).map(
-            lambda both: both[0] + b"\n" + both[1].encode("utf-8", "surrogatepass")
-        ),
+        f".relfs/{PENDING}": lines(NOTE).map(lambda line: line + b"\n"),
         f".relfs/{HELD}": lines(HOLD),
         f".relfs/{TEMPORARY}": st.binary(max_size=9),
         ".relfs/current": st.sampled_from([b"releases/41", b"releases/41\n", b"", b"\0", b"/", b"current", b"\xff"]),

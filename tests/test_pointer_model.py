@@ -16,6 +16,7 @@ from sandbox import ACTOR, make_recorded_app
 
 from relfs.journal import Event
 from relfs.layout import CURRENT, DeployPath
+from relfs.pending import Pending
 from relfs.pointer import Pointer
 from relfs.store import _remove
 
@@ -70,24 +71,24 @@ def test_no_method_makes_more_calls_than_are_tried(deploy: DeployPath) -> None:
 class ForgetsWhatIsPending(Pointer):
     """Does not write down what it is about to do."""
 
-    def _write_pending(self, event: Event, text: str) -> None:
+    def _write_pending(self, note: Pending) -> None:
         pass
 
 
 class FlipsFirst(Pointer):
     """Changes the target in memory before the one on disk."""
 
-    def _flush_target(self, text: str) -> None:
-        self.target = self.deploy.target(text)
-        super()._flush_target(text)
+    def _write_pending(self, note: Pending) -> None:
+        self.target = self.deploy.target(note.wanted)
+        super()._write_pending(note)
 
 
 class JournalsFirst(Pointer):
     """Writes the line before the link."""
 
-    def _write_pending(self, event: Event, text: str) -> None:
-        super()._write_pending(event, text)
-        self._write_line(event)
+    def _write_pending(self, note: Pending) -> None:
+        super()._write_pending(note)
+        self._write_line(note.event)
 
     def _write_line(self, event: Event) -> None:
         if self.history.find(event.id) is None:
@@ -97,8 +98,8 @@ class JournalsFirst(Pointer):
 class UnlinksFirst(Pointer):
     """Removes the old link before it makes the new one, as `ln -sfn` does in BusyBox."""
 
-    def _flush_target(self, text: str) -> None:
-        super()._flush_target(text)
+    def _write_pending(self, note: Pending) -> None:
+        super()._write_pending(note)
         _remove(CURRENT, self.deploy.fd)
 
 

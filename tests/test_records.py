@@ -387,6 +387,23 @@ def test_a_log_without_its_last_newline_gets_one(tmp_path: Path, place: int) -> 
     assert (tmp_path / "place/log").read_bytes() == b"torn\nline\n"
 
 
+@pytest.mark.parametrize("left", [b"", b"a ", b"a line", b"\0\0\0\0\0\0\0", b"\0\0\0ine\n"])
+@pytest.mark.parametrize("before", [b"", b"a line that is longer\n", b"\n"])
+def test_what_a_power_cut_has_left_of_a_line_is_taken_away(
+    tmp_path: Path, place: int, left: bytes, before: bytes
+) -> None:
+    (tmp_path / "place/log").write_bytes(before + left)
+    files.append(place, "log", b"a line\n")
+    assert (tmp_path / "place/log").read_bytes() == before + b"a line\n"
+
+
+@pytest.mark.parametrize("before", [b"another\n", b"a line\n", b"the end of a line that ends in a li"])
+def test_what_others_wrote_is_not_taken_away(tmp_path: Path, place: int, before: bytes) -> None:
+    (tmp_path / "place/log").write_bytes(before)
+    files.append(place, "log", b"a line\n")
+    assert (tmp_path / "place/log").read_bytes() == before.removesuffix(b"\n") + b"\na line\n"
+
+
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, place: int) -> None:
     (tmp_path / "place/log").write_bytes(b"1\n")
     with watched(Calls(DiskFull(0))), pytest.raises(OSError, match="No space left"):

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from disk import Disk, Recorder, write_out
 from faults import Calls, Crash, CrashAfter, CrashBefore, CrashTorn, DiskFull, Fails, Fault, ShortWrite, watched
 from sandbox import ACTOR, activations_of, add_release, journal_of, link_of
 
@@ -325,23 +324,6 @@ def test_a_fault_at_every_call_of_an_import(dep: Path, kind: type[Fault]) -> Non
         if len(calls.names) <= at:
             return
     pytest.fail("an import makes more calls than were tried")
-
-
-def test_a_power_cut_during_an_import(dep: Path, tmp_path: Path) -> None:
-    (dep / ".relfs").mkdir()
-    with closing(open_deploy_path(str(dep))) as deploy:
-        recorder = Recorder(dep, Disk.of(dep, unsynced=()), links=True)
-        with watched(recorder):
-            Pointer(deploy)
-    tried = []
-    for _, remains in recorder.after:
-        for left in remains:
-            if left not in tried:
-                tried.append(left)
-                write_out(left, tmp_path / "left")
-                assert words(looked(tmp_path / "left")) == IMPORTED_OF_DEP
-                shutil.rmtree(tmp_path / "left")
-    assert len(tried) > 3
 
 
 def test_an_import_that_was_cut_off_is_finished(dep: Path) -> None:

@@ -16,6 +16,9 @@ PACKAGES=(
 # shellcheck disable=SC2034 # for those who source this file
 FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
 
+# shellcheck disable=SC2034 # likewise
+RECORDERS=(strace) # for the tests that cut the power after each system call
+
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 
 fail() {

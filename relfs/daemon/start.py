@@ -96,10 +96,7 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
         raise
     supervisor = Supervisor(plan, estate, ledger, baton, answer)
     supervisor.adopt_standby(standby, ours)
-    try:
-        return supervisor.run()
-    finally:
-        ledger.close()
+    return supervisor.run()
 
 
 def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, Ledger]:

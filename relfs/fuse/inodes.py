@@ -126,8 +126,9 @@ class InodeTable:
 
     def __init__(self, capacity: int = 1 << 20, ledger: Ledger | None = None) -> None:
         """`capacity` is the number of descriptors to hold at the most, as far as that can be; at least 64. `ledger` is
-        where the next worker reads; see restore()."""
+        where the next worker reads (None: there is none); see restore()."""
         self._ledger = ledger if ledger is not None else new_ledger()
+        self._own_ledger = ledger is None
         self._capacity = max(capacity, 64)
         self._held: OrderedDict[InodeT, Node] = OrderedDict()
         self._away: defaultdict[InodeT, dict[InodeT, Node]] = defaultdict(dict)
@@ -450,6 +451,8 @@ class InodeTable:
                 os.close(node.descriptor)
         for kept in (self._nodes, self._by_key, self._held, self._away):
             kept.clear()
+        if self._own_ledger:
+            self._ledger.close()
 
     def check_invariants(self) -> None:
         """For tests: raise AssertionError where an INVARIANT of this module does not hold."""

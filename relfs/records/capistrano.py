@@ -150,7 +150,8 @@ def writes(deploy: DeployPath, event: Event, history: History) -> Iterator[files
     if contents is None or event.release is None:
         return
     entries = _entries(contents)
-    if not entries or entries[-1].release != event.release:  # or its last word is true
+    told = contents.data.endswith(b"\n")  # or a power cut may have left a part of it
+    if not told or not entries or entries[-1].release != event.release:  # or its last word is true
         line = compose(_entry_of(deploy, event, event.release, entries))
         yield LOG, partial(files.append, deploy.fd, LOG, line)
     yield f"{RELEASES}/*", partial(_deal_times, deploy, event.release, history)
@@ -173,10 +174,13 @@ def _deal_times(deploy: DeployPath, current: str, history: History) -> None:
             return
         first = [current, *ways_back(deploy, history, current)]
         last = {name for name in times if name in history.bad or deploy.is_marked_bad(name)} - {current}
-        for name, moment in dealt(times, first, last).items():
+        changed = dealt(times, first, last)
+        for name, moment in changed.items():
             with files.below(directory, name) as release:
-                accessed = os.fstat(release).st_atime_ns
-                os.utime(release, ns=(accessed, moment))
+                os.utime(release, ns=(os.fstat(release).st_atime_ns, moment))
+        for name in changed:  # now, for the first flush takes the others along
+            with files.below(directory, name) as release:
+                os.fsync(release)
 
 
 def _modified(directory: int, name: str) -> int:

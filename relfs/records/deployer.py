@@ -352,15 +352,22 @@ def _update_log(deploy: DeployPath, event: Event, current: str, history: History
 
 
 def _put(directory: int, name: str, contents: files.Contents, old: Sequence[bytes], new: Sequence[bytes]) -> bool:
-    """Write what is new: at the end where that is all, a new file otherwise. False: the log has changed meanwhile."""
-    if list(new[: len(old)]) == list(old):
-        added = b"".join(new[len(old) :])
-        if added:
-            files.append(directory, name, added)
+    """Write what is new: in a new file, or where that cannot be, at the end if that is all. False: the log has changed
+    meanwhile."""
+    grown = list(new[: len(old)]) == list(old)
+    if grown and len(new) == len(old):
         return True
-    if not contents.complete:
+    try:
+        if contents.complete:
+            return files.replace(directory, name, contents.data, b"".join(new))
+    except PermissionError:
+        if not grown:
+            raise
+    if not grown:
         raise OSError(None, f"it is longer than {files.MAX_BYTES} bytes, and is not rewritten")
-    return files.replace(directory, name, contents.data, b"".join(new))
+    for line in new[len(old) :]:
+        files.append(directory, name, line)
+    return True
 
 
 def _new_line(deploy: DeployPath, event: Event, release: str) -> bytes:

@@ -3,6 +3,19 @@
 Whoever deploys can put anything under these names, at any moment, so all is opened as beneath.py does, and read in
 bounded parts. What is made is given to the owner of the directory that it is in: the tool that made the directory has
 to be able to replace it.
+
+Half a line
+-----------
+The facts. What was not flushed may be found cut short after a power cut, or full of zeros, and a flush takes long
+enough for a power cut to come amid it. rename(2) of a flushed copy has no such moment; but what others append to the
+old file from then on, having it open, is lost. Deployer reads its records, and is not made for half a line. Capistrano
+never reads its log, and `>>` may be appending to it at any moment.
+
+The choice. What tools read is changed by rename of a copy that has been flushed, and its directory is flushed after
+that (`replace`, `overwrite`); what was appended meanwhile is looked for. A log that nobody reads is appended to where
+it is, and flushed (`append`): a part of a line that a power cut has left is taken away when the line is written again,
+which the pointer sees to. So it is also done where a copy cannot be: by an ordinary user, who may write somebody's file
+but not give one away; and if the log is too long.
 """
 
 from __future__ import annotations
@@ -82,60 +95,102 @@ def _read_at(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def append(directory: int, name: str, data: bytes) -> None:
-    """Add `data` to a file that exists, in one write, beginning a line. Raises OSError; then none of it is there."""
+def append(directory: int, name: str, line: bytes) -> None:
+    """Add `line` to a file that exists, behind whatever others append meanwhile, and flush it. What a power cut has
+    left of it before is taken away. Raises OSError; then none of it is there."""
     with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
         size = os.fstat(fd).st_size
+        torn = _torn(fd, size, line)
+        if torn:
+            size -= torn
+            os.ftruncate(fd, size)
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        written = os.write(fd, data)
-        if written != len(data):
-            if os.fstat(fd).st_size == size + written:  # or somebody else's is behind it by now
-                os.ftruncate(fd, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
+            line = b"\n" + line
+        _append(fd, size, line)
 
 
 def overwrite(directory: int, name: str, line: bytes) -> None:
-    """Make the line `line` all that a file says, which is made if it is missing. At no moment is it empty, or shorter
-    than `line`, if it was not before. Raises OSError."""
+    """Make the line `line` all that a file says, which is made if it is missing. Raises OSError."""
     try:
         fd = _open_to_write(directory, name, 0)
     except FileNotFoundError:
-        fd = _make(directory, name)
+        _put(directory, name, line, like=None)
+        return
     with _closing(fd):
-        _write(fd, line)
-        os.ftruncate(fd, len(line))
+        try:
+            _put(directory, name, line, like=fd)
+        except PermissionError:  # at no moment is it empty, or shorter than `line`, if it was not before
+            _write(fd, line)
+            os.ftruncate(fd, len(line))
+            os.fdatasync(fd)
 
 
 def remove(directory: int, name: str) -> None:
-    """Remove a name, if it is there. Raises OSError."""
+    """Remove a name, if it is there, for good. Raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
 
 
 def replace(directory: int, name: str, old: bytes, new: bytes) -> bool:
-    """Put `new` in the place of a file that says `old`, by rename(2), with its owner and mode; False: it says something
-    else by now. What others append meanwhile is kept. Raises OSError; then nothing is changed."""
-    temporary = f".{name}.relfs"
+    """Put `new` in the place of a file that says `old`; False: it says something else by now. What others append
+    meanwhile is kept. Raises OSError; then nothing is changed, unless what failed is the flush of the directory."""
     with _closing(_open_to_write(directory, name, 0)) as fd:
-        status = os.fstat(fd)
         if _read_at(fd, len(old) + 1, 0) != old:
             return False
-        remove(directory, temporary)  # a crash may have left it
-        with _closing(_make(directory, temporary)) as copy:
-            try:
-                os.fchown(copy, status.st_uid, status.st_gid)
-                os.fchmod(copy, stat.S_IMODE(status.st_mode))
-                _write(copy, new)
-                os.fsync(copy)
-                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-            except OSError:
-                remove(directory, temporary)
-                raise
-        late = _read_at(fd, MAX_BYTES, len(old))  # by whoever had it open
-    if late:
-        append(directory, name, late)
+        _put(directory, name, new, like=fd)
+        _keep_late(directory, name, fd, len(old))
     return True
+
+
+def _put(directory: int, name: str, data: bytes, *, like: int | None) -> None:
+    """A file that says `data` in the place of `name`, with owner and mode of the open file `like`."""
+    temporary = f".{name}.relfs"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=directory)  # a crash may have left it
+    with _closing(_make(directory, temporary)) as copy:
+        try:
+            if like is not None:
+                _resemble(copy, os.fstat(like))
+            _write(copy, data)
+            os.fsync(copy)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=directory)
+            raise
+    os.fsync(directory)
+
+
+def _resemble(fd: int, status: os.stat_result) -> None:
+    os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+
+
+def _keep_late(directory: int, name: str, replaced: int, since: int) -> None:
+    """What was appended behind `since` bytes by whoever had the replaced file open belongs into the new one."""
+    late = _read_at(replaced, MAX_BYTES, since)
+    if late:
+        with _closing(_open_to_write(directory, name, os.O_APPEND)) as fd:
+            _append(fd, os.fstat(fd).st_size, late)
+
+
+def _append(fd: int, size: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    if written != len(data):
+        if os.fstat(fd).st_size == size + written:  # or somebody else's is behind it by now
+            os.ftruncate(fd, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what a short write means
+    os.fdatasync(fd)
+
+
+def _torn(fd: int, size: int, line: bytes) -> int:
+    """How many bytes at the end of the file are a part of `line`, or zeros where a line was to be."""
+    end = os.pread(fd, len(line) + 1, max(0, size - len(line) - 1))
+    last = end[end.rfind(b"\n", 0, -1) + 1 :]
+    if len(last) > len(line):  # the end of a longer one
+        return 0
+    cut_short = not last.endswith(b"\n") and line.startswith(last)
+    return len(last) if cut_short or b"\0" in last else 0
 
 
 @contextmanager

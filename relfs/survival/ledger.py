@@ -111,7 +111,9 @@ class Ledger:
         self.replacements = Cell(memory, _REPLACEMENTS_AREA)
 
     def close(self) -> None:
+        """Unmap it, and close its descriptor."""
         self._memory.close()
+        os.close(self.fd)
 
     # ---- who is who
 

@@ -27,6 +27,7 @@ def command(session: Session) -> None:
 def _status_here(place: Place) -> dict[str, Any]:
     from dataclasses import replace
 
+    from relfs.daemon.gaveup import gave_up
     from relfs.health import health
     from relfs.history import History
     from relfs.hold import held
@@ -43,7 +44,8 @@ def _status_here(place: Place) -> dict[str, Any]:
         status = unmounted_status(deploy.path, target, history, os.uname().release, lock)
         wrong = health(deploy, target)
         mounted = place.mountpoint is not None
-        return replace(status, mountpoint=place.mountpoint, mounted=mounted, health=wrong).as_json()
+        why = gave_up(deploy.state_fd) if deploy.state_fd is not None else None
+        return replace(status, mountpoint=place.mountpoint, mounted=mounted, health=wrong, gave_up=why).as_json()
     finally:
         deploy.close()
 
@@ -55,6 +57,8 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
         fields.append(("since", f"{moment(status['since'])} by {status['by']}"))
     fields.append(("previous", status["previous"] or ""))
     fields += [("attention", wrong) for wrong in status["health"]]
+    if status["gave_up"] is not None:
+        fields.append(("gave up", status["gave_up"]))
     if status["lock"]:
         fields.append(("locked", _locked(status["lock"])))
     fields.append(("mounted", _mounted(status, answers=answers)))
@@ -98,4 +102,5 @@ def _mounted(status: dict[str, Any], *, answers: bool) -> str:
         return "no: the real link serves"
     if not answers:
         return f"at {status['mountpoint']}, but the daemon does not answer"
-    return f"at {status['mountpoint']}, by process {status['worker_pid']}"
+    others = [f"{role} {pid}" for role in ("supervisor", "standby") if (pid := status[f"{role}_pid"]) is not None]
+    return f"at {status['mountpoint']}, by process {status['worker_pid']} ({', '.join(others)})"

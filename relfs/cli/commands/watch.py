@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -11,18 +12,20 @@ from typing import Any
 import click
 
 from relfs.cli.output import moment, say, show_json
-from relfs.cli.session import Session, open_here, pass_session
+from relfs.cli.session import Session, is_mounted, open_here, pass_session
 from relfs.control import Connection, NoDaemon
 from relfs.errors import RelfsError, reason
 from relfs.locate import Place
 
 _LOOK_SECONDS = 0.2
+_AGAIN_SECONDS = 10.0
 
 
 @click.command("watch", epilog="\b\nExample:\n  relfsctl --json watch | while read -r event; do ...; done")
 @pass_session
 def command(session: Session) -> None:
-    """Print events as they happen, a line each, until interrupted or the mount ends."""
+    """Print events as they happen, a line each, until interrupted or the mount ends. None is left out if relfs is
+    replaced meanwhile."""
     for event in _events(session.place()):
         if session.json:
             show_json(event)
@@ -34,31 +37,70 @@ def command(session: Session) -> None:
 
 
 def _events(place: Place) -> Iterator[dict[str, Any]]:
+    """What a daemon tells, whichever that is; what happened while none did is in the journal."""
+    path = _journal_path(place)
     try:
         connection = Connection(place.state_paths)
     except NoDaemon:
-        yield from _follow_journal(place)
+        yield from _follow_journal(path)
         return
-    with contextlib.suppress(ConnectionError):
-        connection.call("watch", {})
-        yield from connection.events()
-    raise RelfsError("the daemon has ended the stream: the mount is gone, or this reader was too slow")
+    position, last = len(_whole_lines(path, 0)), ""
+    while True:
+        with contextlib.suppress(ConnectionError):
+            connection.call("watch", {})
+            missed = _missed(path, position, last)
+            told = {event["id"] for event in missed}
+            for event in itertools.chain(missed, (each for each in connection.events() if each["id"] not in told)):
+                last = event["id"]
+                yield event
+        connection.close()
+        connection = _again(place)
 
 
-def _follow_journal(place: Place) -> Iterator[dict[str, Any]]:
+def _missed(path: str, position: int, last: str) -> list[dict[str, Any]]:
+    """The events behind the one with the id `last` that the journal has from `position` on."""
+    events = list(_read(_whole_lines(path, position)))
+    known = [index for index, event in enumerate(events) if event["id"] == last]
+    return events[known[-1] + 1 :] if known else events
+
+
+def _again(place: Place) -> Connection:
+    """The daemon has ended the stream: it was replaced, or this reader was too slow. Raises RelfsError if there is none
+    any more."""
+    deadline = time.monotonic() + _AGAIN_SECONDS
+    while is_mounted(place) and time.monotonic() < deadline:
+        with contextlib.suppress(NoDaemon):
+            return Connection(place.state_paths)
+        time.sleep(_LOOK_SECONDS)
+    raise RelfsError("the daemon has ended the stream: the mount is gone")
+
+
+def _follow_journal(path: str) -> Iterator[dict[str, Any]]:
     """Without a daemon, the file is looked at a few times a second."""
-    from relfs.journal import JOURNAL, decode
-
-    deploy = open_here(place, create_state=False)
-    path = os.path.join(deploy.state_path, JOURNAL)
     position = len(_whole_lines(path, 0))
     while True:
         new = _whole_lines(path, position)
         position += len(new)
-        for event in map(decode, new.splitlines()):
-            if event is not None:
-                yield event.as_json()
+        yield from _read(new)
         time.sleep(_LOOK_SECONDS)
+
+
+def _journal_path(place: Place) -> str:
+    from relfs.journal import JOURNAL
+
+    deploy = open_here(place, create_state=False)
+    try:
+        return os.path.join(deploy.state_path, JOURNAL)
+    finally:
+        deploy.close()
+
+
+def _read(lines: bytes) -> Iterator[dict[str, Any]]:
+    from relfs.journal import decode
+
+    for event in map(decode, lines.splitlines()):
+        if event is not None:
+            yield event.as_json()
 
 
 def _whole_lines(path: str, position: int) -> bytes:

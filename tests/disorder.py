@@ -1,0 +1,144 @@
+"""Orders that a power cut can spoil, each brought about by changing one thing in relfs: replay.py must find them out.
+
+    python tests/disorder.py NAME ARGUMENTS...    relfsctl, in that disorder
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest import mock
+
+from relfs import adopt, journal, pending, pointer, store
+from relfs.cli.relfsctl import main
+from relfs.pending import Pending
+from relfs.records import files
+
+Patch = AbstractContextManager[Any]
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _flush_nothing() -> Patch:
+    return mock.patch.multiple(pointer, syncfs=_nothing)
+
+
+def _leave_directories() -> Patch:
+    return mock.patch.object(os, "fsync", _nothing)
+
+
+def _leave_the_journal() -> Patch:
+    return mock.patch.object(os, "fdatasync", _nothing)
+
+
+def _flush_before_the_link_is_made() -> Patch:
+    write = store.LinkStore.write
+
+    def early(self: store.LinkStore, text: str, *owner: Any, flush: Callable[[], None]) -> None:
+        flush()
+        write(self, text, *owner, flush=_nothing)
+
+    return mock.patch.object(store.LinkStore, "write", early)
+
+
+def _write_the_journal_before_the_link() -> Patch:
+    note, line = pointer.Pointer._write_pending, pointer.Pointer._write_line
+
+    def early(self: pointer.Pointer, pending: Pending) -> None:
+        note(self, pending)
+        line(self, pending.event)
+
+    def late(self: pointer.Pointer, event: journal.Event) -> None:
+        if self.history.find(event.id) is None:
+            line(self, event)
+
+    return mock.patch.multiple(pointer.Pointer, _write_pending=early, _write_line=late)
+
+
+def _note_the_text_apart() -> Patch:
+    def encode(note: Pending) -> bytes:
+        return journal.encode(note.event) + os.fsencode(note.wanted)
+
+    def read(directory: int | None) -> Pending | None:
+        try:
+            with open(pending.PENDING, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=directory)) as file:
+                line, _, wanted = file.read().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        event = journal.decode(line)
+        return Pending(event, os.fsdecode(wanted), tell=True) if event is not None else None
+
+    return mock.patch.multiple(pending, _encode=encode, read=read)
+
+
+def _note_nothing() -> Patch:
+    return mock.patch.object(pending, "write", _nothing)
+
+
+def _write_records_in_place() -> Patch:
+    return mock.patch.object(files, "_put", side_effect=PermissionError)
+
+
+def _leave_half_a_line() -> Patch:
+    return mock.patch.object(files, "_torn", lambda *_: 0)
+
+
+def _forget_that_tools_are_to_be_told() -> Patch:
+    encode = pending._encode
+    return mock.patch.object(
+        pending, "_encode", lambda note: encode(Pending(note.event, note.wanted, tell=False))
+    )
+
+
+def _adopt_without_flushing() -> Patch:
+    return mock.patch.object(adopt, "syncfs", _nothing)
+
+
+@contextmanager
+def _init_and_leave_directories() -> Iterator[None]:
+    """The pointer flushes, too, when it is opened for the first time."""
+    with (
+        mock.patch.multiple(adopt, _sync_directories=_nothing, _flush=_nothing),
+        mock.patch.object(pointer.Pointer, "flush", _nothing),
+    ):
+        yield
+
+
+def _follow_without_flushing() -> Patch:
+    return mock.patch.object(pointer.Pointer, "flush", _nothing)
+
+
+DISORDERS: dict[str, Callable[[], Patch]] = {
+    make.__name__.strip("_").replace("_", "-"): make
+    for make in (
+        _flush_nothing,
+        _leave_directories,
+        _leave_the_journal,
+        _flush_before_the_link_is_made,
+        _write_the_journal_before_the_link,
+        _note_the_text_apart,
+        _note_nothing,
+        _write_records_in_place,
+        _leave_half_a_line,
+        _forget_that_tools_are_to_be_told,
+        _adopt_without_flushing,
+        _init_and_leave_directories,
+        _follow_without_flushing,
+    )
+}
+
+
+def disordered_command(name: str, *arguments: str) -> list[str]:
+    """relfsctl with `arguments`, in the disorder `name`."""
+    return [sys.executable, __file__, name, *arguments]
+
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    with DISORDERS[name]():
+        main()
