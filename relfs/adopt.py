@@ -110,8 +110,7 @@ def _adopt_as(deploy: DeployPath, releases: int, name: str) -> None:
         os.unlink(name, dir_fd=releases)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
     try:
-        os.fsync(releases)
-        os.fsync(deploy.fd)
+        _sync_directories(deploy, releases)
     except OSError as error:
         _exchange(deploy, releases, name)
         os.unlink(name, dir_fd=releases)
@@ -127,6 +126,11 @@ def _flush(deploy: DeployPath) -> None:
         syncfs(deploy.fd)
     except OSError as error:
         raise RelfsError(f"{deploy.path}: may not last: {reason(error)}") from error
+
+
+def _sync_directories(deploy: DeployPath, releases: int) -> None:
+    os.fsync(releases)
+    os.fsync(deploy.fd)
 
 
 def _remove_leftover(releases: int, name: str) -> None:
