@@ -1,4 +1,5 @@
-"""What this host, and a deploy path, can do: found out by trying, never by version numbers.
+"""What this host, and a deploy path, can do: found out by trying, and by its version only where trying would be
+dangerous (fuse/resend.py).
 
 Trying leaves nothing behind: the FUSE handshake is begun on a directory of its own and dropped, a detached copy of a
 mount is made and closed. The deploy path is only looked at.
@@ -23,7 +24,8 @@ from relfs.control import Connection, NoDaemon
 from relfs.daemon.privileges import can_filter
 from relfs.errors import RelfsError, reason
 from relfs.fuse.connection import connect
-from relfs.fuse.protocol import CACHE_SYMLINKS, HAS_RESEND, InitRequest
+from relfs.fuse.protocol import CACHE_SYMLINKS, InitRequest
+from relfs.fuse.resend import survival
 from relfs.layout import RELEASES, DeployPath, open_deploy_path
 from relfs.locate import Place
 from relfs.mountinfo import mount_at
@@ -133,8 +135,17 @@ def _handshake() -> Iterator[Finding]:
         yield Finding(
             "note", "link cache", "this kernel asks relfs for every resolution: correct, but slower (Linux 4.20 caches)"
         )
-    resend = "offered" if init.flags & HAS_RESEND else "not offered"
-    yield Finding("ok", "resend", f"{resend}; this version of relfs does not use it")
+    yield _in_flight(init)
+
+
+def _in_flight(init: InitRequest) -> Finding:
+    found = survival(init.flags)
+    if found.by == "resend":
+        return Finding("ok", "in flight", f"requests outlive a worker, the kernel sends them again: {found.reason}")
+    return Finding(
+        "note", "in flight",
+        f"requests outlive a worker, relfs keeps them itself, which makes what it serves itself slower: {found.reason}",
+    )  # fmt: skip
 
 
 def _offered() -> InitRequest:

@@ -43,7 +43,7 @@ def attach(source_dir: int, name: str, target: str, options: Iterable[str] = ())
 
 def attach_and_hold(source_dir: int, name: str, target: str, options: Iterable[str] = ()) -> int:
     """The same, and returns what is attached as a descriptor (O_PATH): no path is walked to reach it, then."""
-    tree = _copy(source_dir, name, options)
+    tree = copy(source_dir, name, options)
     try:
         libc.move_mount(tree, os.fsencode(target))
     except BaseException:
@@ -66,7 +66,7 @@ def cover(source_dir: int, target_dir: int, name: str, options: Iterable[str] = 
     What is mounted below it is there too, as writable as it was: it is another file system's affair.
     Raises OSError as attach() does. No step of a path leads out of the two directories.
     """
-    tree = _copy(source_dir, name, options)
+    tree = copy(source_dir, name, options)
     try:
         was_read_only = bool(os.fstatvfs(tree).f_flag & os.ST_RDONLY)
         libc.set_mount_attributes(tree, add=libc.MOUNT_ATTR_RDONLY)
@@ -76,8 +76,9 @@ def cover(source_dir: int, target_dir: int, name: str, options: Iterable[str] = 
         os.close(tree)
 
 
-def _copy(source_dir: int, name: str, options: Iterable[str]) -> int:
-    """A detached slave of the directory `name` and all mounted below it, as a descriptor."""
+def copy(source_dir: int, name: str, options: Iterable[str]) -> int:
+    """A detached slave of the directory `name` and all mounted below it, as a descriptor. Raises OSError as attach()
+    does."""
     flags = libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE | libc.AT_SYMLINK_NOFOLLOW
     tree = libc.open_tree(source_dir, os.fsencode(name), flags)
     try:
@@ -86,6 +87,17 @@ def _copy(source_dir: int, name: str, options: Iterable[str]) -> int:
         os.close(tree)
         raise
     return tree
+
+
+def alone(directory: int) -> int:
+    """A directory without what is mounted below it, as a descriptor, which others' mounts do not reach either. Raises
+    OSError as attach() does."""
+    tree = libc.open_tree(directory, b"", libc.OPEN_TREE_CLONE | libc.AT_EMPTY_PATH)
+    try:
+        libc.make_private(tree)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    finally:
+        os.close(tree)
 
 
 def detach(mountpoint: str) -> None:

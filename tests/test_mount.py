@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -536,7 +537,17 @@ def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     assert mount.process.wait(30) == 0
 
 
-def test_moved_and_then_unmounted(mount: Mount, other_place: Path) -> None:
+@pytest.fixture
+def private_place(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path`, as a mount that propagates nothing: from any other, mount --move refuses to take something away."""
+    subprocess.run(["mount", "--bind", "--make-private", tmp_path, tmp_path], check=True)
+    yield tmp_path
+    detach(str(tmp_path))
+
+
+@pytest.mark.usefixtures("private_place")
+def test_moved_and_then_unmounted(app: Path, mounts: Mounts, other_place: Path) -> None:
+    mount = mounts.start(app)
     subprocess.run(["mount", "--move", mount.app, other_place], check=True)
     assert mount.terminate() == 0
     assert not is_mounted(other_place)

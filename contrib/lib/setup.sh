@@ -66,6 +66,25 @@ apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 
+# unpack_packages DIRECTORY PACKAGE...: their files, for what must not be installed on a machine that is in use (another
+# init system). DIRECTORY is made anew when the list changes.
+unpack_packages() (
+    directory=$1
+    shift
+    [[ $(cat "$directory/.packages" 2>/dev/null) != "$*" ]] || return 0
+    say "unpacking $*"
+    debs=$(mktemp -d) || return
+    trap 'rm -rf "$debs"' EXIT
+    rm -rf "$directory"
+    cd "$debs" || return
+    apt_get update || say "apt-get update failed: going on with the package lists this machine has"
+    apt_get -o APT::Sandbox::User=root download "$@" || fail "apt-get could not download $*"
+    for deb in *.deb; do
+        dpkg-deb --extract "$deb" "$directory" || fail "$deb could not be unpacked"
+    done
+    echo "$*" >"$directory/.packages"
+)
+
 # Debian starts a service as it installs it, and nobody asked for a web server on port 80. For as long as the calling
 # subshell lives, nginx may not be started; a machine with a policy of its own keeps that one.
 hold_nginx() {

@@ -14,6 +14,8 @@ from relfs.daemon.plan import Plan
 from relfs.errors import UsageError
 from relfs.layout import LinkStyle
 
+_LINKS_MAX = 40  # path_resolution(7)
+
 _EPILOG = """\b
 Examples:
   relfs /var/www/app                      mount over the deploy path
@@ -74,7 +76,26 @@ def cli(
 def _resolve(path: str) -> str:
     if not path or "\0" in path or "\n" in path:  # fusermount3 and mountinfo speak in lines
         raise UsageError(f"{path!r}: not a path that can be mounted")
-    return os.path.realpath(path)
+    return _without_asking(path.rstrip("/"))
+
+
+def _without_asking(path: str) -> str:
+    """realpath(3), but a mount of relfs is known by its name: it may be one that waits for us to serve it."""
+    for _ in range(_LINKS_MAX):
+        directory, name = os.path.split(path)
+        if name in ("", ".", ".."):
+            return os.path.realpath(path or "/")
+        path = os.path.join(os.path.realpath(directory), name)
+        if _is_mount(path) or not os.path.islink(path):
+            return path
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    raise UsageError(f"{path}: too many levels of symbolic links")
+
+
+def _is_mount(path: str) -> bool:
+    from relfs.mountinfo import relfs_mounts
+
+    return any(mount.target == path for mount in relfs_mounts())
 
 
 def main() -> None:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from relfs.survival.estate import Estate
 from relfs.survival.memory import new_memory
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""By which a process is asked to end."""
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from relfs.daemon.start import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -40,9 +44,11 @@ def become(part: str, estate: Estate, baton: int) -> None:
     for fd in kept:
         os.set_inheritable(fd, True)
     command = start_command(part, str(told), str(baton))
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # they wait for whoever handles them next
     try:
         os.execv(command[0], command)
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         for fd in kept:
             os.set_inheritable(fd, False)
         os.close(told)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from relfs.control import SOCKET
 from relfs.errors import RelfsError, reason
 
-_BACKLOG = 512
+_BACKLOG = 4096
 
 
 def listen(directory: int, *, place: str | None = None) -> socket.socket:
@@ -81,11 +81,12 @@ def run_directory(state_fd: int) -> str:
 
 
 def remove_socket(state_fd: int) -> None:
-    """The control socket, and its run directory if it has one. No link is read: it may say anything by now."""
+    """The control socket, and its run directory if it has one. No link is read: it may say anything by now. What is
+    somebody else's stays."""
     with suppress(OSError):
-        os.unlink(SOCKET, dir_fd=state_fd)
-    path = _run_path(state_fd)
+        _remove_stale(SOCKET, state_fd)
     with suppress(OSError):
+        path = _run_path(state_fd)
         os.unlink(f"{path}/{SOCKET}")
         os.rmdir(path)
 

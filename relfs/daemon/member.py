@@ -86,7 +86,7 @@ class Member:
     def put(self, name: str, fd: int) -> None:
         """Hold `fd`, and let the others hold it."""
         self.estate.put(name, fd)
-        self.tell("keep", fd, name=name)
+        self.tell("keep", self.estate[name], name=name)
 
     def drop(self, name: str) -> None:
         """Let go of it, and let the others do so."""

@@ -12,7 +12,6 @@ from typing import Any
 import trio
 
 from relfs import __version__
-from relfs.daemon.descriptors import descriptors
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
 from relfs.daemon.plan import Plan
@@ -33,6 +32,7 @@ from relfs.survival.ledger import Who
 
 _LOOK_SECONDS = 2.0
 _RELOAD_PAUSE = 0.05
+_FULL = "as many files are open through the mount as the daemon's limit of descriptors allows; no more can be opened"
 _LOOKS = 2
 """How many looks at the disk may hang at a time; one that does keeps its thread."""
 
@@ -50,6 +50,7 @@ class Mounted:
     operations: Operations
     init: InitRequest
     caches_links: bool
+    relayed: bool
     seals: Seals | None
     native: Callable[[], tuple[str, ...]]
     leave: Callable[[], None]
@@ -170,7 +171,7 @@ async def _look(mounted: Mounted, looking: trio.CapacityLimiter) -> Seen:
 
 def _look_now(mounted: Mounted) -> Seen:
     pointer = mounted.pointer
-    told = [pointer.diverged, pointer.behind, log_trouble(), descriptors().trouble()]
+    told = [pointer.diverged, pointer.behind, log_trouble(), _FULL if mounted.operations.is_full else None]
     lock = None
     try:
         lock = held(pointer.deploy.state_fd)
@@ -195,6 +196,7 @@ def status(mounted: Mounted, seen: Seen) -> Status:
             kernel=os.uname().release,
             caches_links=mounted.caches_links,
             resend=bool(mounted.init.flags & HAS_RESEND),
+            survival="relay" if mounted.relayed else "resend",
             native=mounted.native(),
             capabilities=kept.capabilities,
             seccomp=kept.seccomp,

@@ -49,7 +49,7 @@ def _is_broken(path: str) -> bool:
 
     def look() -> None:
         try:
-            os.stat(path)
+            os.statvfs(path)  # the kernel knows the attributes of a dead mount's root for ever
             answers.append(None)
         except OSError as error:
             answers.append(error.errno)
@@ -106,6 +106,16 @@ def take_daemon_lock(plan: Plan, state_fd: int) -> int:
     except BaseException:
         os.close(fd)
         raise
+    return fd
+
+
+def replace_daemon_lock(state_fd: int) -> int:
+    """The same again for a mount that there is, whose lock somebody has removed. Raises OSError, if somebody else was
+    first, too."""
+    fd = _open_lock(state_fd)
+    if not _try_lock(fd):
+        os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, "another daemon has taken it")
     return fd
 
 

@@ -1,12 +1,13 @@
-"""Asking the mount through its own front door, by a process that may hang for it.
+"""Asking the mount through its own front door, or a disk, by a process that may hang for it.
 
 A thread that waits for an answer of a FUSE file system cannot be killed once its request was read, and its process
 keeps all descriptors until it is answered, the connection's among them: which is thus never ended, and the answer never
-comes. So who asks is a process that holds nothing.
+comes. So who asks is a process that holds nothing but what it asks.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -15,25 +16,27 @@ from relfs.errors import reason
 from relfs.names import CURRENT
 
 _ANSWER_MAX = 1 << 16
+_ENDPOINT, _DISK = 3, 4
 
 
 class Probe:
     """A process that asks. To be made in a process without threads."""
 
-    def __init__(self, mountpoint: str) -> None:
+    def __init__(self, mountpoint: str, disk: int | None = None) -> None:
+        """`disk` is a descriptor of a directory on it, which is relfs's own: it is given a new time."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self.pid = os.fork()
         if self.pid == 0:
-            _ask_on(theirs, mountpoint)
+            _ask_on(theirs, mountpoint, disk)
         theirs.close()
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def ask(self, what: str) -> None:
-        """`status`: that of the file system (statfs(2)), which the kernel never knows. `current`: what it says. Raises
-        OSError if the process is gone."""
+        """`status`: that of the mount (statfs(2)), which the kernel never knows. `current`: what it says. `disk`:
+        whether that can be read and written. Raises OSError if the process is gone."""
         self._socket.send(what.encode())
 
     def answer(self) -> tuple[str, str]:
@@ -54,15 +57,14 @@ class Probe:
             pass
 
 
-def _ask_on(endpoint: socket.socket, mountpoint: str) -> None:
+def _ask_on(endpoint: socket.socket, mountpoint: str, disk: int | None) -> None:
     """Never returns."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        kept = os.dup2(endpoint.fileno(), 3)
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-        mine = socket.socket(fileno=kept)
+        _keep_only(endpoint.fileno(), disk)
+        mine = socket.socket(fileno=_ENDPOINT)
         while question := mine.recv(64):
             mine.send(os.fsencode(_look(question, mountpoint)))
     except OSError:
@@ -71,11 +73,23 @@ def _ask_on(endpoint: socket.socket, mountpoint: str) -> None:
         os._exit(0)
 
 
+def _keep_only(endpoint: int, disk: int | None) -> None:
+    """Close everything else."""
+    apart = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _DISK + 1) for fd in (endpoint, disk if disk is not None else 0)]
+    os.dup2(apart[0], _ENDPOINT)
+    os.dup2(apart[1], _DISK)
+    os.closerange(_DISK + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def _look(question: bytes, mountpoint: str) -> str:
     try:
         if question == b"current":
             return f"ok {os.readlink(f'{mountpoint}/{CURRENT}')}"
-        os.statvfs(mountpoint)
+        if question == b"disk":
+            os.fstatvfs(_DISK)
+            os.utime(_DISK)  # one that is frozen (fsfreeze(8)) can be read
+        else:
+            os.statvfs(mountpoint)
         return "ok"
     except OSError as error:
         return f"error {reason(error)}"

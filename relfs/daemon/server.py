@@ -30,7 +30,7 @@ from relfs.control import (
 )
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
-from relfs.daemon.descriptors import descriptors
+from relfs.descriptors import descriptors
 from relfs.errors import RefusedError, RelfsError, one_line
 from relfs.journal import Actor, Event, command_line, user_name
 from relfs.store import Owner
@@ -116,12 +116,13 @@ class ControlServer:
         self, methods: dict[str, Method], hub: EventHub, *, owner: int, group: int | None, states: Collection[str] = ()
     ) -> None:
         """`owner` is the uid, `group` the gid (or None), that may change things besides root. `states` is what clients
-        may take our state directory for (trust.identity); without any, what they say of it is not looked at."""
+        may take our state directory for (trust.identity); without any, what they say of it is not looked at. It is
+        replaced when the directory is."""
         self._methods = methods
         self._hub = hub
         self._owner = owner
         self._group = group
-        self._states = tuple(states)
+        self.states = states
         self._clients = Clients(descriptors().connections, frozenset({0, owner}))
 
     async def serve(self, listener: trio.SocketListener) -> None:
@@ -195,7 +196,7 @@ class ControlServer:
 
     def _require_meant(self, state: object) -> None:
         """A client may have been led here by a link that somebody else has made, and mean another deploy path."""
-        if state is not None and self._states and state not in self._states:
+        if state is not None and self.states and state not in self.states:
             raise RefusedError(
                 "the control socket has led to the daemon of another deploy path; remove the socket (or its link) that "
                 "is in the place of your own"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from relfs.checks import Checks
+from relfs.config import Config
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.plan import Plan, as_text, plan_of
 from relfs.errors import RelfsError
@@ -17,7 +20,9 @@ from relfs.survival.ledger import Ledger, Who
 @dataclass(frozen=True)
 class Session:
     """`foreground`: the log goes to standard error. `init` is the kernel's FUSE_INIT, as it was read; `guards` are the
-    processes that detach the mount once all others are gone. `state_path` and `aliases` are the DeployPath's."""
+    processes that detach the mount once all others are gone; `relayed`: relfs keeps requests itself (fuse/resend.py).
+    `state_path` and `aliases` are the DeployPath's. `config` is what the file said at the beginning, for it may be half
+    edited, or unreadable, when a worker takes over."""
 
     plan: Plan
     foreground: bool
@@ -25,6 +30,8 @@ class Session:
     aliases: tuple[str, ...]
     init: bytes
     guards: tuple[Who, ...]
+    relayed: bool
+    config: Config
 
 
 def store_session(ledger: Ledger, session: Session) -> None:
@@ -46,7 +53,14 @@ def load_session(ledger: Ledger) -> Session:
         aliases=tuple(told["aliases"]),
         init=bytes.fromhex(told["init"]),
         guards=tuple(Who(**each) for each in told["guards"]),
+        relayed=told["relayed"],
+        config=_config(told["config"]),
     )
+
+
+def _config(told: dict[str, Any]) -> Config:
+    checks = told["checks"]
+    return Config(**{**told, "checks": Checks(**{**checks, "unfinished": tuple(checks["unfinished"])})})
 
 
 def deploy_path(session: Session, estate: Estate) -> DeployPath:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import signal
 from contextlib import suppress
 
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.session import begin_logging, load_session
-from relfs.survival.channel import Channel, Message, channel_of
+from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger
 
@@ -27,7 +26,8 @@ def run_standby(channel_fd: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor says when
     channel = channel_of(channel_fd)
-    channel.send("imported")
+    with suppress(ConnectionError):  # the supervisor is dead; what it has sent is there all the same
+        channel.send("imported")
     estate = Estate()
     forks = take_in(estate, channel)
     gc.collect()
@@ -43,7 +43,7 @@ def take_in(estate: Estate, channel: Channel) -> list[Message]:
     """Take over what the other side holds, to the last. Returns what was said besides. Raises EOFError if it ended."""
     said: list[Message] = []
     while True:
-        select.select([channel], [], [])
+        until_readable(channel)
         message = channel.receive()
         if message is None:
             raise EOFError("the supervisor has ended before it had told everything")
@@ -66,7 +66,7 @@ class _Standby:
         while not self._over:
             for message in said:
                 self._obey(message)
-            select.select([self._member], [], [], TICK)
+            until_readable(self._member, TICK)
             said = self._member.hear()
             self._member.turn()
             _reap()

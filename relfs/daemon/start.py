@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
 from collections.abc import Callable
 
@@ -24,6 +23,7 @@ from relfs.daemon.command import estate_of, start
 from relfs.daemon.gaveup import forget_giving_up
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.member import take_baton
+from relfs.daemon.nested import set_apart
 from relfs.daemon.plan import Plan, plan_of
 from relfs.daemon.preflight import (
     check_mountpoint,
@@ -32,15 +32,18 @@ from relfs.daemon.preflight import (
     require_servable,
     take_daemon_lock,
 )
+from relfs.daemon.restart import kept_mount
+from relfs.daemon.service import scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
 from relfs.errors import EXIT_FAILED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
+from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
 from relfs.processes import process
-from relfs.survival.channel import Channel, channel_of, pair
+from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
@@ -82,11 +85,14 @@ def _mount(plan: str, answer_fd: str) -> int:
 
 
 def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
+    if foreground:
+        log_to_stderr()
     ours, theirs = pair()
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        estate, ledger = _begin(plan, ours, foreground=foreground)
+        raise_descriptor_limit()
+        estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
         baton = take_baton(estate["baton"])
         assert baton is not None, "nobody else has heard of it yet"
     except BaseException:
@@ -106,17 +112,24 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     aliases = () if plan.over else (plan.mountpoint,)
     deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
     assert deploy.state_fd is not None
-    if foreground:
-        log_to_stderr()
-    else:
+    if not foreground:
         log_to_state(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
-    raise_descriptor_limit()
     lock = take_daemon_lock(plan, deploy.state_fd)
     require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
     forget_giving_up(deploy.state_fd)
-    select.select([standby], [], [], _STANDBY_SECONDS)
-    return _settle(plan, deploy, lock, connect(plan.mountpoint, _mount_options(plan)), foreground=foreground)
+    apart = set_apart(deploy, plan)
+    until_readable(standby, _STANDBY_SECONDS)
+    within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
+    connection = connect(plan.mountpoint, _mount_options(plan), within=within)
+    estate, ledger = _settle(deploy, {"lock": lock, **apart}, connection)
+    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
+    session = Session(
+        plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
+        relayed=survival(connection.init.flags).by == "relay", config=config,
+    )  # fmt: skip
+    store_session(ledger, session)
+    return estate, ledger
 
 
 def _mount_options(plan: Plan) -> list[str]:
@@ -128,25 +141,19 @@ def _mount_options(plan: Plan) -> list[str]:
     return [*options, *plan.mount_options]
 
 
-def _settle(
-    plan: Plan, deploy: DeployPath, lock: int, connection: Connection, *, foreground: bool
-) -> tuple[Estate, Ledger]:
-    """All that is there to be kept."""
+def _settle(deploy: DeployPath, more: dict[str, int], connection: Connection) -> tuple[Estate, Ledger]:
+    """All that is there to be kept, `more` included."""
     assert deploy.state_fd is not None
     estate, memory = Estate(), new_memory("relfs-ledger")
     inbox, outbox = pair()
     held = {
-        "connection": connection.fd, "guard": connection.guard, "watch": connection.watch, "lock": lock,
+        "connection": connection.fd, "guard": connection.guard, "watch": connection.watch,
         "deploy": deploy.fd, "state": deploy.state_fd, "ledger": memory, "baton": new_memory("relfs-baton"),
-        "inbox": inbox.detach(), "outbox": outbox.detach(),
+        "inbox": inbox.detach(), "outbox": outbox.detach(), **more,
     }  # fmt: skip
     for name, fd in held.items():
         estate.put(name, fd)
-    ledger = Ledger(memory)
-    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
-    session = Session(plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards)
-    store_session(ledger, session)
-    return estate, ledger
+    return estate, Ledger(memory)
 
 
 def _who(pid: int) -> Who:

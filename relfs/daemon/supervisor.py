@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import selectors
 import signal
 import subprocess
@@ -28,19 +27,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from relfs.daemon.background import Answer
-from relfs.daemon.command import become, start
+from relfs.daemon.command import ENDING, become, start
 from relfs.daemon.endpoint import remove_socket
+from relfs.daemon.fdstore import is_fleeting, store_of_unit
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
-from relfs.daemon.service import notify
+from relfs.daemon.service import Heartbeat, notify
 from relfs.daemon.session import load_session
-from relfs.daemon.watchdog import Watchdog
+from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
 from relfs.processes import process, state_of
-from relfs.survival.channel import Channel, Message, channel_of, pair
+from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 
@@ -101,6 +101,7 @@ class Supervisor:
         self._children: list[subprocess.Popen[bytes]] = []
         self._inbox = channel_of(os.dup(estate["inbox"]))
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
+        self._disk = Disk(estate["state"], self._selector, self._forgive)
         self._expected: str | None = None
         self._reload: Reload | None = None
         self._deaths = 0
@@ -109,6 +110,10 @@ class Supervisor:
         self._leaving = False
         self._outcome: tuple[int, str] | None = None
         self._turn_due = 0.0
+        self._heartbeat = Heartbeat()
+        self._store = store_of_unit()
+        self._is_stored = True
+        self._is_left = False
 
     def run(self) -> int:
         """Keep the mount alive until it is unmounted; the exit status. Raises RelfsError if it cannot be brought up,
@@ -121,6 +126,8 @@ class Supervisor:
                 for key, _ in self._selector.select(self._pause()):
                     key.data()
                 self._turn()
+        if self._is_left:
+            return 0
         self._end()
         status, words = self._outcome
         if words:
@@ -152,6 +159,8 @@ class Supervisor:
         if late:
             self._forgive(now)
         self._watch(now)
+        self._heartbeat.turn(self._watchdog.answered)
+        self._store_estate()
 
     def _look_after(self, now: float) -> None:
         """See to it that there are a standby and a worker."""
@@ -384,7 +393,9 @@ class Supervisor:
 
     def _keep(self, each: _Process, name: str, fd: int) -> None:
         self._estate.put(name, fd)
-        self._pass_on(each, "keep", fd, name=name)
+        self._pass_on(each, "keep", self._estate[name], name=name)
+        if not is_fleeting(name):
+            self._change_store()
 
     def _pass_on(self, origin: _Process, kind: str, *fds: int, **values: object) -> None:
         """The standby holds what the supervisor does."""
@@ -393,6 +404,35 @@ class Supervisor:
             if standby is not None and standby is not origin and standby.channel is not None:
                 with suppress(ConnectionError):
                     standby.channel.send(kind, *fds, **values)
+
+    # ---- what outlives even the supervisor
+
+    def _change_store(self) -> None:
+        """The estate is not what was stored any more."""
+        self._is_stored = self._store is None
+
+    def _store_estate(self) -> None:
+        """For the case that everybody dies at once."""
+        if self._store is not None and self._served and not self._is_stored:
+            self._is_stored = True
+            self._store.keep(self._estate, whole=False)
+
+    def _leave_estate(self) -> None:
+        """End everybody, and leave the mount to whoever is started next: who asks for something waits for that."""
+        assert self._store is not None
+        _log.info("%s is left to the next start", self._plan.mountpoint)
+        self._finish(0)
+        self._reload = None
+        self._watchdog.close()
+        for each in list(self._processes.values()):
+            if each.pidfd is not None:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
+                _has_ended(each.pidfd, _END_SECONDS)
+            self._lose(each)
+        self._is_left = self._store.keep(self._estate, whole=True)
+        if not self._is_left:
+            self._detach()
 
     # ---- asking the mount
 
@@ -421,12 +461,15 @@ class Supervisor:
 
     def _begin(self) -> None:
         self._served = True
+        self._change_store()
+        self._store_estate()
         notify("READY=1", f"STATUS={self._plan.mountpoint} is mounted", f"MAINPID={os.getpid()}")
         self._waiting.ready()
 
     def go_on(self) -> None:
         """The mount was served before this supervisor came."""
         self._served = True
+        self._change_store()
         notify(f"MAINPID={os.getpid()}")
 
     # ---- watching
@@ -457,14 +500,18 @@ class Supervisor:
 
     def _watch_worker(self, worker: _Process, now: float) -> None:
         assert worker.who is not None
-        if not worker.serves:
-            if now - worker.since > _BEGIN_SECONDS:
-                self._end_process(worker, "does not begin to serve")
-        elif self._watchdog.is_overdue(worker.who.pid, now):
-            self._end_process(worker, "does not answer")
+        if worker.serves:
+            overdue = self._watchdog.is_overdue(worker.who.pid, now)
+            late, why = self._watchdog.is_late(now), "does not answer"
+        else:
+            overdue = now - worker.since > _BEGIN_SECONDS
+            late, why = now - worker.since > _HELLO_SECONDS, "does not begin to serve"
+        blameless = late and self._disk.may_be_to_blame(now)
+        if overdue and not blameless:
+            self._end_process(worker, why)
 
     def _forgive(self, now: float) -> None:
-        """Nobody was asked while the machine stood still."""
+        """Nobody is late if the machine has stood still, or the disk."""
         self._watchdog.forgive(now)
         for each in self._processes.values():
             each.since = now
@@ -550,6 +597,7 @@ class Supervisor:
         """Run the new code in this process, which somebody may know by its pid. Worker and standby find that their tie
         is cut, and join again (member.py)."""
         self._watchdog.close()
+        self._disk.close()
         _log.info("process %d becomes the new supervisor", os.getpid())
         logging.shutdown()
         try:
@@ -560,6 +608,9 @@ class Supervisor:
     # ---- the end
 
     def _on_signal(self) -> None:
+        if self._store is not None and self._served and not self._leaving and self._store.restart_is_coming():
+            self._leave_estate()
+            return
         worker = self._processes.get("worker")
         self._leaving = True
         if worker is not None and worker.channel is not None:
@@ -601,7 +652,10 @@ class Supervisor:
     def _end(self) -> None:
         """Let everybody else end, and all that is held go."""
         notify("STOPPING=1")
+        if self._store is not None:
+            self._store.forget()
         self._watchdog.close()
+        self._disk.close()
         deadline = time.monotonic() + _END_SECONDS
         for each in self._processes.values():
             if each.channel is not None:
@@ -622,7 +676,7 @@ class Supervisor:
 
 
 def _has_ended(pidfd: int, seconds: float) -> bool:
-    return bool(select.select([pidfd], [], [], max(seconds, 0))[0])
+    return until_readable(pidfd, seconds)
 
 
 def _pidfd_of(who: Who) -> int | None:
@@ -645,11 +699,12 @@ class _signals:  # noqa: N801 (a context manager, named like a function)
 
     def __enter__(self) -> None:
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
                 signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self._selector.register(self._reading, selectors.EVENT_READ, self._noticed)
 
     def _noticed(self) -> None:

@@ -1,11 +1,16 @@
 """Whether the mount answers, and how long that may take.
 
 A worker that does not answer is given time: a little if its event loop does not go round, more if it does (the machine
-is busy), and most if it waits for a disk, since the next one would have to wait for that, too.
+is busy), and most if it waits for a disk.
+
+Nobody is ended while the disk itself does not answer (a network file system whose server is gone, fsfreeze(8)): the
+next one would have to wait for it as well, and with one after the other the mount would be given up, which is well as
+soon as the disk is.
 """
 
 from __future__ import annotations
 
+import logging
 import selectors
 import time
 from collections.abc import Callable
@@ -20,6 +25,10 @@ _ASK_SECONDS = 0.5
 _HUNG_SECONDS = 1.2
 _BUSY_SECONDS = 6.0
 _DISK_SECONDS = 10.0
+_FRESH_SECONDS = 1.0
+_NEWS_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -38,7 +47,8 @@ class Watchdog:
         self._on_answer = on_answer
         self._probe: Probe | None = None
         self._asked: float | None = None
-        self._answered = time.monotonic()
+        self.answered = time.monotonic()
+        """When it last did, or this process began to watch."""
         self._beat = (0, 0.0)
 
     def ask(self, what: str) -> None:
@@ -63,7 +73,7 @@ class Watchdog:
             self.close()
             return
         self._asked = None
-        self._answered = time.monotonic()
+        self.answered = time.monotonic()
         self._on_answer(verdict, said)
 
     def forget(self) -> None:
@@ -73,10 +83,14 @@ class Watchdog:
     def is_overdue(self, pid: int, now: float) -> bool:
         """Whether process `pid`, which should have answered, has had its time. Asks if it is time to."""
         if self._asked is None:
-            if now - self._answered > _ASK_SECONDS:
+            if now - self.answered > _ASK_SECONDS:
                 self.ask("status")
             return False
         return now - self._asked > self._allowed(pid, now)
+
+    def is_late(self, now: float) -> bool:
+        """Whether it has not answered for so long that something must be in the way."""
+        return self._asked is not None and now - self._asked > _HUNG_SECONDS
 
     def _allowed(self, pid: int, now: float) -> float:
         """How many seconds it may take, as it seems to be."""
@@ -92,6 +106,68 @@ class Watchdog:
         self._beat = (self._beat[0], now)
         if self._asked is not None:
             self._asked = now
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._probe is not None:
+            self._selector.unregister(self._probe)
+            self._probe.close()
+            self._probe = None
+        self._asked = None
+
+
+class Disk:
+    """Asks the disk that relfs's state is on, when somebody is late. Contains nothing that blocks.
+
+    INVARIANT: `_asked` as in Watchdog.
+    """
+
+    def __init__(self, state_fd: int, selector: selectors.BaseSelector, on_return: Callable[[float], None]) -> None:
+        """`on_return` is called, with the time, when it answers after it did not for a while."""
+        self._state_fd = state_fd
+        self._selector = selector
+        self._on_return = on_return
+        self._probe: Probe | None = None
+        self._asked: float | None = None
+        self._answered = float("-inf")
+        self._said = False
+
+    def may_be_to_blame(self, now: float) -> bool:
+        """Whether it does not answer either. Asks, if it has not answered just now."""
+        if self._asked is None:
+            if now - self._answered < _FRESH_SECONDS:
+                return False
+            self._ask(now)
+        elif now - self._asked > _NEWS_SECONDS and not self._said:
+            self._said = True
+            _log.warning("the disk does not answer; whoever needs it has to wait")
+        return self._asked is not None
+
+    def _ask(self, now: float) -> None:
+        if self._probe is None:
+            self._probe = Probe("", self._state_fd)
+            self._selector.register(self._probe, selectors.EVENT_READ, self._hear)
+        try:
+            self._probe.ask("disk")
+            self._asked = now
+        except OSError:
+            self.close()
+
+    def _hear(self) -> None:
+        """An error is an answer."""
+        assert self._probe is not None
+        try:
+            self._probe.answer()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+        self._answered = time.monotonic()
+        self._asked = None
+        if self._said:
+            self._said = False
+            _log.info("the disk answers again")
+            self._on_return(self._answered)
 
     def close(self) -> None:
         """Ask no more."""

@@ -39,16 +39,25 @@ _IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 async def follow_link(covered: int, changes: Changes) -> None:
     """Look at the real link whenever something happens in the covered directory (a descriptor). Never returns."""
     watch = _watch_directory(covered)
+    trouble: str | None = None
     try:
         while True:
             await _something_happened(watch, changes)
-            try:
-                await changes.refresh()
-            except (RelfsError, OSError) as error:
-                _log.warning("the real link cannot be looked at: %s", error)
+            before, trouble = trouble, await _refreshed(changes)
+            if trouble is not None and trouble != before:  # a disk that stays broken is said once
+                _log.warning("the real link cannot be looked at: %s", trouble)
     finally:
         if watch is not None:
             os.close(watch)
+
+
+async def _refreshed(changes: Changes) -> str | None:
+    """Why the real link could not be looked at."""
+    try:
+        await changes.refresh()
+    except (RelfsError, OSError, RuntimeError) as error:  # the last: a host has no thread to give (pids.max)
+        return str(error)
+    return None
 
 
 async def _something_happened(watch: int | None, changes: Changes) -> None:

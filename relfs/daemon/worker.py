@@ -21,24 +21,26 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import pyfuse3
 import trio
 
-from relfs.config import Config, load_config
-from relfs.daemon.descriptors import descriptors
-from relfs.daemon.endpoint import listen, run_directory
-from relfs.daemon.member import TICK, Member, myself
+from relfs.daemon.endpoint import listen, remove_socket, run_directory
+from relfs.daemon.member import TICK, Member, myself, take_baton
 from relfs.daemon.methods import Mounted, methods
-from relfs.daemon.preflight import raise_descriptor_limit
+from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
+from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.session import Session, deploy_path, load_session
+from relfs.daemon.upkeep import Gone, keep_up, make_state_again
 from relfs.daemon.watcher import follow_link, until_unmounted
+from relfs.descriptors import descriptors
 from relfs.errors import EXIT_FAILED, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -50,6 +52,7 @@ from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
+from relfs.fuse.relay import Relay
 from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
@@ -67,6 +70,9 @@ _log = logging.getLogger(__name__)
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
+
+_GONE_SECONDS = 2.0
+_GONE_PAUSE = 0.002
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -101,30 +107,27 @@ def _outcome(member: Member, *, adopting: bool) -> tuple[int, str]:
 def _serve(member: Member, *, adopting: bool) -> int:
     session = load_session(member.ledger)
     deploy = deploy_path(session, member.estate)
-    assert deploy.state_fd is not None
-    config = load_config(deploy.state_fd, deploy.state_path)
     raise_descriptor_limit()
-    return trio.run(_Mount(member, session, deploy, config, adopting=adopting).run)
+    return trio.run(_Mount(member, session, deploy, adopting=adopting).run)
 
 
 class _Mount:
     """The parts of a running mount, and the order in which they come and go."""
 
-    def __init__(
-        self, member: Member, session: Session, deploy: DeployPath, config: Config, *, adopting: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, member: Member, session: Session, deploy: DeployPath, *, adopting: bool) -> None:
         self._member = member
         self._ledger = member.ledger
         self._plan = session.plan
         self._init = parse_init(session.init)
+        self._relayed = session.relayed
         self._deploy = deploy
-        self._config = config
+        self._config = session.config
         self._adopting = adopting
         self._hub = EventHub()
         self._table = InodeTable(descriptors().inodes, member.ledger)
         self._once = Once(member.ledger)
         self._seals = Seals(deploy)
-        self._guard = Guard(self._table, deploy.fd)
+        self._guard = Guard(self._table, member[HOME_FD])
         self._status = 0
         self._tried: set[str] = set()
         self._attached: set[str] = _attached(member.ledger)
@@ -187,19 +190,21 @@ class _Mount:
                 self._restore(current, operations)
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
-            nursery.start_soon(self._until_disconnected, nursery)
+            nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
 
             def leave() -> None:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
                 self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
-                self._seals if self._config.seal else None, self._native, leave,
+                self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             nursery.start_soon(self._obey_supervisor, changes, leave)
             try:
                 await handshake.broker()
+                if self._relayed:
+                    nursery.start_soon(self._until_disconnected, await self._relay(handshake.ours), nursery)
                 await self._bring_up(nursery, mounted)
                 await trio.sleep_forever()
             except (RelfsError, OSError, ValueError) as error:
@@ -214,14 +219,15 @@ class _Mount:
         if told:
             access_lists = bool(reply_flags(told) & POSIX_ACL)
         else:
-            access_lists = not self._plan.bind or has_access_lists(self._deploy.fd, without=NATIVE)
+            access_lists = not self._plan.bind or has_access_lists(self._member[HOME_FD], without=NATIVE)
         connection = self._member["connection"]
         return Handshake(
-            connection, self._init, self._ledger.reply, access_lists=access_lists, adopting=self._adopting
+            connection, self._init, self._ledger.reply, access_lists=access_lists, adopting=self._adopting,
+            relayed=self._relayed,
         )  # fmt: skip
 
     def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
-        self._table.pin(ROOT, os.dup(self._deploy.fd))
+        self._table.pin(ROOT, os.dup(self._member[HOME_FD]))
         state_fd = self._deploy.state_fd
         assert state_fd is not None
         self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
@@ -235,6 +241,7 @@ class _Mount:
 
     def _restore(self, current: CurrentLink, operations: Operations) -> None:
         """Know what the worker before this one knew. Contains no `await`."""
+        operations.pin_native()
         self._table.restore()
         operations.restore()
         self._once.restore()
@@ -253,6 +260,7 @@ class _Mount:
             mounted.changes.drop_root_attributes()
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
+        await self._attach_nested()
         if self._config.seal:
             await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
@@ -262,6 +270,8 @@ class _Mount:
             methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=states
         )
         nursery.start_soon(server.serve, self._listen())
+        make_again = partial(self._make_again, server, nursery)
+        nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         self._say_serving(mounted.pointer.target)
@@ -326,12 +336,23 @@ class _Mount:
             level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
             return
-        self._attached.add(name)
-        self._ledger.attached.store(json.dumps(sorted(self._attached)).encode("ascii"))
+        self._note_attached(name)
         if name == RELEASES and self._config.seal:
             self._member.put(_RELEASES_FD, attached)
         else:
             os.close(attached)
+
+    async def _attach_nested(self) -> None:
+        """What was mounted below the deploy path before it was covered."""
+        trees = {name: fd for name, fd in self._member.estate if name.startswith(TREE_FD)}
+        await trio.to_thread.run_sync(attach_nested, trees, self._plan.mountpoint)
+        for name in trees:
+            self._note_attached(name.removeprefix(TREE_FD))
+            self._member.drop(name)
+
+    def _note_attached(self, path: str) -> None:
+        self._attached.add(path)
+        self._ledger.attached.store(json.dumps(sorted(self._attached)).encode("ascii"))
 
     # ---- sealing
 
@@ -378,11 +399,48 @@ class _Mount:
         own.setblocking(False)
         return trio.SocketListener(trio.socket.from_stdlib_socket(own))
 
+    # ---- what somebody may remove
+
+    async def _make_again(self, server: ControlServer, nursery: trio.Nursery, what: Gone) -> None:
+        state_fd = self._deploy.state_fd
+        assert state_fd is not None
+        if what is Gone.STATE:
+            remove_socket(state_fd)
+            make_state_again(self._deploy)
+            self._member.tell("keep", state_fd, name="state")
+            self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
+            await self._attach_state_again()
+            server.states = await trio.to_thread.run_sync(self._states)
+        elif what is Gone.LOCK:
+            self._member.put("lock", replace_daemon_lock(state_fd))
+        else:
+            self._member.drop(_LISTENER_FD)
+            nursery.start_soon(server.serve, self._listen())
+
+    async def _attach_state_again(self) -> None:
+        """Nothing can be mounted on a directory that was removed, so what is mounted there has to go first."""
+        if STATE in self._attached:
+            await trio.to_thread.run_sync(detach, f"{self._plan.mountpoint}/{STATE}")
+        self._tried.discard(STATE)
+        self._attached.discard(STATE)
+        await self._attach(STATE)
+
     # ---- life and end
 
-    async def _until_disconnected(self, nursery: trio.Nursery) -> None:
+    async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
+        """What carries requests and replies. Nobody else may read requests while it does. Who has been killed may still
+        be about to finish that, so its end is waited for; unless a disk keeps it, since then it reads none."""
+        with trio.move_on_after(_GONE_SECONDS):
+            while take_baton(self._member["ledger"]) is None:  # held as long as this process lives
+                await trio.sleep(_GONE_PAUSE)
+        relay = Relay(self._member["connection"], session, self._ledger.requests())
+        self._once.deliver = relay.deliver
+        relay.expect = self._once.expect
+        return relay.run
+
+    async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
         try:
-            await pyfuse3.main()
+            await serve()
         except OSError as error:
             _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
             self._status = EXIT_FAILED
@@ -406,7 +464,7 @@ class _Mount:
                     leave()
                 elif message.kind == "retire":
                     await self._retire(changes)
-                elif message.kind == "resend":
+                elif message.kind == "resend" and not self._relayed:
                     os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import pyfuse3
 import trio
+from pyfuse3 import InodeT
 
 from relfs.fuse.inodes import ROOT
 from relfs.fuse.teller import Teller
@@ -121,12 +121,12 @@ class Changes:
     def drop_root_attributes(self) -> None:
         """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
         try:
-            pyfuse3.invalidate_inode(ROOT, attr_only=True)
+            self._teller.drop_attributes(ROOT)
         except OSError as error:
             if error.errno not in _GONE:
                 _log.warning("the kernel could not be told to drop the root's attributes: %s", error)
 
-    async def drop_name(self, parent: pyfuse3.InodeT, name: bytes) -> None:
+    async def drop_name(self, parent: InodeT, name: bytes) -> None:
         """The same for any name, such as one that a rename moved a dentry to, with the timeouts of its old name.
 
         Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.

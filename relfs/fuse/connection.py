@@ -56,9 +56,10 @@ class Connection:
         self.second.wait()
 
 
-def connect(mountpoint: str, options: Sequence[str]) -> Connection:
+def connect(mountpoint: str, options: Sequence[str], within: Sequence[str] = ()) -> Connection:
     """Mount at `mountpoint` and read the kernel's FUSE_INIT, which is not answered yet: requests wait for that.
 
+    `within` is a command that becomes the one that it is told: what stays to guard the mount is run by it.
     Raises RelfsError with fusermount3's own words.
     """
     helper_path = shutil.which("fusermount3")
@@ -67,7 +68,7 @@ def connect(mountpoint: str, options: Sequence[str]) -> Connection:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         helper = subprocess.Popen(
-            [helper_path, "-o", ",".join(options), "--", mountpoint],
+            [*within, helper_path, "-o", ",".join(options), "--", mountpoint],
             env=dict(os.environ, _FUSE_COMMFD=str(theirs.fileno()), LC_ALL="C"),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -91,7 +92,7 @@ def connect(mountpoint: str, options: Sequence[str]) -> Connection:
         ours.close()
         helper.wait()
         raise
-    second, watch = _start_second_guard(helper_path, mountpoint)
+    second, watch = _start_second_guard(helper_path, mountpoint, within)
     return Connection(descriptors[0], ours.detach(), watch, helper, second, init)
 
 
@@ -104,16 +105,17 @@ abort=/sys/fs/fuse/connections/$3/abort
 """
 
 
-def _start_second_guard(helper: str, mountpoint: str) -> tuple[subprocess.Popen[bytes], int]:
+def _start_second_guard(helper: str, mountpoint: str, within: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
     """The guard, and the pipe that it waits for the end of. It goes by the mount's id, and the kernel's number of the
     connection, which is the minor device number of the mount."""
     found = mount_at(mountpoint)
     if found is None or not found.fstype.startswith(FSTYPE):
         raise RelfsError(f"{mountpoint}: was unmounted while it was being mounted")
     waiting, watch = os.pipe()
+    minor = found.device.removeprefix("0:")
     try:
         guard = subprocess.Popen(
-            ["/bin/sh", "-c", _SECOND_GUARD, helper, mountpoint, str(found.id), found.device.removeprefix("0:")],
+            [*within, "/bin/sh", "-c", _SECOND_GUARD, helper, mountpoint, str(found.id), minor],
             stdin=waiting,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

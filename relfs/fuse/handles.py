@@ -20,6 +20,7 @@ from typing import Protocol
 
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 
+from relfs.descriptors import descriptors, too_many
 from relfs.fuse.inodes import InodeTable, Node
 from relfs.survival.ledger import HandleRecord, Ledger
 from relfs.survival.memory import new_memory
@@ -73,6 +74,17 @@ class Handles:
         self._estate = estate
         self._files: dict[FileHandleT, OpenFile] = {}
         self._listings: dict[FileHandleT, Listing] = {}
+        self._most = descriptors().files
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no descriptor for one more; a directory may take two."""
+        return len(self._files) + 2 * len(self._listings) + 2 > self._most
+
+    def require_room(self) -> None:
+        """Before something is opened, or even made. Raises OSError (EMFILE)."""
+        if self.is_full:
+            raise too_many()
 
     def fd(self, fh: FileHandleT) -> int:
         """The descriptor of an open file or directory. Raises KeyError."""

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 import trio
 
@@ -55,10 +54,13 @@ from relfs.fuse.protocol import (
     POSIX_ACL,
     InitRequest,
     baton,
-    resend,
+    limit,
     want,
 )
+from relfs.fuse.relay import session_pair
+from relfs.fuse.resent import Again, ask_again
 from relfs.survival.memory import Cell
+from relfs.survival.requests import PAYLOAD_MAX
 
 _REPLY_MAX = 4096
 
@@ -66,17 +68,21 @@ _REPLY_MAX = 4096
 class Handshake:
     """One exchange of FUSE_INIT between the kernel and a libfuse session that reads from `session_path`."""
 
-    def __init__(self, connection: int, init: InitRequest, reply: Cell, *, access_lists: bool, adopting: bool) -> None:
+    def __init__(
+        self, connection: int, init: InitRequest, reply: Cell, *, access_lists: bool, adopting: bool, relayed: bool
+    ) -> None:
         """`connection` is a descriptor of /dev/fuse, `reply` what the kernel was answered; `access_lists`: the kernel
-        shall obey access control lists, at that price; `adopting`: somebody else has served this connection."""
+        shall obey access control lists, at that price; `adopting`: somebody else has served this connection;
+        `relayed`: relay.py stands in between for good, so there is no baton, and messages must not be too large."""
         self._connection = connection
         self._reply = reply
         self._resend = adopting and bool(init.flags & HAS_RESEND)
+        self._relayed = relayed
         wanted = CACHE_SYMLINKS | DONT_MASK | HANDLE_KILLPRIV_V2 | (POSIX_ACL if access_lists else 0)
         self._wanted = init.flags & wanted
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours, theirs = session_pair()
         self._session_fd = theirs.detach()
-        self._ours.send(init.raw)
+        self.ours.send(init.raw)
         self.done = trio.Event()
         self.obeys_access_lists = bool(self._wanted & POSIX_ACL)
         self.caches_links = bool(self._wanted & CACHE_SYMLINKS)
@@ -87,15 +93,19 @@ class Handshake:
         return f"/dev/fd/{self._session_fd}"
 
     async def broker(self) -> None:
-        """Carry libfuse's reply to the kernel, and send the baton. Needs pyfuse3.main() to be running beside it.
+        """Carry libfuse's reply to the kernel, and send the baton, or leave `ours` to the relay. Needs pyfuse3.main()
+        to be running beside it.
 
         Raises ValueError if libfuse refuses, RelfsError if it says what the kernel was not told, OSError if the kernel
         refuses.
         """
-        with self._ours:
-            await trio.lowlevel.wait_readable(self._ours)
-            reply = want(self._ours.recv(_REPLY_MAX), self._wanted)
-            self._ours.send(baton())
+        await trio.lowlevel.wait_readable(self.ours)
+        reply = want(self.ours.recv(_REPLY_MAX), self._wanted)
+        if self._relayed:
+            self._answer(limit(reply, PAYLOAD_MAX))
+            return
+        with self.ours:
+            self.ours.send(baton())
             self._answer(reply)
             await self.done.wait()
 
@@ -113,9 +123,9 @@ class Handshake:
                 raise
         self._reply.store(reply)
 
-    def take_over(self) -> None:
-        """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await."""
+    def take_over(self) -> Again | None:
+        """Put the kernel behind the session's descriptor. Called by the handler of the baton; no await. What the kernel
+        asks again, if it can."""
         os.dup2(self._connection, self._session_fd, inheritable=False)
-        if self._resend:
-            os.write(self._connection, resend())
         self.done.set()
+        return ask_again(self._connection) if self._resend else None

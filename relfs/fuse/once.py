@@ -8,13 +8,13 @@ for an answer asks for nothing else meanwhile, so that who asks, and what for, n
 The choice. Before such a request is carried out, it is written into the ledger with what it will change: that the name
 is free, which inode it removes, how long the file is. The next worker compares that with what it finds. A handler
 without `await` is followed by its answer at once, so its errand is over when anything else happens, or at the next beat
-of the event loop; those that wait for something else hold theirs until then. What nobody asks for again within
-`LEFT_SECONDS` was answered.
+of the event loop; those that wait for something else hold theirs until then. Who dies before that leaves an errand that
+was answered; the next worker hears of who still waits for an answer before it begins (resent.py), and drops the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -22,14 +22,27 @@ import trio
 from relfs.survival.ledger import ERRAND_MAX, Ledger
 
 LEFT_SECONDS = 5.0
-"""How long after it took over a worker expects to be asked again what the one before it had begun."""
+"""How long after it took over a worker expects to be asked again what the one before it had begun; who has not by then,
+was killed."""
 
 _LENGTH_BYTES = 4
 
 
-def errand(what: str, asker: int, *details: int | bytes) -> bytes:
-    """The name of a request: what thread `asker` wants. No two that are under way have the same."""
-    parts = [what.encode(), b"%d" % asker, *(b"%d" % each if isinstance(each, int) else each for each in details)]
+def thread_asker(pid: int) -> bytes:
+    """Who asks: that thread."""
+    return b"%d" % pid
+
+
+def file_asker(fh: int) -> bytes:
+    """Who asks, where pyfuse3 does not tell the thread: whoever has that file open, one at a time."""
+    return b"file %d" % fh
+
+
+def errand(what: str, asker: int | bytes, *details: int | bytes) -> bytes:
+    """The name of a request: what `asker` (a thread, unless it is more than a number) wants. No two that are under way
+    have the same."""
+    who = thread_asker(asker) if isinstance(asker, int) else asker
+    parts = [who, what.encode(), *(b"%d" % each if isinstance(each, int) else each for each in details)]
     return b"\0".join(parts)
 
 
@@ -40,6 +53,9 @@ class Once:
         self._slots = ledger.errands
         self._left: dict[bytes, tuple[int, bytes]] = {}
         self._present = 0
+        self.deliver: Callable[[], object] = lambda: None
+        """Called before anything is forgotten: where libfuse does not answer the kernel itself (relay.py), what it has
+        answered so far is to be carried there first."""
 
     def restore(self) -> None:
         """Know what the worker before this one had begun."""
@@ -47,6 +63,11 @@ class Once:
             length = int.from_bytes(record[:_LENGTH_BYTES], "little")
             name, note = record[_LENGTH_BYTES : _LENGTH_BYTES + length], record[_LENGTH_BYTES + length :]
             self._left[name] = (number, note)
+
+    def expect(self, askers: Collection[bytes]) -> None:
+        """Only these still wait for an answer, and will ask again; what others wanted was answered."""
+        for name in [each for each in self._left if each.partition(b"\0")[0] not in askers]:
+            self._slots.free(self._left.pop(name)[0])
 
     def expire(self) -> None:
         """What was left was answered: nobody has asked again."""
@@ -73,6 +94,7 @@ class Once:
     def settle(self) -> None:
         """What was noted last has been answered."""
         if self._present:
+            self.deliver()
             self._slots.free(self._present)
             self._present = 0
 
@@ -84,7 +106,11 @@ class Once:
         try:
             yield
         finally:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._slots.free, number)
+            trio.lowlevel.current_trio_token().run_sync_soon(self._end, number)
+
+    def _end(self, number: int) -> None:
+        self.deliver()
+        self._slots.free(number)
 
     def _put(self, name: bytes, note: bytes) -> int:
         record = len(name).to_bytes(_LENGTH_BYTES, "little") + name + note

@@ -35,7 +35,7 @@ from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
-from relfs.fuse.once import Once, errand
+from relfs.fuse.once import Once, errand, file_asker
 from relfs.fuse.passthrough import ACCESS_LIST, Passthrough, is_nothing
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
@@ -104,6 +104,11 @@ class Operations(pyfuse3.Operations):
         self._on_native = on_native
         self._guard = guard
         self._once = once
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no file can be opened now, for want of descriptors."""
+        return self._files.is_full
 
     # ---- names
 
@@ -295,8 +300,11 @@ class Operations(pyfuse3.Operations):
     def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:  # type: ignore[override]
         """Called synchronously by pyfuse3, hence not `async`; see handshake.py for the baton."""
         if inode_list == BATON:
-            self._handshake.take_over()
-            return
+            again = self._handshake.take_over()
+            if again is None:
+                return
+            self._once.expect(again.askers)
+            inode_list = [(InodeT(nodeid), lookups) for nodeid, lookups in again.forgets]
         for nodeid, lookups in inode_list:
             self._table.forget(nodeid, lookups)
 
@@ -384,7 +392,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         if not self._files.appends(fh):
             return self._files.write(fh, off, buf)
-        request = errand("write", 0, fh, off, len(buf), zlib.crc32(buf))
+        request = errand("write", file_asker(fh), off, len(buf), zlib.crc32(buf))
         was = self._once.begun(request)
         if was is not None:
             return self._files.append_once(fh, int(was), buf)
@@ -427,11 +435,15 @@ class Operations(pyfuse3.Operations):
             show=native if self._current.hidden_from(ctx) else [_CURRENT, *native],
         )
 
+    def pin_native(self) -> None:
+        """Give the native directories that there are their constant nodeids. To be called before the table is restored:
+        what is in them is known by them."""
+        for name in NATIVE:
+            self._pin_native(name)
+
     def restore(self) -> None:
         """Know what the worker before this one had open, once the table is restored. What somebody who is replacing
         `current` lists from the start again has it, which he takes for what others did meanwhile."""
-        for name in NATIVE:
-            self._pin_native(name)
 
         def show(nodeid: InodeT) -> list[bytes]:
             return [_CURRENT, *(name for name in NATIVE if self._is_native(name))] if nodeid == ROOT else []

@@ -28,6 +28,7 @@ from pyfuse3 import (
 )
 
 from relfs import libc
+from relfs.descriptors import descriptors
 from relfs.fuse.caller import CAP_FOWNER, acting_as, creating_as, is_administrator
 from relfs.fuse.handles import Handles, Listing, nothing
 from relfs.fuse.inodes import ROOT, InodeTable, Node
@@ -61,6 +62,7 @@ class Passthrough:
         """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
         self.table = table
         self._handles = handles
+        self._descriptors = descriptors()
         self._timeout = MOMENT if exclusive else 0.0
         self._exclusive = exclusive
 
@@ -140,7 +142,7 @@ class Passthrough:
 
     def lookup(self, parent: InodeT, name: bytes) -> EntryAttributes:
         directory = self.table.node(parent)
-        fd = os.open(name, _HOLD, dir_fd=directory.fd)
+        fd = self._descriptors.for_inode(os.open(name, _HOLD, dir_fd=directory.fd))
         try:
             status = os.fstat(fd)
         except OSError:
@@ -226,7 +228,13 @@ class Passthrough:
 
     # ---- files
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no file can be opened now, for want of descriptors."""
+        return self._handles.is_full
+
     def open(self, nodeid: InodeT, flags: int, context: RequestContext) -> FileInfo:
+        self._handles.require_room()
         node = self.table.node(nodeid)
         path = node.path
         opening = self._flags(flags, appending=node.volatile) & ~_NAMING
@@ -260,6 +268,7 @@ class Passthrough:
     def create(
         self, parent: InodeT, name: bytes, mode: int, flags: int, context: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._handles.require_room()
         directory = self.table.node(parent).fd
         with creating_as(context):
             # O_NONBLOCK: should a fifo have come there behind our back, nobody is waited for.
@@ -334,6 +343,7 @@ class Passthrough:
         hide: Callable[[bytes], bool] = nothing,
         show: Sequence[bytes] = (),
     ) -> FileHandleT:
+        self._handles.require_room()
         node = self.table.node(nodeid)
         path = node.path
         with acting_as(context):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 
@@ -10,12 +11,34 @@ OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
 _INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; flags2 follows since 7.36
 _INIT_IN_FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIII")  # the same, in the reply
+_INIT_OUT_SIZES = struct.Struct("=IIH")  # max_write, time_gran, max_pages
+_INIT_OUT_SIZES_AT = 16 + 20
+_INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid, offset, length
 _INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent, length of the name, flags
+_FORGET_IN = struct.Struct("=Q")  # lookups
+_BATCH_FORGET_IN = struct.Struct("=II")  # count, padding
+_FORGET_ONE = struct.Struct("=QQ")  # nodeid, lookups
+_WRITE_IN = struct.Struct("=Q")  # handle; the rest does not matter here
 
 OP_FORGET = 2
+OP_READLINK = 5
+OP_READ = 15
+OP_WRITE = 16
+OP_GETXATTR = 22
+OP_LISTXATTR = 23
 OP_INIT = 26
+OP_READDIR = 28
+OP_INTERRUPT = 36
+OP_BATCH_FORGET = 42
+OP_READDIRPLUS = 44
+_NOTIFY_INVAL_INODE = 2
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
+
+FORGETS = frozenset({OP_FORGET, OP_BATCH_FORGET})
+
+UNANSWERED = FORGETS | {OP_INTERRUPT}
+"""What the kernel expects no reply to."""
 
 DONT_MASK = 1 << 6
 """FUSE_DONT_MASK: the kernel leaves applying the umask to us, who know the directory's default ACL (protocol 7.12)."""
@@ -32,6 +55,9 @@ CACHE_SYMLINKS = 1 << 23
 
 HAS_RESEND = 1 << 39
 """FUSE_HAS_RESEND: the kernel can put unanswered requests back in the queue (protocol 7.40, Linux 6.9)."""
+
+UNIQUE_RESEND = 1 << 63
+"""FUSE_UNIQUE_RESEND: in a request's number, that the kernel sends it again."""
 
 READ_SIZE = 1 << 20
 """Bytes; no request that the kernel sends before INIT is answered is larger."""
@@ -78,6 +104,64 @@ def reply_flags(reply: bytes) -> int:
 def resend() -> bytes:
     """FUSE_NOTIFY_RESEND: put the requests that were read and not answered back into the queue."""
     return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
+
+
+def limit(reply: bytes, size: int) -> bytes:
+    """An INIT reply after which no READ or WRITE carries more than `size` bytes (a page, if that is more).
+
+    Where the kernel does not offer FUSE_MAX_PAGES (protocol 7.28, Linux 4.20), reads may be of 32 pages all the same.
+    """
+    if len(reply) < _INIT_OUT_SIZES_AT + _INIT_OUT_SIZES.size:
+        return reply
+    changed = bytearray(reply)
+    max_write, time_gran, max_pages = _INIT_OUT_SIZES.unpack_from(changed, _INIT_OUT_SIZES_AT)
+    pages = max(1, size // mmap.PAGESIZE)
+    _INIT_OUT_SIZES.pack_into(
+        changed, _INIT_OUT_SIZES_AT, min(max_write, size), time_gran, min(max_pages or pages, pages)
+    )
+    return bytes(changed)
+
+
+def failure(unique: int, error: int) -> bytes:
+    """The reply to request `unique` that reports the errno `error`."""
+    return OUT_HEADER.pack(OUT_HEADER.size, -error, unique)
+
+
+def reply_size(request: bytes | memoryview) -> int:
+    """Bytes; no reply to `request` is larger."""
+    opcode = IN_HEADER.unpack_from(request)[1]
+    if opcode in _SIZE_AT:
+        (size,) = _SIZE.unpack_from(request, IN_HEADER.size + _SIZE_AT[opcode])
+        return max(_SMALL, OUT_HEADER.size + int(size))
+    return _LINK_MAX if opcode == OP_READLINK else _SMALL
+
+
+_SIZE = struct.Struct("=I")
+_SIZE_AT = {OP_READ: 16, OP_READDIR: 16, OP_READDIRPLUS: 16, OP_GETXATTR: 0, OP_LISTXATTR: 0}
+_LINK_MAX = OUT_HEADER.size + 4096
+_SMALL = 512
+
+
+def inval_attributes(nodeid: int) -> bytes:
+    """FUSE_NOTIFY_INVAL_INODE: forget the attributes of an inode, and keep its pages."""
+    payload = _INVAL_INODE_OUT.pack(nodeid, -1, 0)
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), _NOTIFY_INVAL_INODE, 0) + payload
+
+
+def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
+    """The nodeids that a FORGET or BATCH_FORGET gives back, each with the number of lookups."""
+    _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+    at = IN_HEADER.size
+    if opcode == OP_FORGET:
+        return [(nodeid, _FORGET_IN.unpack_from(request, at)[0])]
+    count, _ = _BATCH_FORGET_IN.unpack_from(request, at)
+    pairs = _FORGET_ONE.iter_unpack(request[at + _BATCH_FORGET_IN.size :][: count * _FORGET_ONE.size])
+    return [(nodeid, lookups) for nodeid, lookups in pairs]
+
+
+def written_handle(request: bytes | memoryview) -> int:
+    """The file handle that a WRITE is for."""
+    return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:

@@ -22,7 +22,7 @@ import threading
 from dataclasses import dataclass, field
 
 from relfs import libc
-from relfs.fuse.protocol import inval_entry
+from relfs.fuse.protocol import inval_attributes, inval_entry
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ class Teller:
         errand.done.wait()
         if errand.error is not None:
             raise errand.error
+
+    def drop_attributes(self, nodeid: int) -> None:
+        """Make the kernel forget the attributes of an inode. Blocks nowhere, so it needs no thread. Raises OSError, as
+        drop() does."""
+        os.write(self._connection, inval_attributes(nodeid))
 
     def _tell_all(self) -> None:
         """Runs on the thread."""

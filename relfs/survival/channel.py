@@ -10,13 +10,20 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 _MESSAGE_MAX = 1 << 16
 _DESCRIPTORS_MAX = 16
+
+
+class Pollable(Protocol):
+    """What has a descriptor."""
+
+    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,14 @@ class Channel:
                 os.close(fd)
         self._owed.clear()
         self._socket.close()
+
+
+def until_readable(endpoint: Pollable | int, seconds: float | None = None) -> bool:
+    """Wait until there is something to read, or the other side is gone, for at most `seconds`; whether that is so.
+    select(2) would not do: it knows descriptors below 1024 only, and a process that keeps open files has more."""
+    poll = select.poll()
+    poll.register(endpoint, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
 
 
 def pair() -> tuple[Channel, Channel]:

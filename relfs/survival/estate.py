@@ -5,6 +5,7 @@ that either can die at any moment; what a worker opens, it gives them before it 
     guard              the socket whose closing, in all processes, makes fusermount3's helper detach the mount
     lock               the daemon lock
     deploy, state      the deploy path, opened before it was covered, and the state directory
+    home, nested.PATH  where passthrough works; what is mounted below that, until it is attached (daemon/nested.py)
     ledger             see ledger.py
     inbox, outbox      the two ends of the pair by which processes find a new supervisor
     baton              the file whose lock says who is the supervisor (daemon/member.py)
@@ -36,9 +37,14 @@ class Estate:
         return iter(list(self._fds.items()))
 
     def put(self, name: str, fd: int) -> None:
-        """Hold `fd`, instead of what has had the name so far."""
-        self.drop(name)
-        self._fds[name] = fd
+        """Hold `fd`. It takes the number of what has had the name so far, by which others may go: who needs it asks for
+        its name from now on."""
+        before = self._fds.get(name)
+        if before is None:
+            self._fds[name] = fd
+        elif before != fd:
+            os.dup2(fd, before, inheritable=False)
+            os.close(fd)
 
     def drop(self, name: str) -> None:
         """Close it, if there is one."""

@@ -5,6 +5,7 @@ whole).
     links      texts of `current` that the kernel may have cached, by nodeid
     handles    open files and directories, by file handle; their descriptors are in the Estate
     errands    requests that must not be done twice (fuse/once.py)
+    requests   requests that were read and not answered, where the kernel cannot be asked for them again (requests.py)
     cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals
 
 Lookup counts are advisory: a FORGET that a dead worker had read is lost, and a LOOKUP that is done again counts twice.
@@ -21,7 +22,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from relfs.survival.memory import Area, Cell, Memory, Number, Slots, area, new_memory
+from relfs.survival.memory import Cell, Memory, Number, Slots, area, new_memory
+from relfs.survival.requests import Requests
 
 VERSION = 1
 """Of the layout below. A worker does not take over memory of another version; `relfsctl reload` falls back then."""
@@ -114,6 +116,10 @@ class Ledger:
         """Unmap it, and close its descriptor."""
         self._memory.close()
         os.close(self.fd)
+
+    def requests(self) -> Requests:
+        """To be asked for once, by the one worker that uses it, when no other does any more."""
+        return Requests(self._memory, _REQUEST_AREA)
 
     # ---- who is who
 
@@ -242,5 +248,6 @@ _REPLACEMENTS_AREA = area(_SEALS_AREA, 1 << 26)
 _ERRAND_AREA = area(_REPLACEMENTS_AREA, Slots.room(ERRAND_MAX, _ERRANDS))
 _HANDLE_AREA = area(_ERRAND_AREA, Slots.room(_HANDLE.size, _HANDLES))
 _LINK_AREA = area(_HANDLE_AREA, Slots.room(_LINK_MAX, _LINKS))
-_NODE_AREA: Area = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
-_SIZE = _NODE_AREA.end
+_NODE_AREA = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
+_REQUEST_AREA = area(_NODE_AREA, Requests.room())
+_SIZE = _REQUEST_AREA.end

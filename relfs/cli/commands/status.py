@@ -70,11 +70,18 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
             fields.append(("unsealing", f"{', '.join(status['unsealing'])}: in use, writable, cannot be removed yet"))
         fields.append(("privileges", _privileges(host)))
         fields.append(("link cache", "yes" if host["caches_links"] else "no: this kernel asks us each time"))
+        fields.append(("in flight", _IN_FLIGHT[host["survival"]]))
     for view in status["views"]:
         fields.append(
             ("view", f"{view['reason']}: {view['command']} (pid {view['pid']}) since {moment(view['since'])}")
         )
     return fields
+
+
+_IN_FLIGHT = {
+    "resend": "requests outlive a worker: the kernel sends them again",
+    "relay": "requests outlive a worker: relfs keeps them itself, and is slower for it (`relfsctl doctor` says why)",
+}
 
 
 def _locked(lock: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from relfs.cli.output import moment, say, show_json
 from relfs.cli.session import Session, is_mounted, open_here, pass_session
 from relfs.control import Connection, NoDaemon
 from relfs.errors import RelfsError, reason
+from relfs.journal import JOURNAL, decode
 from relfs.locate import Place
 
 _LOOK_SECONDS = 0.2
@@ -38,7 +39,11 @@ def command(session: Session) -> None:
 
 def _events(place: Place) -> Iterator[dict[str, Any]]:
     """What a daemon tells, whichever that is; what happened while none did is in the journal."""
-    path = _journal_path(place)
+    with contextlib.closing(open_here(place, create_state=False)) as deploy:
+        yield from _follow(place, os.path.join(deploy.state_path, JOURNAL))
+
+
+def _follow(place: Place, path: str) -> Iterator[dict[str, Any]]:
     try:
         connection = Connection(place.state_paths)
     except NoDaemon:
@@ -85,19 +90,7 @@ def _follow_journal(path: str) -> Iterator[dict[str, Any]]:
         time.sleep(_LOOK_SECONDS)
 
 
-def _journal_path(place: Place) -> str:
-    from relfs.journal import JOURNAL
-
-    deploy = open_here(place, create_state=False)
-    try:
-        return os.path.join(deploy.state_path, JOURNAL)
-    finally:
-        deploy.close()
-
-
 def _read(lines: bytes) -> Iterator[dict[str, Any]]:
-    from relfs.journal import decode
-
     for event in map(decode, lines.splitlines()):
         if event is not None:
             yield event.as_json()

@@ -1,0 +1,1 @@
+"""What runs beside relfs, each a process of its own, without anything of relfs in it. They judge nothing."""

@@ -1,0 +1,69 @@
+"""What the processes of relfs hold: memory, descriptors, threads; and how much is mounted. Between two looks, nothing
+of it may grow."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from relfs.mountinfo import mounts
+from soak.judge import Verdict
+from soak.site import Site
+
+_SLACK_MB = 8.0
+"""So much may the memory of all processes differ between two looks: what caches and allocators keep, or share, depends
+on the moment. A leak of every death, a kilobyte say, is less; one of every read or switch is far more."""
+
+_SLACK_DESCRIPTORS = 3
+"""A connection, a file that is just being written."""
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """`pss_mb` divides a page among those that share it (proc(5), smaps_rollup)."""
+
+    processes: int
+    pss_mb: float
+    descriptors: int
+    threads: int
+    mounts: int
+
+
+def look(site: Site) -> Vitals:
+    """All of the site's processes, its guards included, and the mounts on its deploy path and below."""
+    pids = (*site.processes(), *site.guards())
+    return Vitals(
+        processes=len(pids),
+        pss_mb=sum(_pss_mb(pid) for pid in pids),
+        descriptors=sum(_entries(pid, "fd") for pid in pids),
+        threads=sum(_entries(pid, "task") for pid in pids),
+        mounts=sum(1 for mount in mounts() if f"{mount.target}/".startswith(f"{site.app}/")),
+    )
+
+
+def judge_growth(before: Vitals, after: Vitals) -> Verdict:
+    """Both looks are at a quiet moment, in which all that relfs keeps running was there."""
+    wrong = [
+        f"{what} grew from {getattr(before, what):g} to {getattr(after, what):g}"
+        for what, slack in (
+            ("processes", 0), ("pss_mb", _SLACK_MB), ("descriptors", _SLACK_DESCRIPTORS), ("threads", 1), ("mounts", 0),
+        )
+        if getattr(after, what) > getattr(before, what) + slack
+    ]  # fmt: skip
+    return Verdict("nothing grows", tuple(wrong))
+
+
+def _pss_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _entries(pid: int, what: str) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/{what}"))
+    except OSError:
+        return 0

@@ -1,0 +1,95 @@
+"""Faults of the world around the daemon: its limit of descriptors, used up by who opens files through the
+mount, and of memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cgroups import memory_group
+from clients import ctl
+from mounting import Mounts, relfs_command, wait_for
+from readers import reading
+
+_MEGABYTE = 1 << 20
+
+
+def with_few_descriptors(*arguments: str | Path) -> list[str]:
+    """relfs, unable to raise its limit of 256."""
+    few = ("setpriv", "--bounding-set=-sys_resource", "prlimit", "--nofile=256:256")
+    return [*few, *relfs_command(*arguments)]
+
+
+@contextmanager
+def all_descriptors_used_up(file: Path, flags: int) -> Iterator[OSError]:
+    """Open `file` until that is refused, and keep it so."""
+    opened: list[int] = []
+    try:
+        with pytest.raises(OSError, match=r".") as caught:
+            for _ in range(1000):
+                opened.append(os.open(file, flags))
+        yield caught.value
+    finally:
+        for each in opened:
+            os.close(each)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDONLY | os.O_DIRECTORY], ids=["files", "directories"])
+def test_clients_that_open_all_they_can(app: Path, mounts: Mounts, flags: int) -> None:
+    """They get EMFILE; whoever switches, asks, looks or watches does not."""
+    file = app / "file"
+    if flags & os.O_DIRECTORY:
+        file.mkdir()
+    else:
+        file.write_text("content")
+    (app / ".relfs/hooks").mkdir(parents=True)
+    hook = app / ".relfs/hooks/pre-switch"
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    mount = mounts.start(app, command=with_few_descriptors)
+    with reading(app / "current/index.html", "40", "41", "42") as readers:
+        with all_descriptors_used_up(file, flags) as error:
+            assert error.errno == errno.EMFILE
+            assert "no more can be opened" in " ".join(mount.status()["health"])
+            assert ctl("-C", app, "switch", "41").status == 0
+            (app / "release").symlink_to("releases/42")
+            os.rename(app / "release", app / "current")
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                (app / "new").touch()
+        wait_for(lambda: mount.status()["health"] == [], "they have been closed")
+        assert not (app / "new").exists(), "what could not be opened was not made"
+        (app / "new").write_text("made")
+        seen = readers.stop()
+    assert (seen.failed, seen.neither) == ({}, 0)
+    assert os.readlink(app / "current") == "releases/42"
+
+
+def test_a_memory_limit(app: Path, mounts: Mounts) -> None:
+    """What goes through the daemon is not kept by it: ten times as much as it may have, both ways."""
+    with memory_group() as group:
+        mount = mounts.start(app, command=lambda *words: group.command(*relfs_command(*words)))
+        pid = mount.status()["worker_pid"]
+        (app / "warm").write_bytes(bytes(_MEGABYTE))
+        group.limit(group.used + 8 * _MEGABYTE)
+        with reading(app / "current/index.html", "40", "41") as readers:
+            _write_and_read(app / "large", 80)
+            assert ctl("-C", app, "switch", "41").status == 0
+            seen = readers.stop()
+        assert (seen.failed, seen.neither) == ({}, 0)
+        assert mount.status()["worker_pid"] == pid
+        mount.terminate()
+
+
+def _write_and_read(file: Path, megabytes: int) -> None:
+    with open(file, "wb", buffering=0) as writer:
+        for number in range(megabytes):
+            writer.write(bytes([number]) * _MEGABYTE)
+    with open(file, "rb", buffering=0) as reader:
+        for number in range(megabytes):
+            os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the daemon, not from the page cache
+            assert reader.read(_MEGABYTE) == bytes([number]) * _MEGABYTE

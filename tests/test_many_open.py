@@ -1,0 +1,49 @@
+"""More files open than select(2) can tell of, 1024: whoever dies, those that hold them go on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts, wait_for
+
+_FILES = 1100
+
+
+@pytest.fixture
+def mount(app: Path, mounts: Mounts) -> Mount:
+    """Everything is served by relfs."""
+    return mounts.start(app, "--no-bind")
+
+
+@pytest.fixture
+def files(mount: Mount) -> Iterator[list[int]]:
+    """Open files, each with its number in it, and without a name."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    opened = []
+    for number in range(_FILES):
+        opened.append(os.open(mount.mountpoint / "file", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        os.write(opened[-1], str(number).encode())
+        os.unlink(mount.mountpoint / "file")
+    yield opened
+    for fd in opened:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_files_stay_open_when_the_supervisor_and_then_the_worker_die(mount: Mount, files: list[int]) -> None:
+    mount.expect_log("the supervisor has died")
+    mount.expect_log("the worker .* has ended")
+    before = mount.status()
+    os.kill(before["supervisor_pid"], signal.SIGKILL)
+    wait_for(lambda: mount.status()["supervisor_pid"] not in (before["supervisor_pid"], None), "there is a supervisor")
+    assert mount.status()["standby_pid"] == before["standby_pid"]
+    os.kill(before["worker_pid"], signal.SIGKILL)
+    for number, fd in enumerate(files):
+        assert os.pread(fd, 9, 0) == str(number).encode()
+    assert mount.status()["worker_pid"] != before["worker_pid"]

@@ -1,0 +1,93 @@
+"""What the kernel asks again is known before it is asked: against a kernel that is a socket pair."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from relfs.fuse.once import Once, errand, file_asker, thread_asker
+from relfs.fuse.protocol import UNIQUE_RESEND, forgotten, resend
+from relfs.fuse.resent import Again, ask_again
+from relfs.survival.ledger import Ledger, new_ledger
+
+FORGET, MKDIR, WRITE, BATCH_FORGET = 2, 9, 16, 42
+
+
+def request(opcode: int, pid: int = 0, body: bytes = b"", *, nodeid: int = 1, again: bool = True) -> bytes:
+    """One that the kernel sends, `again` if it did so before."""
+    unique = 2 * pid + 2 | (UNIQUE_RESEND if again else 0)
+    return struct.pack("=IIQQIIII", 40 + len(body), opcode, unique, nodeid, 0, 0, pid, 0) + body
+
+
+def write(fh: int, pid: int, data: bytes) -> bytes:
+    return request(WRITE, pid, struct.pack("=QQIIQII", fh, 0, len(data), 0, 0, 0, 0) + data)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The kernel's, and ours."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+        yield one, other
+
+
+def looked_at(ends: tuple[socket.socket, socket.socket], *queue: bytes) -> Again:
+    """What is found in the queue; both times it is asked for."""
+    kernel, ours = ends
+    for each in queue:
+        kernel.send(each)
+    found = ask_again(ours.fileno())
+    assert [kernel.recv(100), kernel.recv(100)] == [resend(), resend()]
+    assert os.get_blocking(ours.fileno())
+    return found
+
+
+def test_who_waits(ends: tuple[socket.socket, socket.socket]) -> None:
+    found = looked_at(ends, request(MKDIR, 10, b"a\0"), write(7, 11, b"x" * 100_000), request(MKDIR, 12, b"b\0"))
+    assert found == Again(frozenset({thread_asker(10), thread_asker(12), file_asker(7)}), ())
+
+
+def test_nobody_waits(ends: tuple[socket.socket, socket.socket]) -> None:
+    assert looked_at(ends) == Again(frozenset(), ())
+
+
+def test_what_is_asked_for_the_first_time_is_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    found = looked_at(ends, request(MKDIR, 10), request(MKDIR, 11, again=False), request(MKDIR, 12))
+    assert found.askers == {thread_asker(10)}
+    assert ends[1].recv(1000) == request(MKDIR, 12), "the rest is left where it is"
+
+
+def test_what_is_given_back_on_the_way_is_not_lost(ends: tuple[socket.socket, socket.socket]) -> None:
+    one = request(FORGET, 0, struct.pack("=Q", 3), nodeid=20, again=False)
+    many = request(BATCH_FORGET, 0, struct.pack("=IIQQQQ", 2, 0, 21, 1, 22, 5), again=False)
+    found = looked_at(ends, one, request(MKDIR, 10), many)
+    assert found == Again(frozenset({thread_asker(10)}), ((20, 3), (21, 1), (22, 5)))
+    assert forgotten(many) == [(21, 1), (22, 5)]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    made = new_ledger()
+    yield made
+    made.close()
+    os.close(made.fd)
+
+
+def test_only_who_waits_has_begun(ledger: Ledger) -> None:
+    """An errand that was answered is not taken for the same thing, wanted once more."""
+    before = Once(ledger)
+    waits, answered = errand("mkdir", 10, 1, b"a"), errand("mkdir", 11, 1, b"a")
+    writes, written = errand("write", file_asker(7), 0), errand("write", file_asker(8), 0)
+    for name in (waits, answered, writes, written):
+        Once(ledger).note(name, b"note")
+    before.restore()
+    before.expect({thread_asker(10), file_asker(7)})
+    assert [before.begun(name) for name in (waits, answered, writes, written)] == [b"note", None, b"note", None]
+    before.settle()
+    assert list(ledger.errands) == []

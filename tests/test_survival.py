@@ -1,0 +1,222 @@
+"""Any process of relfs may die or hang, and any two at once: nobody who uses the mount notices.
+
+Each promise once, on a mount of its own; at random moments and under load, for minutes, is contrib/soak's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from clients import running
+from crew import BLOWS, kill, mounts_below
+from deploying import in_shell
+from dirstream import Directory
+from mounting import Mount, relfsctl_command, wait_for
+from readers import reading
+from sandbox import link_of
+from test_hooks import write_hook
+
+from relfs.errors import EXIT_LOCKED
+
+EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
+EVERY_DEATH_OF_ONE = pytest.mark.parametrize("part", ["worker", "supervisor"])
+
+
+@contextmanager
+def replacing(app: Path) -> Iterator[None]:
+    """While inside, this process has removed `current` and has not made it again: every resolution asks the worker."""
+    os.unlink(app / "current")
+    yield
+    os.symlink("releases/41", app / "current")
+
+
+# ---- readers -------------------------------------------------------------------------------------------------------
+
+
+@EVERY_BLOW
+def test_no_reader_notices_and_a_replacement_goes_on(mount: Mount, blow: str) -> None:
+    """Each read needs the worker: to those who are not replacing the link, it says where that leads."""
+    app = mount.app
+    with reading(app / "current/index.html", "40", "41", session=True) as readers:
+        with replacing(app):
+            for _ in range(2):
+                BLOWS[blow](mount)
+                assert not os.path.lexists(app / "current"), "it is still withdrawn from who is replacing it"
+        assert (app / "current/index.html").read_text() == "41"
+        seen = readers.stop()
+    assert (seen.failed, seen.neither) == ({}, 0)
+    assert seen.contents >= {"40"}
+    assert [event["release"] for event in mount.journal() if event["action"] == "switch"] == ["41"]
+
+
+@EVERY_BLOW
+def test_switches_go_on(mount: Mount, blow: str) -> None:
+    """The next one after the death, without a wait for anything; by relfsctl, and by a deploy tool."""
+    BLOWS[blow](mount)
+    done = mount.relfsctl("switch", "41")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert link_of(mount.app) == "releases/41"
+    done = in_shell(mount.app, 'rm "$D/current" && ln -s releases/42 "$D/current"')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (mount.app / "current/index.html").read_text() == "42"
+    assert [event["release"] for event in mount.journal() if event["action"] == "switch"] == ["41", "42"]
+    assert mount.relfsctl("unmount").returncode == 0
+    assert link_of(mount.app) == "releases/42"
+
+
+@EVERY_BLOW
+def test_nothing_that_is_mounted_changes(mount: Mount, blow: str) -> None:
+    """A native directory whose node were another one would be detached by the kernel (DESIGN.md, hazard 2)."""
+    (mount.app / "shared").mkdir()
+    wait_for(lambda: len(mounts_below(mount.app)) == 4, "shared is native")
+    before = mounts_below(mount.app)
+    BLOWS[blow](mount)
+    for name in ("releases", "shared", ".relfs"):
+        assert os.listdir(mount.app / name) is not None
+    with pytest.raises(FileNotFoundError):
+        os.stat(mount.app / "missing")
+    assert mounts_below(mount.app) == before
+    assert mount.status()["host"]["native"] == [".relfs", "releases", "shared"]
+
+
+# ---- what is open --------------------------------------------------------------------------------------------------
+
+
+@EVERY_DEATH_OF_ONE
+def test_open_files_go_on(mount: Mount, part: str) -> None:
+    """Descriptors that were opened by a worker that is dead: read from where they were, append, write, truncate."""
+    app = mount.app
+    (app / "read").write_bytes(b"abcdefgh")
+    with (
+        open(app / "read", "rb", buffering=0) as reading_,
+        open(app / "append", "ab", buffering=0) as appending,
+        open(app / "both", "w+b", buffering=0) as both,
+    ):
+        assert reading_.read(3) == b"abc"
+        appending.write(b"one\n")
+        both.write(b"12345678")
+        kill(mount, part)
+        assert reading_.read() == b"defgh"
+        appending.write(b"two\n")
+        os.fsync(appending.fileno())
+        both.seek(4)
+        both.write(b"9")
+        both.truncate(6)
+        assert os.fstat(both.fileno()).st_size == 6
+    assert (app / "append").read_bytes() == b"one\ntwo\n"
+    assert (app / "both").read_bytes() == b"123496"
+
+
+@EVERY_DEATH_OF_ONE
+def test_a_file_without_a_name_goes_on(mount: Mount, part: str) -> None:
+    """It was unlinked while it was open: there is no path by which a new worker could find it."""
+    with open(mount.app / "file", "w+b", buffering=0) as file:
+        file.write(b"before")
+        os.unlink(mount.app / "file")
+        kill(mount, part)
+        file.write(b", after")
+        assert os.pread(file.fileno(), 100, 0) == b"before, after"
+        assert os.fstat(file.fileno()).st_nlink == 0
+    assert not (mount.app / "file").exists()
+
+
+@EVERY_DEATH_OF_ONE
+def test_a_list_that_is_half_read_goes_on(mount: Mount, part: str) -> None:
+    """Each name once, those that the first worker had told and those that the second tells."""
+    names = {f"{number:04}-{'x' * 100}".encode() for number in range(1000)}
+    (mount.app / "many").mkdir()
+    for name in names:
+        (mount.app / "many" / os.fsdecode(name)).touch()
+    directory = Directory(str(mount.app / "many"))
+    first = [entry.name for _ in range(20) if (entry := directory.read()) is not None]
+    kill(mount, part)
+    rest = [name for name, _ in directory.rest()]
+    directory.close()
+    assert sorted([*first, *rest]) == sorted([*names, b".", b".."])
+
+
+@EVERY_DEATH_OF_ONE
+def test_a_working_directory_goes_on(mount: Mount, part: str) -> None:
+    """Who stands in a directory that relfs serves itself holds its node, and no name of it."""
+    (mount.app / "here").mkdir()
+    (mount.app / "here/file").write_text("content")
+    place = os.open(mount.app / "here", os.O_PATH | os.O_DIRECTORY)
+    try:
+        (mount.app / "here").rename(mount.app / "there")
+        kill(mount, part)
+        with open(os.open("file", os.O_RDONLY, dir_fd=place)) as file:
+            assert file.read() == "content"
+        os.mkdir("new", dir_fd=place)
+        assert sorted(os.listdir(mount.app / "there")) == ["file", "new"]
+    finally:
+        os.close(place)
+
+
+@EVERY_DEATH_OF_ONE
+def test_locks_on_files_go_on(mount: Mount, part: str) -> None:
+    with open(mount.app / "file", "w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        kill(mount, part)
+        with open(mount.app / "file", "w") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ---- what is under way ---------------------------------------------------------------------------------------------
+
+
+def _slow_hook(app: Path) -> None:
+    """A hook that says that it has begun, and goes on once it may."""
+    write_hook(app, f"echo >> {app}/.relfs/begun; until [ -e {app}/.relfs/go ]; do sleep 0.01; done")
+
+
+@EVERY_DEATH_OF_ONE
+def test_a_switch_under_way_is_done_once(mount: Mount, part: str) -> None:
+    """The client asks again, by itself, with the same id."""
+    _slow_hook(mount.app)
+    with running("-C", mount.app, "switch", "41") as client:
+        wait_for((mount.app / ".relfs/begun").exists, "the hook runs")
+        kill(mount, part)
+        (mount.app / ".relfs/go").touch()
+        out, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == (0, ""), out
+    assert (mount.app / "current/index.html").read_text() == "41"
+    assert [event["release"] for event in mount.journal() if event["action"] == "switch"] == ["41"]
+
+
+@EVERY_DEATH_OF_ONE
+def test_a_tools_swap_under_way_is_done_once(mount: Mount, part: str) -> None:
+    """The system call of a deploy tool goes on as if nothing had happened."""
+    _slow_hook(mount.app)
+    os.symlink("releases/41", mount.app / "new")
+    tool = subprocess.Popen(["mv", "-T", mount.app / "new", mount.app / "current"], stderr=subprocess.PIPE, text=True)
+    wait_for((mount.app / ".relfs/begun").exists, "the hook runs")
+    kill(mount, part)
+    (mount.app / ".relfs/go").touch()
+    _, err = tool.communicate(timeout=60)
+    assert (tool.returncode, err) == (0, "")
+    assert (mount.app / "current/index.html").read_text() == "41"
+    assert not os.path.lexists(mount.app / "new")
+    assert [event["release"] for event in mount.journal() if event["action"] == "switch"] == ["41"]
+
+
+@EVERY_DEATH_OF_ONE
+def test_the_deploy_lock_keeps_its_holder(mount: Mount, part: str) -> None:
+    command = [*relfsctl_command(mount.app, "lock"), "--", "sh", "-c", "echo locked; read -r line"]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        kill(mount, part)
+        assert mount.relfsctl("switch", "41").returncode == EXIT_LOCKED
+        holder.communicate("\n", timeout=60)
+        assert holder.returncode == 0
+        assert mount.relfsctl("switch", "41").returncode == 0
+    finally:
+        holder.kill()
+        holder.wait()

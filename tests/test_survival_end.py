@@ -1,0 +1,91 @@
+"""Everything of relfs is dead at once, or cannot be kept alive: then the real symlink serves, and relfs starts again.
+
+The site is contrib/soak's: its relfs runs in the background, as users have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crew import expect_deaths, whole
+from mounting import Mounts, relfs_command, relfsctl, wait_for
+from soak.killall import kill_all
+from soak.site import FIRST, Site, new_site
+
+import relfs
+from relfs.errors import EXIT_FAILED
+from relfs.mountinfo import mount_at
+from relfs.mountinfo import mounts as all_mounts
+
+_PACKAGE = Path(relfs.__file__).resolve().parent
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with new_site(tmp_path, {}) as made:
+        yield made
+
+
+def _mounted(site: Site) -> int:
+    return sum(1 for mount in all_mounts() if f"{mount.target}/".startswith(f"{site.app}/"))
+
+
+def _is_broken(mountpoint: Path) -> bool:
+    try:
+        os.listdir(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def test_all_die_at_once_and_the_real_link_serves(tmp_path: Path) -> None:
+    """How long it takes until it does is for contrib/soak to tell."""
+    deaths = kill_all(3, tmp_path, {}, lambda _line: None)
+    assert deaths.rounds == 3
+    broken = [verdict for verdict in deaths.verdicts if not verdict.kept and "second" not in verdict.promise]
+    assert not broken
+
+
+def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
+    """The guards, who would have detached it, are dead, too."""
+    site.mount()
+    before = _mounted(site)
+    for pid in (*site.guards(), *site.processes()):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: _is_broken(site.app), "the mount is broken")
+    site.mount()
+    assert site.page.read_text().strip() == FIRST
+    assert _mounted(site) == before
+    site.ctl("switch", "2")
+    site.unmount()
+    assert _mounted(site) == 0
+    assert site.page.read_text().strip() == "2"
+
+
+def test_giving_up_uncovers_the_real_link_and_says_so(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """An upgrade has left a relfs that cannot start, and so nobody can take the place of who dies. Rather than a mount
+    that does not answer, there is none: said by the log, by the exit status, and by `relfsctl status`."""
+    copy = tmp_path / "copy"
+    shutil.copytree(_PACKAGE, copy / "relfs")
+    mount = mounts.start(app, command=lambda *words: ["env", f"PYTHONPATH={copy}", *relfs_command(*words)])
+    assert mount.relfsctl("switch", "41").returncode == 0
+    pids = whole(mount)
+    (copy / "relfs/daemon/start.py").write_text("raise SystemExit(1)\n")
+    expect_deaths(mount)
+    mount.expect_log(" CRITICAL .* workers in a row have ended")
+    for pid in (pids.standby, pids.worker):
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    assert mount.process.wait(60) == EXIT_FAILED
+    assert mount_at(str(app)) is None
+    assert (app / "current/index.html").read_text() == "41"
+    assert "workers in a row have ended" in mount.log.read_text()
+    assert "workers in a row have ended" in relfsctl(app, "status").stdout
+    again = mounts.start(app)
+    assert "workers in a row have ended" not in again.relfsctl("status").stdout

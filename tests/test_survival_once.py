@@ -1,0 +1,178 @@
+"""What a worker has carried out, and dies before it has answered, is not done twice: the kernel asks the next one again
+(FUSE_NOTIFY_RESEND), and that has to know. Each change is held at exactly that moment (held.py).
+
+What is right is what the same change does to a plain directory. So a change that is lost is found, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from clients import running
+from crew import expect_deaths, whole
+from held import held_after
+from mounting import Mount, wait_for
+from served import SPECIAL
+from sidebyside import tree
+
+
+@dataclass(frozen=True)
+class Change:
+    """Python for the change, and the system call that carries it out: call number `when` that is about `path`."""
+
+    program: str
+    calls: str
+    path: str = "new"
+    when: int = 1
+
+
+_CREATE = 2
+"""Before it asks for a file to be made, the kernel looks the name up, which opens it."""
+
+_RENAME = "rename,renameat,renameat2"
+
+_CHANGES = {
+    "mkdir": Change("os.mkdir('new')", "mkdir,mkdirat"),
+    "rmdir": Change("os.rmdir('directory')", "rmdir,unlinkat", "directory"),
+    "create": Change("os.fsync(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY))", "openat", when=_CREATE),
+    "mknod": Change("os.mkfifo('new')", "mknod,mknodat"),
+    "symlink": Change("os.symlink('file', 'new')", "symlink,symlinkat"),
+    "link": Change("os.link('file', 'new')", "link,linkat"),
+    "unlink": Change("os.unlink('file')", "unlink,unlinkat", "file"),
+    "rename": Change("os.rename('file', 'new')", _RENAME),
+    "rename over": Change("os.rename('file', 'other')", _RENAME, "other"),
+    "append": Change("os.write(os.open('file', os.O_WRONLY | os.O_APPEND), b'more')", "write,pwrite64", "{app}/file"),
+    "write": Change("os.write(os.open('file', os.O_WRONLY), b'more')", "write,pwrite64", "{app}/file"),
+    "truncate": Change("os.ftruncate(os.open('file', os.O_WRONLY), 2)", "ftruncate", "{app}/file"),
+}
+
+
+def _fill(directory: Path) -> None:
+    (directory / "file").write_text("content")
+    (directory / "other").write_text("other")
+    (directory / "directory").mkdir()
+
+
+def _run(program: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", f"import os\n{program}"], cwd=cwd, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def covered(app: Path) -> Iterator[Path]:
+    """The deploy path as it is below the mount, and stays."""
+    fd = os.open(app, os.O_RDONLY | os.O_DIRECTORY)
+    yield Path(f"/proc/self/fd/{fd}")
+    os.close(fd)
+
+
+@contextmanager
+def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iterator[None]:
+    """The worker is held after that call, and at the end of this killed there; another one serves then."""
+    worker = whole(mount).worker
+    assert worker is not None
+    expect_deaths(mount)
+    with held_after(worker, calls, path, when=when):
+        yield
+        os.kill(worker, signal.SIGKILL)
+    whole(mount, gone=(worker,))
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_a_change_that_is_not_answered_is_not_done_twice(
+    app: Path, covered: Path, mount: Mount, tmp_path: Path, name: str
+) -> None:
+    change, plain = _CHANGES[name], tmp_path / "plain"
+    plain.mkdir()
+    for directory in (plain, app):
+        _fill(directory)
+    assert _run(change.program, plain).wait(60) == 0
+    with _killed_after(mount, change.calls, change.path.format(app=app), when=change.when):
+        process = _run(change.program, app)
+        wait_for(lambda: tree(covered, SPECIAL) == tree(plain), "it is carried out")
+        assert process.poll() is None, "it is not answered"
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert tree(app, SPECIAL) == tree(plain)
+
+
+_AGAIN = {
+    "open": """
+one = os.open('file', os.O_RDWR | os.O_APPEND)
+kill()
+other = os.open('file', os.O_RDWR | os.O_APPEND)
+os.close(one)
+os.write(other, b'more')
+""",
+    "opendir": """
+one = os.open('directory', os.O_RDONLY)
+kill()
+other = os.open('directory', os.O_RDONLY)
+os.close(one)
+assert os.listdir(other) == []
+""",
+    "unlink": """
+os.unlink('file')
+kill()
+os.rename('other', 'file')
+os.unlink('file')
+assert not os.path.exists('file')
+""",
+    "removexattr": """
+os.setxattr('file', 'user.x', b'')
+os.removexattr('file', 'user.x')
+kill()
+try:
+    os.removexattr('file', 'user.x')
+except OSError:
+    pass
+else:
+    raise AssertionError('there was none')
+""",
+}
+
+
+@pytest.mark.parametrize("name", _AGAIN)
+def test_what_was_answered_is_done_again_if_somebody_asks_again(app: Path, mount: Mount, name: str) -> None:
+    """The same thread asks for the same thing once more, and has had its answer right before the worker died. What it
+    got the first time is not given out twice."""
+    _fill(app)
+    worker = whole(mount).worker
+    expect_deaths(mount)
+    process = _run(f"def kill():\n    os.kill({worker}, 9)\n{_AGAIN[name]}", app)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_switch_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
+    """The link on the disk is made, and nobody has been told: not the memory, not the kernel, not the journal."""
+    with ExitStack() as clients:
+        with _killed_after(mount, _RENAME, "current"):
+            client = clients.enter_context(running("-C", mount.app, "switch", "41"))
+            wait_for(lambda: os.readlink(covered / "current") == "releases/41", "it is carried out")
+        _assert_switched_once(mount, client)
+
+
+def test_a_tools_swap_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
+    with _killed_after(mount, _RENAME, "current"):
+        tool = _run("os.unlink('current'); os.symlink('releases/41', 'current')", mount.app)
+        wait_for(lambda: os.readlink(covered / "current") == "releases/41", "it is carried out")
+    _assert_switched_once(mount, tool)
+
+
+def _assert_switched_once(mount: Mount, client: subprocess.Popen[str]) -> None:
+    _, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == (0, "")
+    assert (mount.app / "current/index.html").read_text() == "41"
+    events = [event for event in mount.journal() if event["action"] != "adopt"]
+    assert [(event["action"], event["release"]) for event in events] == [("switch", "41")]
+    assert events[0]["outcome"] in ("done", "recovered")
