@@ -20,9 +20,9 @@ from threading import Thread
 import pytest
 from mounting import environment
 
-from relfs.daemon.fdstore import Store, inherited, is_fleeting, store_of_unit
+from relfs.daemon.fdstore import Store, inherited, store_of_unit
 from relfs.daemon.service import Heartbeat, notify, scope_of_its_own
-from relfs.survival.estate import Estate
+from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.memory import new_memory
 
 _UNIT = "relfs@srv-app.service"

@@ -200,6 +200,25 @@ def test_a_file_whose_descriptor_was_lost_is_opened_by_its_name(ledger: Ledger, 
     assert os.pread(second.fd(handles[0]), 9, 0) == b"text"
 
 
+def test_an_estate_that_has_not_heard_of_a_change_has_no_wrong_file(ledger: Ledger, tmp_path: Path) -> None:
+    """Who inherits it has the file that was closed, and not the one that was opened then. The old one is dropped."""
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name)
+    told, untold, table = Estate(), Estate(), table_of(ledger, tmp_path)
+    old, new = (look_up(table, table.node(ROOT), name) for name in ("old", "new"))
+    first = Handles(table, ledger, told)
+    closed = first.add_file(os.open(tmp_path / "old", os.O_RDONLY), old, writing=False)
+    untold.put(f"file.{closed}", os.dup(first.fd(closed)))
+    first.close(closed)
+    opened = first.add_file(os.open(tmp_path / "new", os.O_RDONLY), new, writing=False)
+    other = table_of(again(ledger), tmp_path)
+    other.restore()
+    second = Handles(other, again(ledger), untold)
+    second.restore(lambda _nodeid, _name: False, lambda _nodeid: [])
+    assert os.pread(second.fd(opened), 9, 0) == b"new"
+    assert [name for name, _ in untold] == [f"file.{opened}"]
+
+
 # ---- errands
 
 

@@ -142,6 +142,14 @@ def test_start_returns_once_the_mount_answers_and_others_see_it(host: Room, unit
     host.ok("systemctl", "stop", "early.service")
 
 
+def test_a_unit_that_would_hide_the_mount_is_refused(host: Room, unit: Unit) -> None:
+    unit.configure("ProtectSystem=full", "Restart=no")
+    assert host.run("systemctl", "start", unit.name).returncode == 1
+    (said,) = unit.log.read_text().splitlines()
+    assert said.startswith(f"relfs: {unit.name}: has a mount name space of its own")
+    assert "take ProtectSystem=, PrivateTmp= and their like out of the unit" in said
+
+
 def test_stop_uncovers_the_real_link_and_leaves_nothing(host: Room, unit: Unit) -> None:
     unit.systemctl("start")
     host.ok("relfsctl", "-C", unit.app, "switch", "41")

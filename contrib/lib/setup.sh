@@ -17,7 +17,7 @@ PACKAGES=(
 FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
 
 # shellcheck disable=SC2034 # likewise
-RECORDERS=(strace) # for the tests that cut the power after each system call
+RECORDERS=(strace) # for the tests that cut the power, or kill, after each system call
 
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 

@@ -38,7 +38,7 @@ from contextlib import suppress
 from relfs.daemon.service import UNIT, send
 from relfs.errors import reason
 from relfs.survival.channel import until_readable
-from relfs.survival.estate import Estate
+from relfs.survival.estate import Estate, is_fleeting
 
 _NAME = "relfs"
 _FIRST = 3  # sd_listen_fds(3)
@@ -46,15 +46,9 @@ _BATCH = 200
 _MESSAGE_MAX = 1 << 16
 _SO_PEEK_OFF = 42  # asm-generic/socket.h; the socket module does not name it
 _CREDENTIALS_SIZE = 12  # struct ucred: pid, uid, gid
-_FLEETING = ("file.", "names.")
 _SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-def is_fleeting(name: str) -> bool:
-    """Whether what has this name in the estate belongs to something that is open for a while only."""
-    return name.startswith(_FLEETING)
 
 
 class Store:

@@ -26,6 +26,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 
 from relfs.daemon.command import start
@@ -83,6 +84,9 @@ class Member:
     def __contains__(self, name: str) -> bool:
         return name in self.estate
 
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self.estate)
+
     def put(self, name: str, fd: int) -> None:
         """Hold `fd`, and let the others hold it."""
         self.estate.put(name, fd)
@@ -133,6 +137,7 @@ class Member:
         if self._role == "worker":
             for name, fd in self.estate:
                 self.tell("keep", fd, name=name)
+            self.tell("kept")
 
     def turn(self) -> None:
         """To be called every TICK seconds."""

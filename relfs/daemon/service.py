@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Sequence
 
+from relfs.errors import RelfsError
+
 UNIT = "RELFS_UNIT"
 """The environment variable by which the unit says its name, and so that what is below may be done."""
 
@@ -37,6 +39,15 @@ def send(*assignments: str, fds: Sequence[int] = ()) -> None:
         endpoint.settimeout(_SEND_SECONDS)
         carried = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         endpoint.sendmsg([os.fsencode("\n".join(assignments))], carried, 0, address)
+
+
+def require_common_mounts() -> None:
+    """Raises RelfsError if our unit has been given a mount name space of its own: nobody would see what is mounted."""
+    if UNIT in os.environ and os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
+        raise RelfsError(
+            f"{os.environ[UNIT]}: has a mount name space of its own, so that nobody else would see the mount; take "
+            "ProtectSystem=, PrivateTmp= and their like out of the unit (docs/service.md lists them)"
+        )
 
 
 def scope_of_its_own(description: str) -> list[str]:

@@ -33,7 +33,7 @@ from relfs.daemon.preflight import (
     take_daemon_lock,
 )
 from relfs.daemon.restart import kept_mount
-from relfs.daemon.service import scope_of_its_own
+from relfs.daemon.service import require_common_mounts, scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
@@ -85,6 +85,7 @@ def _mount(plan: str, answer_fd: str) -> int:
 
 
 def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
+    require_common_mounts()
     if foreground:
         log_to_stderr()
     ours, theirs = pair()

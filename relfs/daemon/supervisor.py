@@ -24,12 +24,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relfs.daemon.background import Answer
 from relfs.daemon.command import ENDING, become, start
 from relfs.daemon.endpoint import remove_socket
-from relfs.daemon.fdstore import is_fleeting, store_of_unit
+from relfs.daemon.fdstore import store_of_unit
 from relfs.daemon.gaveup import note_giving_up
 from relfs.daemon.member import TICK, bequeath, is_alive, myself
 from relfs.daemon.plan import Plan
@@ -41,7 +41,7 @@ from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
 from relfs.processes import process, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
-from relfs.survival.estate import Estate
+from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.ledger import Ledger, Who
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Reload:
 @dataclass
 class _Process:
     """A worker, a standby, or the "next" standby while new code takes over. `channel` is None until it has joined,
-    `who` until it has said hello."""
+    `who` until it has said hello; `kept` is what it has put into the estate since it joined."""
 
     role: str
     channel: Channel | None
@@ -84,6 +84,7 @@ class _Process:
     pidfd: int | None = None
     serves: bool = False
     stopped_since: float | None = None
+    kept: set[str] = field(default_factory=set)
 
 
 class Supervisor:
@@ -328,6 +329,7 @@ class Supervisor:
             each.channel.close()
         each.channel = channel
         each.serves = True
+        each.kept = set()
         self._listen_to(each)
         with suppress(ConnectionError):
             channel.send("welcome")
@@ -373,8 +375,9 @@ class Supervisor:
             return
         message.close()
         if message.kind == "drop":
-            self._estate.drop(str(values["name"]))
-            self._pass_on(each, "drop", name=values["name"])
+            self._drop(each, str(values["name"]))
+        elif message.kind == "kept":
+            self._drop_strays(each)
         elif message.kind == "hello":
             self._identify(each, Who(values["pid"], values["start"]))
         elif message.kind == "serving":
@@ -392,10 +395,22 @@ class Supervisor:
             self._finish(values["status"], values["words"])
 
     def _keep(self, each: _Process, name: str, fd: int) -> None:
+        each.kept.add(name)
         self._estate.put(name, fd)
         self._pass_on(each, "keep", self._estate[name], name=name)
         if not is_fleeting(name):
             self._change_store()
+
+    def _drop(self, each: _Process, name: str) -> None:
+        each.kept.discard(name)
+        self._estate.drop(name)
+        self._pass_on(each, "drop", name=name)
+
+    def _drop_strays(self, worker: _Process) -> None:
+        """A worker that has outlived a supervisor has told all that it holds: what it closed meanwhile is not there."""
+        for name, _ in self._estate:
+            if is_fleeting(name) and name not in worker.kept:
+                self._drop(worker, name)
 
     def _pass_on(self, origin: _Process, kind: str, *fds: int, **values: object) -> None:
         """The standby holds what the supervisor does."""

@@ -7,7 +7,8 @@ removes what it has read so far, and asks for the rest.
 
 The choice. A handle is the number of its record in the ledger; its descriptor, and the names that were listed (in a
 file of their own), are in the estate, which supervisor and standby hold as well, before the kernel is told. Should both
-have been killed just before, what has a name is opened by that again.
+have been killed just before, what has a name is opened by that again. No two files ever have the same number: who holds
+the estate may not have heard that a file was closed, and would give the next one's readers and writers the wrong file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 
 from relfs.descriptors import descriptors, too_many
 from relfs.fuse.inodes import InodeTable, Node
+from relfs.survival.estate import is_fleeting
 from relfs.survival.ledger import HandleRecord, Ledger
 from relfs.survival.memory import new_memory
 
@@ -32,6 +34,8 @@ class Keeper(Protocol):
     def __getitem__(self, name: str) -> int: ...
 
     def __contains__(self, name: str) -> bool: ...
+
+    def __iter__(self) -> Iterator[tuple[str, int]]: ...
 
     def put(self, name: str, fd: int) -> None: ...
 
@@ -157,6 +161,14 @@ class Handles:
                 self._listings[fh] = Listing(self.fd(fh), node, _bound(hide, nodeid), show(nodeid), self._names(fh))
             else:
                 self._know_file(fh, node, writing=record.writing)
+        self._drop_strays()
+
+    def _drop_strays(self) -> None:
+        """What was closed by a worker that died before all had heard of it."""
+        known = {each(fh) for fh in self for each in (_file, _names)}
+        for name, _ in list(self._estate):
+            if is_fleeting(name) and name not in known:
+                self._estate.drop(name)
 
     def _revived(self, fh: FileHandleT, nodeid: InodeT, record: HandleRecord) -> Node | None:
         if _file(fh) not in self._estate:

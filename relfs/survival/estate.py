@@ -20,6 +20,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+_FLEETING = ("file.", "names.")
+
 
 class Estate:
     """Descriptors by name. INVARIANT: each is open, and nobody else closes it."""
@@ -59,3 +61,8 @@ class Estate:
     def close(self) -> None:
         for name, _ in self:
             self.drop(name)
+
+
+def is_fleeting(name: str) -> bool:
+    """Whether what has this name in the estate belongs to something that is open for a while only."""
+    return name.startswith(_FLEETING)

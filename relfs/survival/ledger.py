@@ -36,7 +36,7 @@ _NODE_MAX = _NODE.size + 255
 _LINK = struct.Struct("=2Q")  # nodeid, lookups; the text follows
 _LINK_LOOKUPS = 1
 _LINK_MAX = _LINK.size + 4096
-_HANDLE = struct.Struct("=2Q")  # nodeid, flags
+_HANDLE = struct.Struct("=3Q")  # sequence, nodeid, flags
 _WRITING = 1
 _DIRECTORY = 2
 ERRAND_MAX = 1 << 13
@@ -44,6 +44,7 @@ ERRAND_MAX = 1 << 13
 _NODES = 1 << 21
 _LINKS = 1 << 14
 _HANDLES = 1 << 20
+_HANDLE_NUMBERS = 2 * _HANDLES  # more than there are slots
 _ERRANDS = 1 << 10
 
 
@@ -216,19 +217,27 @@ class Ledger:
 
     def put_handle(self, record: HandleRecord) -> int:
         """The file handle. Raises OSError if there are too many."""
+        self._sequence.value += 1
+        sequence = self._sequence.value
         flags = (_WRITING if record.writing else 0) | (_DIRECTORY if record.directory else 0)
-        handle = self._handles.put(_HANDLE.pack(record.nodeid, flags))
-        if not handle:
+        number = self._handles.put(_HANDLE.pack(sequence, record.nodeid, flags))
+        if not number:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return handle
+        return _handle(sequence, number)
 
     def drop_handle(self, handle: int) -> None:
-        self._handles.free(handle)
+        self._handles.free(handle % _HANDLE_NUMBERS)
 
     def handles(self) -> Iterator[tuple[int, HandleRecord]]:
-        for handle, raw in self._handles:
-            nodeid, flags = _HANDLE.unpack(raw)
-            yield handle, HandleRecord(nodeid, bool(flags & _WRITING), bool(flags & _DIRECTORY))
+        for number, raw in self._handles:
+            sequence, nodeid, flags = _HANDLE.unpack(raw)
+            record = HandleRecord(nodeid, bool(flags & _WRITING), bool(flags & _DIRECTORY))
+            yield _handle(sequence, number), record
+
+
+def _handle(sequence: int, number: int) -> int:
+    """A number that no other file ever had: who has died may not have told everybody what became of the one before."""
+    return sequence * _HANDLE_NUMBERS + number
 
 
 def new_ledger() -> Ledger:
