@@ -13,7 +13,7 @@ d0e64a981fd8); f2fs says itself that it does no more than its best (f2fs_symlink
 The choice.
 
     0. whether it may be made is asked: the deploy lock, the checks, the hook pre-switch
-    1. `.relfs/pending` is overwritten with what is about to be done, and by whom
+    1. `.relfs/pending` is written anew: what is about to be done, and by whom
     2. the new link is made under another name
     3. syncfs(2) of every file system that has a part in it: the release's data, `pending` and the link's text are safe
     4. the link is renamed over `current`, and the directory is fsynced
@@ -56,6 +56,8 @@ from relfs.pending import Pending
 from relfs.store import Owner, open_store, peek
 
 _log = logging.getLogger(__name__)
+
+_INTERRUPTED = "failed: interrupted before it took effect"
 
 _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
 
@@ -250,7 +252,11 @@ class Pointer:
         return self.target.release if self.target is not None else None
 
     def _known(self, request_id: str) -> Event | None:
+        """What became of a request that was made before; None: nothing, so that it can be done now. Raises RelfsError
+        for what was refused."""
         event = self.history.find(request_id)
+        if event is not None and event.outcome == _INTERRUPTED:  # and whoever asks again still wants it
+            return None
         if event is not None and not event.succeeded:
             raise RelfsError(f"{event.release}: {event.outcome}")
         return event
@@ -290,6 +296,7 @@ class Pointer:
             open_store(self.deploy).write(target.text, owner, flush=lambda: self._flush_target(target.text))
         except OSError as error:
             self._write_or_owe(replace(event, outcome=f"failed: {reason(error)}"))
+            self._forget_pending()
             kept = f"{CURRENT} is still {origin}" if origin is not None else f"there is still no {CURRENT}"
             raise RelfsError(f"{target.label}: not switched to: {reason(error)}; {kept}") from error
         self._flip(target)
@@ -424,11 +431,12 @@ class Pointer:
         note = pending.read(self.deploy.state_fd)
         if note is None:
             return
-        if self.history.find(note.event.id) is None:
-            outcome = RECOVERED if note.wanted == text else "failed: interrupted before it took effect"
+        known = self.history.find(note.event.id)
+        if known is None:
+            outcome = RECOVERED if note.wanted == text else _INTERRUPTED
             ours = self._unwritten if self._unwritten is not None and self._unwritten.id == note.event.id else None
             self._write_or_owe(ours or replace(note.event, outcome=outcome))
-        if note.tell and note.wanted == text:
+        if note.tell and note.wanted == text and (known is None or known.succeeded):
             records.tell(self.deploy, note.event, self.history)
         self._forget_pending()
 

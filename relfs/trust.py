@@ -62,7 +62,7 @@ def identity(state: int | str) -> str:
     In its place, a link to another one's state directory is itself, and so nobody's.
     """
     status = os.fstat(state) if isinstance(state, int) else os.lstat(state)
-    return f"{status.st_dev}:{status.st_ino}"
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
 
 
 def _mount_owners(state_path: str) -> set[int]:

@@ -269,6 +269,7 @@ def test_a_persist_that_fails_changes_nothing_and_is_journalled(
         pointer.switch("41", actor, "request")
     assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
     assert outcomes_of(pointer, "request") == [f"failed: {os.strerror(number)}"]
+    assert not (app / ".relfs" / PENDING).exists(), "somebody else may make the link say the same"
     pointer.check_invariants()
     pointer.switch("41", actor, "another")
     assert link_of(app) == "releases/41"
@@ -368,6 +369,18 @@ def test_a_crash_before_the_rename(app: Path, pointer: Pointer, actor: Actor) ->
         again = Pointer(deploy)
         assert (release_of(again), link_of(app)) == ("40", "releases/40")
         assert outcomes_of(again, "request") == ["failed: interrupted before it took effect"]
+        again.check_invariants()
+
+
+def test_who_asks_again_after_a_crash_before_the_rename_gets_it_done(app: Path, pointer: Pointer, actor: Actor) -> None:
+    """Once: whoever asks a third time is told of that."""
+    _crash_before(pointer, actor, "rename")
+    with closing(open_deploy_path(str(app))) as deploy:
+        again = Pointer(deploy)
+        done = again.switch("41", actor, "request")
+        assert (done.outcome, link_of(app)) == ("done", "releases/41")
+        assert again.switch("41", actor, "request") == done
+        assert outcomes_of(again, "request") == ["failed: interrupted before it took effect", "done"]
         again.check_invariants()
 
 

@@ -6,12 +6,23 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, relfsctl, wait_for
 from readers import reading
+from test_survival import (  # noqa: F401 (promised of every mount, so shown again here, where `_relayed` is)
+    test_a_switch_under_way_is_done_once,
+    test_open_files_go_on,
+)
+from test_survival_once import (  # noqa: F401
+    covered,
+    test_a_change_that_is_not_answered_is_not_done_twice,
+    test_a_tools_swap_that_is_not_answered_is_not_done_twice,
+    test_what_was_answered_is_done_again_if_somebody_asks_again,
+)
 
 from relfs.fuse.resend import REFUSE
 
@@ -72,6 +83,7 @@ os.getxattr = getxattr
 
 @pytest.fixture(autouse=True)
 def _relayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all mounts here."""
     monkeypatch.setenv(REFUSE, "1")
 
 
@@ -154,7 +166,7 @@ def test_no_reader_notices_that_workers_die(app: Path, mount: Mount) -> None:
                 each.start()
             for _ in range(3):
                 before = mount.worker_pid
-                os.kill(before, 9)
+                os.kill(before, signal.SIGKILL)
                 wait_for(lambda before=before: mount.worker_pid != before, "another worker serves")
             seen = readers.stop()
     finally:

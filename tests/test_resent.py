@@ -76,7 +76,6 @@ def ledger() -> Iterator[Ledger]:
     made = new_ledger()
     yield made
     made.close()
-    os.close(made.fd)
 
 
 def test_only_who_waits_has_begun(ledger: Ledger) -> None:

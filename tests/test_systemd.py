@@ -232,11 +232,12 @@ def test_neither_restarting_nor_killing_is_noticed(host: Room, unit: Unit) -> No
         main = unit.shows("MainPID")
         unit.kill("KILL", "main")
         wait_for(lambda: unit.shows("MainPID") not in (main, "0"), "there is another supervisor, and systemd knows it")
-        unit.systemctl("restart")
+        assert host.ok("ps", "-o", "ppid=", unit.shows("MainPID")).strip() == "1", "it will know how it ends"
         before = unit.processes()
         unit.kill("KILL", "all")
         wait_for(lambda: unit.shows("NRestarts") == "1" and unit.shows("SubState") == "running", "it is started again")
         assert not before & unit.processes()
+        unit.systemctl("restart")
         out, _ = reader.communicate("enough\n")
     reads, failures = map(int, out.splitlines()[-1].split())
     assert failures == 0, out

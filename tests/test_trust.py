@@ -207,7 +207,7 @@ def test_its_own_state_directory_is_meant_by_every_name(two: Two, place: Path) -
         meant = identity(str(other / ".relfs"))
         said = client.ask("switch", {"release": "41", "request": "the right one", "state": meant})
         assert "result" in said
-        said = client.ask("switch", {"release": "40", "request": "a wrong one", "state": "1:1"})
+        said = client.ask("switch", {"release": "40", "request": "a wrong one", "state": "1:1:1"})
         assert said["error"]["code"] == REFUSED
         wrong: list[object] = [7, [], {}, True, meant + "0"]
         for state in wrong:
@@ -231,7 +231,7 @@ def test_it_is_meant_where_it_is_served_by_fuse(place: Path, mounts: Mounts) -> 
 
 def _identity_as(user: int, path: Path) -> str:
     done = subprocess.run(
-        ["stat", "--format=%d:%i", str(path)],
+        ["stat", "--format=%Hd:%Ld:%i", str(path)],
         user=user, group=user, extra_groups=[], capture_output=True, text=True, check=True, cwd="/",
     )  # fmt: skip
     return done.stdout.strip()

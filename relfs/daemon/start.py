@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from relfs.config import load_config
@@ -47,6 +48,8 @@ from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
+
+_ORPHAN_SECONDS = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -167,11 +170,22 @@ def _who(pid: int) -> Who:
 
 def _succeed(channel_fd: str, baton: str) -> int:
     """Be the next supervisor. The baton is inherited, locked."""
+    _become_orphan()
     channel = channel_of(int(channel_fd))
     estate = Estate()
     take_in(estate, channel)
     channel.close()
     return _go_on(estate, int(baton), "the supervisor has died; process %d takes its place", logging.WARNING)
+
+
+def _become_orphan() -> None:
+    """Go on as a child of process 1: a service manager learns how its main process ends only if that is its child, and
+    would take the death of all for a service that is done."""
+    parent = os.getpid()
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_SECONDS)
 
 
 def _resume(told: str, baton: str) -> int:

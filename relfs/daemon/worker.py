@@ -256,7 +256,7 @@ class _Mount:
             self._ledger.mounted = found.id
         if self._adopting:
             self._member.tell("serving", current=None)
-            await mounted.changes.drop_current()  # the one before may have died before it told the kernel
+            await self._show_anew(nursery, mounted.changes)  # the one before may have died before it told the kernel
             mounted.changes.drop_root_attributes()
         for name in NATIVE:
             await self._attach(os.fsdecode(name))
@@ -264,11 +264,11 @@ class _Mount:
         if self._config.seal:
             await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
-        await mounted.changes.drop_current()  # what it shows may depend on what could be attached
-        states = await trio.to_thread.run_sync(self._states)
+        await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
-            methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=states
-        )
+            methods(mounted), self._hub,
+            owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=self._states(),
+        )  # fmt: skip
         nursery.start_soon(server.serve, self._listen())
         make_again = partial(self._make_again, server, nursery)
         nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
@@ -277,6 +277,14 @@ class _Mount:
         self._say_serving(mounted.pointer.target)
         if self._adopting:
             await self._take_stock(mounted.changes)
+
+    async def _show_anew(self, nursery: trio.Nursery, changes: Changes) -> None:
+        """Not waited for by one who takes over: a tool whose swap goes on for as long as a hook takes keeps the
+        directory meanwhile, and the control socket is needed all the same."""
+        if self._adopting:
+            nursery.start_soon(changes.drop_current)
+        else:
+            await changes.drop_current()
 
     def _say_serving(self, target: Target | None) -> None:
         if self._adopting:
@@ -380,13 +388,11 @@ class _Mount:
         )
 
     def _states(self) -> tuple[str, ...]:
-        """What the state directory is, as it is and as the mount, if it is still there, shows it."""
+        """What the state directory is, as it is, and as the mount shows it: which is not looked at, since a tool may
+        keep the mount's directory."""
         assert self._deploy.state_fd is not None
         own = identity(self._deploy.state_fd)
-        try:
-            return own, identity(f"{self._plan.mountpoint}/{STATE}")
-        except OSError:
-            return (own,)
+        return own, *(f"{each.device}:{STATE_NODE}" for each in all_mounts() if each.id == self._ledger.mounted)
 
     def _listen(self) -> trio.SocketListener:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
@@ -410,7 +416,7 @@ class _Mount:
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
-            server.states = await trio.to_thread.run_sync(self._states)
+            server.states = self._states()
         elif what is Gone.LOCK:
             self._member.put("lock", replace_daemon_lock(state_fd))
         else:

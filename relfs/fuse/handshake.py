@@ -17,7 +17,8 @@ the deploy path or something at its top has a list, or if everything is served b
 path is to get later is refused (ENOTSUP), since nobody would obey it until relfs is mounted anew.
 
 The consequence. Somebody has to stand between libfuse and the kernel for that one exchange, and must be gone after it,
-since a broker in the path of every request would cost what the flag saves.
+since a broker in the path of every request would cost what the flag saves. (Where a dead worker's requests
+cannot be had back otherwise, one stays nevertheless: relay.py.)
 
 The choice. N is first one end of a SOCK_SEQPACKET pair, which keeps message boundaries as /dev/fuse does. The kernel's
 INIT is sent through it; libfuse's reply is read from it, gets the flags that the kernel offered and we want, and goes
