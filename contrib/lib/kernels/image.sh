@@ -17,8 +17,8 @@ VENV=$ROOT/.venv-test
 MODULES=(virtio_pci virtio_blk virtio_console fuse loop overlay) # ext4 is part of the kernel itself
 
 GUEST_PACKAGES=(
-    python3 fuse3 libfuse3-3 mount util-linux procps kmod "${FILE_TOOLS[@]}" # what relfs and its tests need,
-    nginx busybox curl wrk sudo rsync make perl                              # and whom they watch at work
+    python3 fuse3 libfuse3-3 mount util-linux procps kmod "${FILE_TOOLS[@]}" "${RECORDERS[@]}" # what relfs and its tests need,
+    nginx busybox curl wrk sudo rsync make perl # and whom they watch at work
 )
 
 # need_images KERNEL...
@@ -95,7 +95,7 @@ need_kernel() {
     rm -rf "$place/files" "$place/initrd.stamp"
     update_lists
     package=$(newest_kernel "$1")
-    unpack_packages "$place/files" "$package" busybox-static
+    unpack_into "$place/files" "$package" busybox-static
     make_initrd "$place"
     rm -rf "$place/files"
     now_made "$place/initrd" "$stamp"
@@ -170,8 +170,8 @@ newest_kernel() {
     echo "$name"
 }
 
-# unpack_packages DIRECTORY PACKAGE...
-unpack_packages() {
+# unpack_into DIRECTORY PACKAGE...
+unpack_into() {
     local directory=$1 package
     mkdir -p "$directory/packages"
     (cd "$directory/packages" && kernels_apt apt-get download "${@:2}" >/dev/null) || fail "could not fetch ${*:2}"
