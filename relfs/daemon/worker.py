@@ -412,7 +412,7 @@ class _Mount:
         assert state_fd is not None
         if what is Gone.STATE:
             remove_socket(state_fd)
-            make_state_again(self._deploy)
+            await trio.to_thread.run_sync(make_state_again, self._deploy)  # its path may lead through the mount
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
