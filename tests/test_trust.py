@@ -139,7 +139,8 @@ def test_a_strangers_mount_is_none_of_ours(place: Path, mounts: Mounts) -> None:
     status = ctl("-C", app, "--json", "status").json
     assert (status["mounted"], status["mountpoint"]) == (False, None)
     assert ctl("-C", app, "switch", "41").status == 0, "as if it were not there"
-    assert ctl("status", env={"RELFS_PATH": ""}).status == 2, "nor is it the only one mounted"
+    found = ctl("status")  # of the one that is mounted, or an error that lists all
+    assert str(app) not in found.out + found.err
     assert ctl("-C", place / "live", "--json", "status", user=STRANGER).json["mounted"] is True, "but it is his own"
 
 
