@@ -51,7 +51,7 @@ from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
-from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
+from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags
 from relfs.fuse.relay import Relay
 from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
@@ -470,8 +470,6 @@ class _Mount:
                     leave()
                 elif message.kind == "retire":
                     await self._retire(changes)
-                elif message.kind == "resend" and not self._relayed:
-                    os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return
