@@ -118,7 +118,7 @@ class Company:
         """Take in those that were there before this supervisor. They join by themselves."""
         for role in (STANDBY, WORKER):
             who = self._ledger.who(role)
-            if role not in self._members and who is not None and is_alive(who):
+            if role not in self._members and who is not None and is_alive(who) and not is_exiting(who.pid):
                 self.add(Comrade(role, None), who)
 
     def add(self, each: Comrade, who: Who | None = None) -> None:
