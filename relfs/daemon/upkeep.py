@@ -17,7 +17,9 @@ from enum import Enum, auto
 import trio
 
 from relfs.control import SOCKET
+from relfs.daemon.preflight import DAEMON_LOCK
 from relfs.errors import RelfsError, reason
+from relfs.health import is_removed
 from relfs.layout import STATE, DeployPath
 
 _log = logging.getLogger(__name__)
@@ -80,13 +82,22 @@ async def _in_vain(make_again: Callable[[Gone], Awaitable[None]], what: Gone) ->
 
 
 def gone(deploy: DeployPath, lock: int) -> Gone | None:
-    """The first of what is gone. `lock` is the daemon lock. A directory or file that is removed while it is open has no
-    links left (POSIX, rmdir(), unlink()). Raises OSError where the disk does not tell."""
+    """The first of what is gone. `lock` is the daemon lock. Raises OSError where the disk does not tell."""
     assert deploy.state_fd is not None
-    for fd, what in ((deploy.fd, Gone.DEPLOY_PATH), (deploy.state_fd, Gone.STATE), (lock, Gone.LOCK)):
-        if os.fstat(fd).st_nlink == 0:
-            return what
+    if is_removed(deploy.fd):
+        return Gone.DEPLOY_PATH
+    if is_removed(deploy.state_fd):
+        return Gone.STATE
+    if not _is_lock(deploy.state_fd, lock):
+        return Gone.LOCK
     return None if _is_socket(deploy.state_fd) else Gone.SOCKET
+
+
+def _is_lock(state_fd: int, lock: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(DAEMON_LOCK, dir_fd=state_fd))
+    except FileNotFoundError:
+        return False
 
 
 def _is_socket(state_fd: int) -> bool:
