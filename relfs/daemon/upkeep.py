@@ -21,6 +21,7 @@ from relfs.daemon.preflight import DAEMON_LOCK
 from relfs.errors import RelfsError, reason
 from relfs.health import is_removed
 from relfs.layout import STATE, DeployPath
+from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ async def keep_up(
 async def _look(deploy: DeployPath, lock: int) -> Gone | None:
     """From a thread, for the disk may hang. What it does not tell is not known to be gone."""
     try:
-        return await trio.to_thread.run_sync(gone, deploy, lock, abandon_on_cancel=True)
-    except (OSError, RuntimeError):  # the last: a host has no thread to give (pids.max)
+        return await in_thread(gone, deploy, lock, abandon_on_cancel=True)
+    except OSError:
         return None
 
 
@@ -76,7 +77,7 @@ async def _in_vain(make_again: Callable[[Gone], Awaitable[None]], what: Gone) ->
     """Why it cannot be made again."""
     try:
         await make_again(what)
-    except (RelfsError, OSError, RuntimeError) as error:
+    except (RelfsError, OSError) as error:
         return str(error)
     return None
 

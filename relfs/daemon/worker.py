@@ -62,6 +62,7 @@ from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
+from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,12 @@ def run_worker(member: Member, *, adopting: bool) -> int:
     who = myself()
     member.ledger.note("worker", who)
     member.tell("hello", pid=who.pid, start=who.start)
-    status, words = _outcome(member, adopting=adopting)
+    try:
+        status, words = _outcome(member, adopting=adopting)
+    except Exception:
+        _log.exception("ended by an error")  # without a word to the supervisor, who takes that for a death
+        logging.shutdown()
+        return EXIT_FAILED
     if adopting and words:
         _log.error("%s: cannot be taken over: %s", load_session(member.ledger).plan.mountpoint, words)
     else:
@@ -91,12 +97,14 @@ def run_worker(member: Member, *, adopting: bool) -> int:
 
 
 def _outcome(member: Member, *, adopting: bool) -> tuple[int, str]:
-    """The exit status, and what went wrong."""
+    """The exit status, and what went wrong. Raises what nobody foresaw, once the mount was served."""
     try:
         return _serve(member, adopting=adopting), ""
     except RelfsError as error:
         return error.status, str(error)
     except Exception as error:
+        if member.ledger.mounted:  # the next one may do better
+            raise
         _log.exception("ended by an error")
         return EXIT_FAILED, f"{type(error).__name__}: {error}"
 
@@ -138,7 +146,7 @@ class _Mount:
         def publish(event: Event) -> None:
             token.run_sync_soon(self._hub.publish, event)
 
-        pointer = await trio.to_thread.run_sync(lambda: self._open_pointer(publish))
+        pointer = await in_thread(lambda: self._open_pointer(publish))
         with ExitStack() as session:
             self._signals = session.enter_context(
                 trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -259,7 +267,7 @@ class _Mount:
             await self._attach(os.fsdecode(name))
         await self._attach_nested()
         if self._config.seal:
-            await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
+            await in_thread(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
         await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
@@ -333,7 +341,7 @@ class _Mount:
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
-            attached = await trio.to_thread.run_sync(
+            attached = await in_thread(
                 attach_and_hold, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
             )
         except OSError as error:
@@ -349,7 +357,7 @@ class _Mount:
     async def _attach_nested(self) -> None:
         """What was mounted below the deploy path before it was covered."""
         trees = {name: fd for name, fd in self._member.estate if name.startswith(TREE_FD)}
-        await trio.to_thread.run_sync(attach_nested, trees, self._plan.mountpoint)
+        await in_thread(attach_nested, trees, self._plan.mountpoint)
         for name in trees:
             self._note_attached(name.removeprefix(TREE_FD))
             self._member.drop(name)
@@ -401,7 +409,7 @@ class _Mount:
         assert state_fd is not None
         if what is Gone.STATE:
             remove_socket(state_fd)
-            await trio.to_thread.run_sync(make_state_again, self._deploy)  # its path may lead through the mount
+            await in_thread(make_state_again, self._deploy)  # its path may lead through the mount
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
@@ -414,7 +422,7 @@ class _Mount:
     async def _attach_state_again(self) -> None:
         """Nothing can be mounted on a directory that was removed, so what is mounted there has to go first."""
         if STATE in self._attached:
-            await trio.to_thread.run_sync(detach, f"{self._plan.mountpoint}/{STATE}")
+            await in_thread(detach, f"{self._plan.mountpoint}/{STATE}")
         self._tried.discard(STATE)
         self._attached.discard(STATE)
         await self._attach(STATE)
@@ -485,7 +493,7 @@ class _Mount:
         self._leaving = True
         self._member.tell("leaving")
         _log.info("%s is being unmounted", self._plan.mountpoint)
-        await trio.to_thread.run_sync(self._seals.end)  # a switch that is still asked for does without
+        await in_thread(self._seals.end)  # a switch that is still asked for does without
         await self._detach()
         await trio.sleep(_LINGER_SECONDS)
         _log.info("%s: a process still uses what was mounted; it gets errors from now on", self._plan.mountpoint)
@@ -503,7 +511,7 @@ class _Mount:
         if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
             return
         try:
-            await trio.to_thread.run_sync(detach, found.target)
+            await in_thread(detach, found.target)
         except RelfsError as error:
             _log.error("%s", error)
 
