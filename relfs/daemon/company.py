@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from relfs.daemon.member import is_alive
-from relfs.processes import process, state_of
+from relfs.processes import is_exiting, process, state_of
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.ledger import Ledger, Who
 
@@ -118,7 +118,7 @@ class Company:
         """Take in those that were there before this supervisor. They join by themselves."""
         for role in (STANDBY, WORKER):
             who = self._ledger.who(role)
-            if role not in self._members and who is not None and is_alive(who):
+            if role not in self._members and who is not None and is_alive(who) and not is_exiting(who.pid):
                 self.add(Comrade(role, None), who)
 
     def add(self, each: Comrade, who: Who | None = None) -> None:
@@ -207,8 +207,9 @@ class Company:
             pass
 
     def _lose_tie(self, each: Comrade) -> None:
-        """It has closed its end: it is ending, or was never there; or it is about to join again."""
-        if each.pidfd is not None and is_alive(each.who):
+        """It has closed its end: it is ending, or was never there; or it is about to join again. One that ends is not
+        waited for: a thread of it may be telling the kernel something, which waits for an answer of the next worker."""
+        if each.pidfd is not None and is_alive(each.who) and not is_exiting(each.pid):
             self._cut_tie(each)
             each.since = time.monotonic()
         else:
@@ -229,19 +230,20 @@ class Company:
         each = self._members.get(role)
         if each is None or each.who != who or not is_alive(who):
             channel.close()
-            self._end_stray(who)
+            self._end_stray(role, who)
             return
         self._cut_tie(each)
         each.channel, each.serves, each.kept = channel, True, set()
         self._listen_to(each, channel)
         each.tell("welcome")
 
-    def _end_stray(self, who: Who) -> None:
-        """A worker that was forked for a supervisor that died before it heard of it must not serve beside another one;
-        what it had read is asked for again."""
-        if is_alive(who):
-            with suppress(ProcessLookupError):
-                os.kill(who.pid, signal.SIGKILL)
+    def _end_stray(self, role: str, who: Who) -> None:
+        """A worker that was forked for a supervisor that died before it heard of it must not serve beside another one.
+        Both are ended: what a dead worker owes is asked for when the next one takes over, and never else."""
+        if not is_alive(who):
+            return
+        with suppress(ProcessLookupError):
+            os.kill(who.pid, signal.SIGKILL)
         worker = self._members.get(WORKER)
-        if worker is not None:
-            worker.tell("resend")
+        if role == WORKER and worker is not None:
+            worker.kill()
