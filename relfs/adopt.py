@@ -11,6 +11,9 @@ A power cut. The facts: file systems that can exchange names do it in one step o
 f2fs), so that both are found changed, or neither; but the link may be found without its text, if that was not flushed
 (pointer.py, "The order of a durable switch"). The choice: syncfs(2) between the two steps, which flushes the release's
 data as well, and fsync(2) of both directories after them, before the journal tells of it.
+
+Root may be asked to adopt what belongs to somebody else, who may have made `releases` a link to any directory: nothing
+is made, and no directory of his is moved, through that.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from relfs.beneath import open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, DeployPath, check_name, open_deploy_path
 from relfs.libc import RENAME_EXCHANGE, renameat2, syncfs
@@ -74,41 +78,47 @@ def _adopt(deploy: DeployPath, release: str | None) -> str | None:
         return None
     if not stat.S_ISDIR(mode):
         return None
-    name = release if release is not None else _next_number(deploy)
-    successor = f"{RELEASES}/{name}"
-    _remove_leftover(deploy, name)
     try:
-        os.symlink(successor, successor, dir_fd=deploy.fd)
+        releases = open_directory(deploy.fd, RELEASES)
+    except OSError as error:
+        raise RelfsError(
+            f"{deploy.path}/{RELEASES}: is a link, or cannot be opened ({reason(error)}); "
+            f"to adopt {CURRENT}, make it a directory"
+        ) from error
+    try:
+        name = release if release is not None else _next_number(deploy, releases)
+        _adopt_as(deploy, releases, name)
+        return name
+    finally:
+        os.close(releases)
+
+
+def _adopt_as(deploy: DeployPath, releases: int, name: str) -> None:
+    """`releases` is a descriptor of the directory."""
+    successor = f"{RELEASES}/{name}"
+    _remove_leftover(releases, name)
+    try:
+        os.symlink(successor, name, dir_fd=releases)
     except FileExistsError:
         raise RefusedError(f"{deploy.path}/{successor}: exists; choose another name with --release") from None
     except OSError as error:
         raise RelfsError(f"{deploy.path}/{successor}: cannot be made: {reason(error)}") from error
     try:
         syncfs(deploy.fd)
-        _exchange(deploy, successor)
+        _exchange(deploy, releases, name)
     except OSError as error:
-        os.unlink(successor, dir_fd=deploy.fd)
+        os.unlink(name, dir_fd=releases)
         raise RelfsError(_no_exchange(deploy, successor, error)) from error
     try:
-        _sync_directories(deploy)
+        _sync_directories(deploy, releases)
     except OSError as error:
-        _exchange(deploy, successor)
-        os.unlink(successor, dir_fd=deploy.fd)
+        _exchange(deploy, releases, name)
+        os.unlink(name, dir_fd=releases)
         raise RelfsError(f"{deploy.path}/{CURRENT}: cannot be adopted: {reason(error)}") from error
-    return name
 
 
-def _exchange(deploy: DeployPath, successor: str) -> None:
-    renameat2(deploy.fd, os.fsencode(successor), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
-
-
-def _sync_directories(deploy: DeployPath) -> None:
-    releases = os.open(RELEASES, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=deploy.fd)
-    try:
-        os.fsync(releases)
-    finally:
-        os.close(releases)
-    os.fsync(deploy.fd)
+def _exchange(deploy: DeployPath, releases: int, name: str) -> None:
+    renameat2(releases, os.fsencode(name), deploy.fd, CURRENT.encode(), RENAME_EXCHANGE)
 
 
 def _flush(deploy: DeployPath) -> None:
@@ -118,12 +128,16 @@ def _flush(deploy: DeployPath) -> None:
         raise RelfsError(f"{deploy.path}: may not last: {reason(error)}") from error
 
 
-def _remove_leftover(deploy: DeployPath, name: str) -> None:
+def _sync_directories(deploy: DeployPath, releases: int) -> None:
+    os.fsync(releases)
+    os.fsync(deploy.fd)
+
+
+def _remove_leftover(releases: int, name: str) -> None:
     """The link of an adoption that was cut off: it says its own name, which nobody else would make it say."""
-    path = f"{RELEASES}/{name}"
     try:
-        if os.readlink(path, dir_fd=deploy.fd) == path:
-            os.unlink(path, dir_fd=deploy.fd)
+        if os.readlink(name, dir_fd=releases) == f"{RELEASES}/{name}":
+            os.unlink(name, dir_fd=releases)
     except OSError:
         pass
 
@@ -138,18 +152,18 @@ def _no_exchange(deploy: DeployPath, successor: str, error: OSError) -> str:
     return f"{shown}: cannot be adopted: {reason(error)}"
 
 
-def _next_number(deploy: DeployPath) -> str:
+def _next_number(deploy: DeployPath, releases: int) -> str:
     """The first number after all releases that is nobody's name: a link of an adoption that was cut off may be there,
     and have lost its text in a power cut."""
     numbers = [int(release.name) for release in deploy.releases() if release.name.isdecimal()]
     names = map(str, itertools.count(max(numbers, default=0) + 1))
-    return next(name for name in names if _is_free(deploy, name))
+    return next(name for name in names if _is_free(releases, name))
 
 
-def _is_free(deploy: DeployPath, name: str) -> bool:
-    _remove_leftover(deploy, name)
+def _is_free(releases: int, name: str) -> bool:
+    _remove_leftover(releases, name)
     try:
-        os.lstat(f"{RELEASES}/{name}", dir_fd=deploy.fd)
+        os.lstat(name, dir_fd=releases)
     except FileNotFoundError:
         return True
     return False

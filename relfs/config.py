@@ -20,16 +20,17 @@ timeout = 10         # seconds that .relfs/hooks/pre-switch may take
 from __future__ import annotations
 
 import grp
-import os
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any
 
+from relfs.beneath import read_file
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
 
 CONFIG = "config.toml"
 
+_BYTES_MAX = 1 << 20
 _SEAL = "seal"
 _KNOWN = {
     "control": {"group"},
@@ -53,9 +54,7 @@ class Config:
 def load_config(state_fd: int, shown: str) -> Config:
     """Read the configuration in a state directory; `shown` is its path, for messages. Raises RelfsError."""
     try:
-        fd = os.open(CONFIG, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
-        with open(fd, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(read_file(state_fd, CONFIG, _BYTES_MAX).decode())
     except FileNotFoundError:
         return Config()
     except OSError as error:

@@ -3,7 +3,8 @@
     socket       `.relfs/control` in the deploy path (or a link to where it is)
     requests     {"jsonrpc": "2.0", "id": N, "method": M, "params": {...}}, at most MESSAGE_MAX bytes
     errors       {"code": -32000 - STATUS, "message": ONE LINE}, STATUS being the exit status of the contract
-    changes      carry "request": an id made by the client; asking again with it changes nothing twice
+    changes      carry "request": an id made by the client; asking again with it changes nothing twice; and may carry
+                 "state": which state directory is meant (trust.identity); a daemon of another one refuses
     watch        after its result, {"method": "event", "params": {...}} as events happen
 
 Standard library only, and imported by every relfsctl: nothing here may be slow to import.
@@ -22,6 +23,7 @@ from contextlib import suppress
 from typing import Any
 
 from relfs.errors import RelfsError, error_for
+from relfs.trust import identity, require_believed
 
 SOCKET = "control"
 MESSAGE_MAX = 1 << 16
@@ -62,7 +64,7 @@ class Connection:
     def __init__(self, state_paths: tuple[str, ...]) -> None:
         """Connect to the daemon whose state directory is the first of `state_paths` in which one answers.
 
-        Raises NoDaemon if none does.
+        Raises NoDaemon if none does; RelfsError for one that is not to be believed.
         """
         self._buffer = b""
         self._id = 0
@@ -71,9 +73,13 @@ class Connection:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 _connect(self._socket, state_path)
+                require_believed(self._socket, state_path)
+                self.state = identity(state_path)
                 return
-            except OSError as error:
+            except BaseException as error:
                 self._socket.close()
+                if not isinstance(error, OSError):
+                    raise
                 if error.errno in _NOBODY_THERE:
                     continue
                 raise RelfsError(f"{state_path}: the daemon of relfs cannot be reached: {error.strerror}") from error
@@ -165,7 +171,7 @@ def change(
     connection = Connection(state_paths)
     while True:
         try:
-            connection.ask(method, params)
+            connection.ask(method, {**params, "state": connection.state})
             while not connection.answered():  # a switch waits for the disk; but is there anybody?
                 _require_life(state_paths)
             return connection.answer()

@@ -21,6 +21,7 @@ from typing import Literal
 from relfs import libc
 from relfs.config import load_config
 from relfs.control import Connection, NoDaemon
+from relfs.daemon.privileges import can_filter
 from relfs.errors import RelfsError, reason
 from relfs.fuse.connection import connect
 from relfs.fuse.protocol import CACHE_SYMLINKS, InitRequest
@@ -49,7 +50,8 @@ class Finding:
 def examine(place: Place | None) -> list[Finding]:
     """All findings, the host's first. Raises nothing that belongs to a check: that is its finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
-        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _sealing, _request_timeout, _tools,
+        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _sealing, _privileges, _paths,
+        _request_timeout, _tools,
     ]  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if place is not None:
@@ -198,6 +200,31 @@ def _sealing() -> Iterator[Finding]:
             f"no read-only mounts ({reason(error)}): releases can be sealed only where relfs serves them itself, "
             "over the deploy path or with --no-bind",
         )  # fmt: skip
+    finally:
+        os.close(directory)
+
+
+def _privileges() -> Iterator[Finding]:
+    """What a daemon that this user starts gives up before it serves."""
+    if os.geteuid() != 0:
+        yield Finding("ok", "privileges", "a user's daemon has no capabilities, so it needs to give up none")
+    elif can_filter() and libc.has_seccomp_filters():
+        text = "the daemon keeps the capabilities that it needs, and may make no system calls that it has no use for"
+        yield Finding("ok", "privileges", text)
+    else:
+        text = "the daemon keeps the capabilities that it needs; system calls cannot be filtered on this host (seccomp)"
+        yield Finding("note", "privileges", text)
+
+
+def _paths() -> Iterator[Finding]:
+    """How what belongs to others is opened without following their links."""
+    directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(libc.openat2(directory, b".", os.O_RDONLY, 0, libc.RESOLVE_BENEATH | libc.RESOLVE_NO_SYMLINKS))
+        yield Finding("ok", "paths", "no link of a deploy path's owner is followed (openat2)")
+    except OSError as error:
+        text = f"no link of a deploy path's owner is followed; without openat2 ({reason(error)}), step by step"
+        yield Finding("ok", "paths", text)
     finally:
         os.close(directory)
 

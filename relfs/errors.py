@@ -12,6 +12,8 @@ EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_LOCKED = 4
 
+_MESSAGE_MAX = 1000
+
 
 class RelfsError(Exception):
     """The command failed; nothing was changed unless the message says so."""
@@ -49,6 +51,21 @@ _BY_STATUS: dict[int, type[RelfsError]] = {
 def error_for(status: int, message: str) -> RelfsError:
     """The error that carries `status`: how one that crossed the control socket becomes itself again."""
     return _BY_STATUS.get(status, RelfsError)(message)
+
+
+def one_line(message: str) -> str:
+    """`message` on one line, whatever names are in it, and not too long: what would end a line or steer a terminal is
+    spelled out. Bytes that are no text stay as os.fsdecode() has them."""
+    shown = "".join(each if each.isprintable() or _is_surrogate(each) else _spelled(each) for each in message)
+    return shown if len(shown) <= _MESSAGE_MAX else f"{shown[: _MESSAGE_MAX - 3]}..."
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) <= 0xDFFF
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def reason(error: OSError) -> str:

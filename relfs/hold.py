@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from relfs.beneath import below, open_file, read_file
 from relfs.errors import LockedError, RelfsError, UsageError, reason
 from relfs.journal import Actor, command_line
 from relfs.layout import DeployPath
@@ -35,7 +36,8 @@ from relfs.processes import Process, boot_id, process
 HELD = "held"
 
 _DEPLOYER_LOCK = ".dep/deploy.lock"
-_FILE_MAX = 1 << 16
+_FILE_MAX = 1 << 16  # bytes; as JSON has them, a character has six, and the longest command 4096 characters
+_REASON_MAX = 1000
 _SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
 _TIME_MAX = float(1 << 40)
@@ -115,7 +117,9 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     Raises UsageError, LockedError if somebody else holds it, RelfsError.
     """
     if seconds is not None and not 0 < seconds <= _SECONDS_MAX:
-        raise UsageError(f"{seconds:g}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
+        raise UsageError(f"{str(seconds)[:40]}: not a time to live; give seconds, at most {_SECONDS_MAX:.0f}")
+    if len(why) > _REASON_MAX:
+        raise UsageError(f"the reason has {len(why)} characters; {_REASON_MAX} at most")
     require(directory, actor.pid)
     present = held(directory)
     if present is not None and present.until is seconds is None and present.covers(holder):
@@ -157,7 +161,7 @@ def require_no_tool(deploy: DeployPath) -> None:
     It stops relfsctl, not the tools: whose they are, such a file does not tell.
     """
     try:
-        status = os.lstat(_DEPLOYER_LOCK, dir_fd=deploy.fd)
+        status = _status(deploy.fd, _DEPLOYER_LOCK)
     except OSError:
         return
     user = _first_line(deploy, _DEPLOYER_LOCK) if stat.S_ISREG(status.st_mode) else ""
@@ -167,9 +171,16 @@ def require_no_tool(deploy: DeployPath) -> None:
     )
 
 
+def _status(directory: int, path: str) -> os.stat_result:
+    """lstat(2), with no link on the way."""
+    parent, _, name = path.rpartition("/")
+    with below(directory, parent) as place:
+        return os.lstat(name, dir_fd=place)
+
+
 def _first_line(deploy: DeployPath, name: str) -> str:
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=deploy.fd)
+        fd = open_file(deploy.fd, name, os.O_RDONLY)
     except OSError:
         return ""
     with open(fd, "rb") as file:
@@ -178,9 +189,7 @@ def _first_line(deploy: DeployPath, name: str) -> str:
 
 def _read(directory: int) -> Hold | None:
     try:
-        fd = os.open(HELD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-        with open(fd, "rb") as file:
-            return _decode(file.read(_FILE_MAX))
+        return _decode(read_file(directory, HELD, _FILE_MAX))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -214,7 +223,7 @@ def _write(directory: int, hold: Hold) -> None:
     with suppress(FileNotFoundError):
         os.unlink(new, dir_fd=directory)  # a crash may have left it
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
+        fd = open_file(directory, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with open(fd, "wb") as file:
             file.write(json.dumps(asdict(hold)).encode("ascii"))
             file.flush()

@@ -6,10 +6,11 @@ Some facts. The daemon is root; the state directory may belong to the user who d
 must not run as root. And a tool that swaps the link waits in the kernel with the mount's top directory locked until
 the swap is answered: a hook that looks up an uncached name there would wait for the tool, which waits for the hook.
 
-The choice. A hook runs as the owner of its file, with that user's groups and no more; the file and the directory
-`hooks` must not be writable for anybody else, and belong to the same user or to root. It starts in the deploy path as
-it is below the mount, and where relfs can (as root), it sees that everywhere: it gets a mount name space of its own,
-from which the mount has been removed. Its `current` is the real link, which still says the old release.
+The choice. A hook runs as the owner of its file, with that user's groups and no more; the file and the directories
+`hooks` and `.relfs` must not be writable for anybody else, and belong to the same user or to root: whoever can write
+them chooses what is run. It starts in the deploy path as it is below the mount, and where relfs can (as root), it sees
+that everywhere: it gets a mount name space of its own, from which the mount has been removed. Its `current` is the real
+link, which still says the old release.
 
 A hook that fails, or that takes too long, refuses what it was asked about. What it prints goes to the log; its last
 line is part of the refusal. One that takes too long is killed, but not waited for: it may hang in the kernel until the
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from relfs.beneath import open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import DeployPath
 
@@ -60,7 +62,7 @@ def run_hook(
         with _found(deploy, name) as directory:
             if directory is None:
                 return
-            owner = _owner(directory, name, shown)
+            owner = _owner(directory, deploy.state_fd, name, shown)
             words = [*_hiding(hide), *_becoming(owner), f"/proc/self/fd/{directory}/{name}"]
             _run(words, shown, directory, deploy, {**_environment(owner), **variables}, seconds)
     except OSError as error:
@@ -71,8 +73,7 @@ def run_hook(
 def _found(deploy: DeployPath, name: str) -> Iterator[int | None]:
     """The directory of the hooks, opened; None: hook `name` is not there."""
     try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        directory = os.open(HOOKS, flags, dir_fd=deploy.state_fd) if deploy.state_fd is not None else None
+        directory = open_directory(deploy.state_fd, HOOKS) if deploy.state_fd is not None else None
     except FileNotFoundError:
         directory = None
     if directory is None:
@@ -84,16 +85,16 @@ def _found(deploy: DeployPath, name: str) -> Iterator[int | None]:
         os.close(directory)
 
 
-def _owner(directory: int, name: str, shown: str) -> int:
+def _owner(directory: int, state_fd: int | None, name: str, shown: str) -> int:
     """The uid that the hook runs as. Raises RefusedError for one that is not to be run."""
     file = os.lstat(name, dir_fd=directory)
-    place = os.fstat(directory)
+    places = [os.fstat(place) for place in (directory, state_fd) if place is not None]
     if not stat.S_ISREG(file.st_mode) or not file.st_mode & stat.S_IXUSR:
         raise RefusedError(f"{shown}: not a program; make it a file that its owner may execute, or remove it")
-    if (file.st_mode | place.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RefusedError(f"{shown}: others than its owner may write it, or its directory: chmod go-w both")
-    if place.st_uid not in (0, file.st_uid):
-        raise RefusedError(f"{shown}: its directory belongs to somebody else: chown both to the same user")
+    if any(each.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for each in (file, *places)):
+        raise RefusedError(f"{shown}: others than its owner may write it, or a directory above: chmod go-w all three")
+    if any(place.st_uid not in (0, file.st_uid) for place in places):
+        raise RefusedError(f"{shown}: a directory above belongs to somebody else: chown all three to the same user")
     if os.geteuid() not in (0, file.st_uid):
         raise RefusedError(f"{shown}: belongs to user {file.st_uid}, as whom user {os.geteuid()} cannot run it")
     return file.st_uid

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import pwd
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
+from relfs.beneath import open_file
 from relfs.errors import RelfsError, reason
 
 JOURNAL = "journal"
@@ -35,6 +35,8 @@ IMPORTED = "imported"
 """It happened without relfs, and a deploy tool's own records tell of it (relfs/records)."""
 
 _TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
+_READ_MAX = 1 << 26  # bytes; some hundred thousand lines: whoever owns the directory cannot make us read for ever
+TIME_MAX = float(1 << 40)  # seconds since the epoch; localtime(3) has a year for it
 _COMMAND_MAX = 4096
 
 
@@ -94,7 +96,7 @@ def decode(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
         return Event(
-            time=_finite(fields["time"]),
+            time=_time(fields["time"]),
             action=str(fields["action"]),
             release=_optional(fields.get("release")),
             origin=_optional(fields.get("from")),
@@ -108,8 +110,9 @@ def decode(line: bytes) -> Event | None:
         return None
 
 
-def _finite(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
+def _time(value: Any) -> float:
+    """One that localtime(3) has a year for: whoever owns the state directory may have written what is no time."""
+    if not 0 <= (number := float(value)) < TIME_MAX:
         raise ValueError("not a time")
     return number
 
@@ -130,7 +133,7 @@ class Journal:
             return
         try:
             with open(JOURNAL, "rb", opener=self._opener) as file:
-                for line in file:
+                for line in _lines(file):
                     event = decode(line)  # whole or None, even where the last newline is missing: see _repair
                     if event is not None:
                         yield event
@@ -171,11 +174,23 @@ class Journal:
             os.close(fd)
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(JOURNAL, flags, 0o644, dir_fd=self._directory)
+        if self._directory is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no state directory")
+        return open_file(self._directory, JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._directory)
+        assert self._directory is not None
+        return open_file(self._directory, path, flags)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of the last _READ_MAX bytes; one that is longer than any of ours comes in pieces, which are none."""
+    size = os.fstat(file.fileno()).st_size
+    if size > _READ_MAX:
+        file.seek(size - _READ_MAX)
+        file.readline(_TAIL)
+    while line := file.readline(_TAIL):
+        yield line
 
 
 def _repair(fd: int) -> int:

@@ -27,9 +27,13 @@ MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
 
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+
 # Numbers that every architecture shares (the 64-bit unified table, since Linux 5.x).
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 
@@ -46,6 +50,20 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
     if not hasattr(_libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     _check(_libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)))
+
+
+def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6, for its RESOLVE_* flags. Raises OSError(ENOSYS) where there is no such call."""
+    if os.uname().sysname != "Linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    makes = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY)
+    how = (ctypes.c_uint64 * 3)(flags, mode if makes else 0, resolve)  # struct open_how
+    return _check(_libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))))
+
+
+def chown_open(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) with AT_EMPTY_PATH: of whatever is open, also as O_PATH, which may be a link."""
+    _check(_libc.fchownat(fd, b"", ctypes.c_uint(uid), ctypes.c_uint(gid), AT_EMPTY_PATH))
 
 
 def open_tree(directory: int, path: bytes, flags: int) -> int:
@@ -120,6 +138,68 @@ def set_thread_capabilities(effective: int) -> None:
     _check(_libc.capget(header, data))
     data[0], data[3] = data[1] & effective & 0xFFFFFFFF, data[4] & effective >> 32
     _check(_libc.capset(header, data))
+
+
+def limit_capabilities(kept: int) -> None:
+    """Give up all capabilities but `kept`, in every set of this thread, for good (capabilities(7)).
+
+    Where the bounding set cannot be lowered (without CAP_SETPCAP), a program that root executes can have them again.
+    """
+    header, data = _capability_header(0), _CapabilitySets()
+    _check(_libc.capget(header, data))
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)  # Linux 4.3
+    excess = bounding_capabilities() & ~kept
+    for number in range(64):
+        if excess >> number & 1:
+            _prctl(_PR_CAPBSET_DROP, number)
+    for upper in (0, 1):
+        part = kept >> 32 * upper & 0xFFFFFFFF
+        data[3 * upper : 3 * upper + 3] = [data[3 * upper] & part, data[3 * upper + 1] & part, 0]
+    _check(_libc.capset(header, data))
+
+
+def bounding_capabilities() -> int:
+    """What a program that this thread executes can have at most, a bit each (capabilities(7))."""
+    return sum(1 << number for number in range(64) if _prctl(_PR_CAPBSET_READ, number) > 0)
+
+
+def prctl(option: int) -> None:
+    """prctl(2) with no further arguments. Raises OSError: EINVAL for an option that there is not."""
+    _check(_prctl(option))
+
+
+def add_seccomp_filter(program: bytes) -> None:
+    """Let a classic BPF program decide on each system call of this thread and its children from now on (seccomp(2)).
+
+    Raises OSError: EACCES without CAP_SYS_ADMIN (and without no_new_privs), EINVAL where the kernel has no filters.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    header = _FilterProgram(len(program) // 8, ctypes.addressof(code))
+    _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header)))
+
+
+def _prctl(option: int, first: int = 0, second: int = 0) -> int:
+    """The kernel wants to see that what is not used is 0."""
+    return int(_libc.prctl(option, *map(ctypes.c_ulong, (first, second, 0, 0))))
+
+
+def has_seccomp_filters() -> bool:
+    """Whether the kernel has them: then it misses the program that it is given here (seccomp(2), EFAULT)."""
+    return _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER) < 0 and ctypes.get_errno() == errno.EFAULT
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_SECCOMP_MODE_FILTER = 2
 
 
 def _capability_header(tid: int) -> ctypes.Array[ctypes.c_uint32]:

@@ -49,10 +49,11 @@ def _place(path: str, state_dir: str | None) -> Place:
 
 
 def mounted_paths() -> list[tuple[str, str]]:
-    """Mountpoint and deploy path of every relfs mount; none where there is no mountinfo."""
+    """Mountpoint and deploy path of every relfs mount that is to be believed; none where there is no mountinfo."""
     from relfs.mountinfo import relfs_mounts
+    from relfs.trust import speaks_for
 
-    return [(mount.target, mount.source) for mount in relfs_mounts()]
+    return [(mount.target, mount.source) for mount in relfs_mounts() if speaks_for(mount)]
 
 
 def _around_here() -> str | None:

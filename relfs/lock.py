@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from relfs.beneath import open_file
 from relfs.errors import LockedError, RelfsError, reason
 
 LOCK = "lock"
@@ -40,7 +41,7 @@ def change_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 3
 
 def _open(directory: int, shown: str) -> int:
     try:
-        return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=directory)
+        return open_file(directory, LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise RelfsError(f"{shown}/{LOCK}: the change lock cannot be had: {reason(error)}") from error
 

@@ -21,6 +21,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
+from relfs.beneath import StrangeFileError, open_file, read_file
 from relfs.journal import Event, decode
 
 PENDING = "pending"
@@ -40,8 +41,10 @@ class Pending:
 
 def write(directory: int | None, pending: Pending) -> None:
     """Write the note; it lasts once the state directory's file system is flushed. Raises OSError."""
+    if directory is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no state directory")
     forget(directory)
-    fd = os.open(PENDING, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
+    fd = open_file(directory, PENDING, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         data = _encode(pending)
         if os.write(fd, data) != len(data):
@@ -52,14 +55,11 @@ def write(directory: int | None, pending: Pending) -> None:
 
 def read(directory: int | None) -> Pending | None:
     """The note that was left; None if there is none, or not all of it. Raises OSError if it cannot be read."""
-
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
-
+    if directory is None:
+        return None
     try:
-        with open(PENDING, "rb", opener=opener) as file:
-            line, end, _ = file.read(_MAX).partition(b"\n")
-    except FileNotFoundError:
+        line, end, _ = read_file(directory, PENDING, _MAX).partition(b"\n")
+    except (FileNotFoundError, StrangeFileError):  # the next note removes what is in its place
         return None
     return _decode(line) if end else None
 

@@ -380,7 +380,7 @@ class Pointer:
 
     def _journal_identity(self) -> tuple[int, int, int] | None:
         try:
-            status = os.stat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
+            status = os.lstat(journal_module.JOURNAL, dir_fd=self.deploy.state_fd)
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns

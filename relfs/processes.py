@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
+_PF_EXITING = 0x4
 _PROC_READ = 8192
 _GO_BETWEEN = frozenset({b"sudo", b"su", b"runuser", b"doas"})
 
@@ -42,6 +43,18 @@ def process(pid: int) -> Process | None:
     # The first thread of a process may have ended, and be a zombie, while others still work (pthread_exit(3)).
     alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether process `pid` has ended but for what the kernel does for the dead: its first thread, that is, while
+    others may wait for something that they cannot be killed from (PF_EXITING in include/linux/sched.h; proc(5), flags).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return True
+    return bool(int(stat[stat.rindex(b")") + 2 :].split(b" ")[6]) & _PF_EXITING)
 
 
 def state_of(pid: int) -> str:

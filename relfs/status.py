@@ -23,13 +23,17 @@ class View:
 @dataclass(frozen=True)
 class Host:
     """What this host gives the mount; None where only a mount would tell. `resend`: the kernel offers to send requests
-    again; `survival`: "resend" if that is how they outlive a worker, "relay" if relfs keeps them itself."""
+    again; `survival`: "resend" if that is how they outlive a worker, "relay" if relfs keeps them itself.
+    `capabilities` are those that the worker has kept, by their names in capabilities(7); `seccomp`: system calls that
+    it has no use for are refused to it."""
 
     kernel: str
     caches_links: bool | None = None
     resend: bool | None = None
     survival: str | None = None
     native: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] | None = None
+    seccomp: bool | None = None
 
 
 @dataclass(frozen=True)

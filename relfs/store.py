@@ -15,13 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from relfs import libc
+from relfs.beneath import open_beneath, open_file, read_file
 from relfs.errors import RelfsError
-from relfs.layout import CURRENT, DeployPath
+from relfs.layout import CURRENT, STATE, DeployPath
 from relfs.libc import syncfs
 
 TEMPORARY = ".current.relfs"
 """The name under which a new link is made. One is enough, since its maker holds the change lock; it is made beside
 `current` so that one fsync(2) of one directory makes the rename durable."""
+
+_TEXT_MAX = 1 << 16
+"""Bytes; a link's text is shorter on every system (PATH_MAX)."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS})
 
@@ -72,7 +77,7 @@ class LinkStore:
         try:
             if owner is not None:
                 with contextlib.suppress(PermissionError):
-                    os.chown(TEMPORARY, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+                    _give_link(TEMPORARY, directory, owner)
             (flush or self._flush)()
             os.rename(TEMPORARY, CURRENT, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError:
@@ -106,10 +111,12 @@ class FileStore:
 
     def read(self) -> str | None:
         try:
-            with open(CURRENT, "rb", opener=self._opener) as file:
-                return os.fsdecode(file.read().removesuffix(b"\n")) or None
+            data = read_file(self._directory, CURRENT, _TEXT_MAX).removesuffix(b"\n")
         except FileNotFoundError:
             return None
+        if b"\0" in data:
+            raise RelfsError(f"{STATE}/{CURRENT}: says what is no link's text; remove it")
+        return os.fsdecode(data) or None
 
     def write(
         self,
@@ -131,8 +138,7 @@ class FileStore:
 
     def _make(self, text: str) -> None:
         _remove(TEMPORARY, self._directory)  # a crash may have left it
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(TEMPORARY, flags, 0o644, dir_fd=self._directory)
+        fd = open_file(self._directory, TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             data = os.fsencode(text) + b"\n"
             if os.write(fd, data) != len(data):
@@ -151,9 +157,6 @@ class FileStore:
             else:
                 self._make(before)
                 self._put()
-
-    def _opener(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._directory)
 
 
 def open_store(deploy: DeployPath) -> Store:
@@ -207,6 +210,20 @@ def _not_a_link(deploy: DeployPath) -> str:
     if stat.S_ISDIR(os.lstat(CURRENT, dir_fd=deploy.fd).st_mode):
         return f"{shown}: a real directory, not a link; `relfsctl init {deploy.path}` makes a release of it"
     return f"{shown}: not a symbolic link; move it away, then `relfsctl switch RELEASE`"
+
+
+def _give_link(name: str, directory: int, owner: Owner) -> None:
+    """lchown(2) of the link `name`, and of nothing else that the directory's owner may have put there meanwhile: what
+    belongs to somebody else would become his. Raises OSError."""
+    if not hasattr(os, "O_PATH"):
+        os.chown(name, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+        return
+    fd = open_beneath(directory, name, os.O_PATH)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            libc.chown_open(fd, owner.uid, owner.gid)
+    finally:
+        os.close(fd)
 
 
 def _remove(name: str, directory: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import relfs.beneath
 import relfs.journal
 import relfs.layout
 import relfs.libc
@@ -28,7 +29,8 @@ CHANGING = frozenset({"open", "write", "pwrite", "mkdir", "symlink", "unlink", "
 SYNCING = frozenset({"fsync", "fdatasync", "syncfs"})
 
 _MODULES = (
-    relfs.journal, relfs.layout, relfs.lock, relfs.pending, relfs.pointer, relfs.records.files, relfs.store,
+    relfs.beneath, relfs.journal, relfs.layout, relfs.lock, relfs.pending, relfs.pointer, relfs.records.files,
+    relfs.store,
 )  # fmt: skip
 
 
@@ -208,6 +210,8 @@ def watched(calls: Calls) -> Iterator[Calls]:
         for module in _MODULES:
             stack.enter_context(mock.patch.object(module, "os", _Os(calls)))
         syncfs = _through(calls, "syncfs", relfs.libc.syncfs)
+        chown = _through(calls, "chown", relfs.libc.chown_open)
+        stack.enter_context(mock.patch.object(relfs.libc, "chown_open", chown))
         for flushing in (relfs.pointer, relfs.store):
             stack.enter_context(mock.patch.object(flushing, "syncfs", syncfs))
         yield calls

@@ -127,3 +127,17 @@ def test_the_disk_of_the_deploy_path_is_unmounted(tmp_path: Path, mounts: Mounts
         subprocess.run(["umount", "-l", disk], check=True)
     assert mount.process.wait(END_SECONDS) == 0
     assert not (disk / "app").exists()
+
+
+def test_a_state_directory_elsewhere_is_removed(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    mount = mounts.start(app, "--state-dir", state)
+    for words in (LOOK, STATE, LOCK, SOCKET):
+        mount.expect_log(words)
+    with reading(app / "current/index.html", "40", "41") as readers:
+        shutil.rmtree(state)
+        wait_for(lambda: (state / "control").is_socket(), "it is made again")
+        assert ctl("-C", app, "switch", "41").status == 0
+        seen = readers.stop()
+    assert (seen.failed, seen.neither) == ({}, 0)
+    assert (state / "journal").exists()

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from mounting import environment
+from mounting import environment, wait_for
 
 from relfs.daemon.fdstore import Store, inherited, store_of_unit
 from relfs.daemon.service import Heartbeat, notify, scope_of_its_own
@@ -127,6 +127,7 @@ def test_everything_is_kept_and_can_be_read_more_than_once(manager: Manager, est
 
 def test_open_files_are_kept_only_where_all_is(manager: Manager, estate: Estate) -> None:
     assert Store(_UNIT).keep(estate, whole=False)
+    wait_for(lambda: manager.stored, "the manager has heard of it")
     assert _inherit(manager.stored["relfs"], "relfs") == _told("connection")
     assert is_fleeting("file.1")
     assert not is_fleeting("pin.2")
@@ -195,6 +196,7 @@ def test_nothing_that_another_user_had_stored_is_taken(manager: Manager, estate:
         subprocess.run([sys.executable, "-c", boot], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, check=True)
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     assert Store(_UNIT).keep(estate, whole=False)
+    wait_for(lambda: manager.stored, "the manager has heard of it")
     assert _inherit([fds[0], *manager.stored["relfs"]], "relfs:relfs") == _told("connection")
     os.close(fds[0])
 
@@ -254,7 +256,7 @@ def test_the_heart_beats_while_the_mount_answers(manager: Manager, monkeypatch: 
     heartbeat.turn(now - 3601)
     heartbeat.turn(now)
     heartbeat.turn(now)
-    assert Store(_UNIT).keep(Estate(), whole=False)  # a barrier
+    assert Store(_UNIT).keep(Estate(), whole=True)  # a barrier
     assert manager.said.count("WATCHDOG=1") == 1
 
 
@@ -263,5 +265,5 @@ def test_the_heart_is_silent_where_nobody_listens_to_it(manager: Manager, monkey
 
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     Heartbeat().turn(time.monotonic())
-    assert Store(_UNIT).keep(Estate(), whole=False)
+    assert Store(_UNIT).keep(Estate(), whole=True)
     assert "WATCHDOG=1" not in manager.said

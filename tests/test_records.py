@@ -349,6 +349,7 @@ def test_nothing_but_a_file_is_read(tmp_path: Path, place: int, secret: Path, ki
 @pytest.mark.parametrize("kind", [*KINDS, "hard link"])
 def test_nothing_but_a_file_with_one_name_is_written(tmp_path: Path, place: int, secret: Path, kind: str) -> None:
     if kind == "hard link":
+        (tmp_path / "place").chmod(0o777)
         os.link(secret, tmp_path / "place/log")
     else:
         _hostile(kind, tmp_path / "place/log", secret)

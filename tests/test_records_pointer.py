@@ -531,6 +531,7 @@ def test_a_fault_at_every_call_of_a_change(
 
 
 def test_records_that_cannot_be_written_are_a_warning(both: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (both / ".dep").chmod(0o777)
     os.link(both / ".dep/releases_log", both / "second name")
     (both / ".dep/latest_release").unlink()
     (both / ".dep/latest_release").mkdir()
@@ -538,7 +539,8 @@ def test_records_that_cannot_be_written_are_a_warning(both: Path, caplog: pytest
     assert events[-1].outcome == DONE
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
-        "40 is current, but .dep/releases_log could not be brought up to date: not a regular file with one name",
+        "40 is current, but .dep/releases_log could not be brought up to date: releases_log has another name "
+        "(hard link) elsewhere, and would be changed there",
         "40 is current, but .dep/latest_release could not be brought up to date: Is a directory",
     ]
 

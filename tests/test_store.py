@@ -130,7 +130,7 @@ def test_the_first_target_that_may_not_last_is_taken_back(app: Path, deploy: Dep
 
 def test_the_order_of_a_write_to_the_link(deploy: DeployPath) -> None:
     names = calls_of_a_write(link_store(deploy))
-    assert names == ["unlink", "symlink", "chown", "syncfs", "rename", "fsync"]
+    assert names == ["unlink", "symlink", "open", "chown", "syncfs", "rename", "fsync"]
 
 
 def test_the_order_of_a_write_to_the_file(deploy: DeployPath) -> None:

@@ -66,12 +66,17 @@ def run_directory(state_fd: int) -> str:
     try:
         with suppress(FileExistsError):
             os.mkdir(path, 0o755)
-        found = os.lstat(path)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (NotADirectoryError, PermissionError):
+        raise RelfsError(f"{path}: belongs to somebody else; remove it") from None
     except OSError as error:
         raise RelfsError(f"{path}: the control socket's directory cannot be made: {reason(error)}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise RelfsError(f"{path}: belongs to somebody else; remove it")
-    os.chmod(path, 0o755)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise RelfsError(f"{path}: belongs to somebody else; remove it")
+        os.fchmod(fd, 0o755)
+    finally:
+        os.close(fd)
     return path
 
 

@@ -58,14 +58,15 @@ class Store:
         self._unit = unit
 
     def keep(self, estate: Estate, *, whole: bool) -> bool:
-        """Have it kept, instead of what was kept before; without open files unless `whole`. Whether that succeeded."""
+        """Have it kept, instead of what was kept before. `whole`: with open files, and not without being sure that it
+        is kept; that may take seconds, if systemd is busy. Whether it succeeded, as far as is known."""
         held = {name: fd for name, fd in estate if whole or not is_fleeting(name)}
         queues: list[socket.socket] = []
         try:
             queues += _pack(held)
             send("FDSTOREREMOVE=1", f"FDNAME={_NAME}")
             send("FDSTORE=1", f"FDNAME={_NAME}", "FDPOLL=0", fds=[queue.fileno() for queue in queues])
-            return _is_settled()
+            return _is_settled() if whole else True
         except OSError as error:
             _log.warning("%s: a restart will interrupt the mount, which cannot be kept: %s", self._unit, reason(error))
             return False

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from typing import Protocol
 
+from relfs.beneath import open_file
 from relfs.errors import RelfsError, reason
 from relfs.names import STATE
 
@@ -220,9 +221,8 @@ class LogFile:
             os.close(fd)
 
     def _open(self) -> int:
-        """With O_NONBLOCK no fifo keeps us waiting; with a mode of its own, since the daemon's umask is 0."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.open(LOG, flags, 0o640, dir_fd=self._directory)
+        """With a mode of its own, since the daemon's umask is 0."""
+        return open_file(self._directory, LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
     def _rotate(self, fd: int) -> bool:
         """Whether the file has become an old one. Under its lock, or two would rotate at once, and lose what was in the

@@ -15,6 +15,7 @@ from relfs import __version__
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
 from relfs.daemon.plan import Plan
+from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
 from relfs.errors import RefusedError, RelfsError
 from relfs.fuse.changes import Changes
@@ -182,6 +183,7 @@ def _look_now(mounted: Mounted) -> Seen:
 def status(mounted: Mounted, seen: Seen) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
+    kept = present()
     base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, seen.lock)
     return dataclasses.replace(
         base,
@@ -196,6 +198,8 @@ def status(mounted: Mounted, seen: Seen) -> Status:
             resend=bool(mounted.init.flags & HAS_RESEND),
             survival="relay" if mounted.relayed else "resend",
             native=mounted.native(),
+            capabilities=kept.capabilities,
+            seccomp=kept.seccomp,
         ),
         views=tuple(
             View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from relfs import libc
+from relfs.beneath import open_beneath
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath
@@ -93,7 +94,7 @@ def _is_there(deploy: DeployPath, path: str) -> bool:
     """Whether it can be seen from the deploy path, where other mounts may hide it. No file system is asked for more
     than its root."""
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=deploy.fd)
+        fd = open_beneath(deploy.fd, path, os.O_PATH)
     except OSError:
         return False
     try:

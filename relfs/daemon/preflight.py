@@ -12,6 +12,7 @@ import resource
 import threading
 import time
 
+from relfs.beneath import open_file
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT
@@ -121,15 +122,14 @@ def replace_daemon_lock(state_fd: int) -> int:
 def _open_lock(state_fd: int) -> int:
     """Not for writing, since a file system with a file that is open for that cannot be remounted read-only; but where
     nothing else will do, as with NFS (flock(2))."""
-    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(DAEMON_LOCK, flags | os.O_RDONLY, 0o644, dir_fd=state_fd)
+    fd = open_file(state_fd, DAEMON_LOCK, os.O_CREAT | os.O_RDONLY)
     try:
         _try_lock(fd)
     except OSError as error:
         os.close(fd)
         if error.errno != errno.EBADF:
             raise
-        fd = os.open(DAEMON_LOCK, flags | os.O_RDWR, 0o644, dir_fd=state_fd)
+        fd = open_file(state_fd, DAEMON_LOCK, os.O_CREAT | os.O_RDWR)
     return fd
 
 

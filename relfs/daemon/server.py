@@ -13,7 +13,7 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from relfs.control import (
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
 from relfs.descriptors import descriptors
-from relfs.errors import RefusedError, RelfsError
+from relfs.errors import RefusedError, RelfsError, one_line
 from relfs.journal import Actor, Event, command_line, user_name
 from relfs.store import Owner
 
@@ -112,12 +112,17 @@ class EventHub:
 class ControlServer:
     """GUARDED BY the event loop: everything."""
 
-    def __init__(self, methods: dict[str, Method], hub: EventHub, *, owner: int, group: int | None) -> None:
-        """`owner` is the uid, `group` the gid (or None), that may change things besides root."""
+    def __init__(
+        self, methods: dict[str, Method], hub: EventHub, *, owner: int, group: int | None, states: Collection[str] = ()
+    ) -> None:
+        """`owner` is the uid, `group` the gid (or None), that may change things besides root. `states` is what clients
+        may take our state directory for (trust.identity); without any, what they say of it is not looked at. It is
+        replaced when the directory is."""
         self._methods = methods
         self._hub = hub
         self._owner = owner
         self._group = group
+        self.states = states
         self._clients = Clients(descriptors().connections, frozenset({0, owner}))
 
     async def serve(self, listener: trio.SocketListener) -> None:
@@ -174,6 +179,8 @@ class ControlServer:
         method = self._methods.get(name)
         if method is None:
             raise _ProtocolError(METHOD_NOT_FOUND, f"{name}: no such method")
+        if method.changes:
+            self._require_meant(params.pop("state", None))
         for key, value in params.items():
             if key not in method.params:
                 raise _ProtocolError(INVALID_PARAMS, f"{name}: {key}: no such parameter")
@@ -186,6 +193,14 @@ class ControlServer:
                 )
             self._authorize(peer)
         return await method.run(peer, params)
+
+    def _require_meant(self, state: object) -> None:
+        """A client may have been led here by a link that somebody else has made, and mean another deploy path."""
+        if state is not None and self.states and state not in self.states:
+            raise RefusedError(
+                "the control socket has led to the daemon of another deploy path; remove the socket (or its link) that "
+                "is in the place of your own"
+            )
 
     def _authorize(self, peer: Peer) -> None:
         if peer.uid in (0, self._owner):
@@ -259,7 +274,7 @@ def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
 
 
 def _error(request_id: object, code: int, message: str) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}
+    return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": one_line(message)}}
 
 
 async def _send(stream: trio.SocketStream, message: dict[str, Any]) -> None:

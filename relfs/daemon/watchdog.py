@@ -122,8 +122,12 @@ class Disk:
     INVARIANT: `_asked` as in Watchdog.
     """
 
-    def __init__(self, state_fd: int, selector: selectors.BaseSelector, on_return: Callable[[float], None]) -> None:
-        """`on_return` is called, with the time, when it answers after it did not for a while."""
+    def __init__(
+        self, shown: str, state_fd: int, selector: selectors.BaseSelector, on_return: Callable[[float], None]
+    ) -> None:
+        """`shown` is a path on it, for the log. `on_return` is called, with the time, when it answers after it did not
+        for a while."""
+        self._shown = shown
         self._state_fd = state_fd
         self._selector = selector
         self._on_return = on_return
@@ -140,7 +144,7 @@ class Disk:
             self._ask(now)
         elif now - self._asked > _NEWS_SECONDS and not self._said:
             self._said = True
-            _log.warning("the disk does not answer; whoever needs it has to wait")
+            _log.warning("%s: the disk does not answer; whoever needs it has to wait", self._shown)
         return self._asked is not None
 
     def _ask(self, now: float) -> None:
@@ -166,7 +170,7 @@ class Disk:
         self._asked = None
         if self._said:
             self._said = False
-            _log.info("the disk answers again")
+            _log.info("%s: the disk answers again", self._shown)
             self._on_return(self._answered)
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
+from relfs.daemon.privileges import drop
 from relfs.daemon.reader import become_reader
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
@@ -51,7 +52,7 @@ from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
-from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags, resend
+from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags
 from relfs.fuse.relay import Relay
 from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
@@ -63,6 +64,7 @@ from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
+from relfs.trust import identity
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ _LISTENER_FD = "listener"
 
 def run_worker(member: Member, *, adopting: bool) -> int:
     """Serve until the mount is gone, and tell the supervisor how it ended. To be called in a process of its own."""
+    drop()  # before there is a thread, and the log has one
     who = myself()
     member.ledger.note("worker", who)
     member.tell("hello", pid=who.pid, start=who.start)
@@ -261,8 +264,9 @@ class _Mount:
             nursery.start_soon(mounted.changes.keep_unsealing)
         await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
-            methods(mounted), self._hub, owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group
-        )
+            methods(mounted), self._hub,
+            owner=os.fstat(self._deploy.fd).st_uid, group=self._config.group, states=self._states(),
+        )  # fmt: skip
         nursery.start_soon(server.serve, self._listen())
         make_again = partial(self._make_again, server, nursery)
         nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
@@ -381,6 +385,13 @@ class _Mount:
             f"mount does not cover; mount over it, or with --no-bind; {_WITHOUT_SEAL}"
         )
 
+    def _states(self) -> tuple[str, ...]:
+        """What the state directory is, as it is, and as the mount shows it: which is not looked at, since a tool may
+        keep the mount's directory."""
+        assert self._deploy.state_fd is not None
+        own = identity(self._deploy.state_fd)
+        return own, *(f"{each.device}:{STATE_NODE}" for each in all_mounts() if each.id == self._ledger.mounted)
+
     def _listen(self) -> trio.SocketListener:
         """The socket is in the state directory where clients can reach that natively, in a run directory otherwise."""
         assert self._deploy.state_fd is not None
@@ -399,10 +410,11 @@ class _Mount:
         assert state_fd is not None
         if what is Gone.STATE:
             remove_socket(state_fd)
-            make_state_again(self._deploy)
+            await trio.to_thread.run_sync(make_state_again, self._deploy)  # its path may lead through the mount
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
+            server.states = self._states()
         elif what is Gone.LOCK:
             self._member.put("lock", replace_daemon_lock(state_fd))
         else:
@@ -453,8 +465,6 @@ class _Mount:
                     leave()
                 elif message.kind == "retire":
                     await self._retire(changes)
-                elif message.kind == "resend" and not self._relayed:
-                    os.write(self._member["connection"], resend())
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return

@@ -18,6 +18,7 @@ costs nothing where there is nobody to leave. Looking for the list first would c
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -28,7 +29,6 @@ from relfs.processes import credentials, is_in_our_user_namespace
 
 _IS_ROOT = os.geteuid() == 0
 _OWN_GROUPS = tuple(os.getgroups())
-_OWN_CAPABILITIES = libc.capabilities_of(0) or 0 if _IS_ROOT else 0
 
 CAP_FOWNER = 1 << 3
 _CAP_SYS_ADMIN = 1 << 21
@@ -37,6 +37,12 @@ _FILE_CAPABILITIES = 0x1F | 1 << 9 | 1 << 27 | 1 << 32
 CAP_MAC_OVERRIDE (CAP_FS_SET in the kernel)."""
 
 _AS_OURSELVES = nullcontext()
+
+
+@functools.cache
+def _own_capabilities() -> int:
+    """Asked for with the first request: by then, those that we have no use for are given up (daemon/privileges.py)."""
+    return libc.capabilities_of(0) or 0
 
 
 def acting_as(context: RequestContext, *, lend: int = 0) -> AbstractContextManager[None]:
@@ -64,7 +70,7 @@ def _may_all(tid: int) -> bool:
     """Whether root has all of root's capabilities, which containers and services often have not. Whoever is gone, or
     outside of our pid name space (fuse(4): 0), is taken for what root mostly is; the kernel has checked him anyway."""
     capabilities = libc.capabilities_of(tid) if tid else None
-    return capabilities is None or not (_OWN_CAPABILITIES & _FILE_CAPABILITIES & ~capabilities)
+    return capabilities is None or not (_own_capabilities() & _FILE_CAPABILITIES & ~capabilities)
 
 
 class _Acting:
@@ -77,7 +83,7 @@ class _Acting:
         kept = found.capabilities & _FILE_CAPABILITIES
         if self._uid != 0 and kept and not is_in_our_user_namespace(context.pid):
             kept = 0  # over what belongs to his name space; that no user's own may give him any power here is vital
-        self._capabilities = _OWN_CAPABILITIES & (kept | lent | ~_FILE_CAPABILITIES)
+        self._capabilities = _own_capabilities() & (kept | lent | ~_FILE_CAPABILITIES)
 
     def __enter__(self) -> None:
         try:
@@ -91,13 +97,13 @@ class _Acting:
 
     def _differs(self) -> bool:
         """Whether they are others than setfsuid(2) has left."""
-        left = _OWN_CAPABILITIES if self._uid == 0 else _OWN_CAPABILITIES & ~_FILE_CAPABILITIES
+        left = _own_capabilities() if self._uid == 0 else _own_capabilities() & ~_FILE_CAPABILITIES
         return self._capabilities != left
 
     def __exit__(self, *_: object) -> None:
         libc.set_thread_fsids(0, 0)
         if self._uid == 0 and self._differs():  # otherwise setfsuid(2) has given them back
-            libc.set_thread_capabilities(_OWN_CAPABILITIES)
+            libc.set_thread_capabilities(_own_capabilities())
         libc.set_thread_groups(_OWN_GROUPS)
 
 

@@ -75,12 +75,14 @@ def parse(line: bytes) -> Entry | None:
 
 
 def compose(entry: Entry) -> bytes:
-    """The line that says it."""
+    """The line that says it. The release has the name that it has, which cannot end a line."""
+    user = one_line(entry.user)
     if entry.branch is None:
-        text = f"{entry.user} rolled back to release {entry.release}"
+        text = f"{user} rolled back to release {entry.release}"
     else:
-        text = f"Branch {entry.branch} (at {entry.sha}) deployed as release {entry.release} by {entry.user}"
-    return os.fsencode(one_line(text)) + b"\n"
+        made_of = f"Branch {one_line(entry.branch)} (at {one_line(entry.sha or '')})"
+        text = f"{made_of} deployed as release {entry.release} by {user}"
+    return os.fsencode(text) + b"\n"
 
 
 def time_of(name: str) -> float | None:

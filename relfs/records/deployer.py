@@ -107,7 +107,7 @@ def parse_old(line: bytes) -> Entry | None:
     try:
         if len(moment) != _OLD_TIME_DIGITS:
             return None
-        created = time.mktime(time.strptime(moment, _OLD_TIME))
+        created = _since_epoch(time.mktime(time.strptime(moment, _OLD_TIME)))
     except (ValueError, OverflowError):
         return None
     return Entry(created, release, "") if is_release_name(release) else None
@@ -133,7 +133,14 @@ def compose_mark(moment: float, user: str) -> bytes:
 
 
 def _parse_time(text: str) -> float:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    return _since_epoch(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp())
+
+
+def _since_epoch(moment: float) -> float:
+    """What is older was never deployed, and would not be written again as it was read (strftime(3), %Y)."""
+    if moment < 0:
+        raise ValueError("before the epoch")
+    return moment
 
 
 def _compose_time(moment: float) -> str:

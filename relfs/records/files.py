@@ -1,10 +1,8 @@
 """Files in directories that belong to somebody else: read and written by a daemon that may be root.
 
-Whoever deploys can put anything under these names, at any moment: a link to /etc/shadow, a second name of somebody's
-file, a fifo, a file without end. So everything is opened by descriptor, step by step, and no link is ever followed;
-only regular files are read, in bounded parts; only those with one name are written, since another name of theirs may be
-anywhere (open(2), O_NOFOLLOW; proc_sys_fs(5), protected_hardlinks). What is made is given to the owner of the directory
-that it is in: the tool that made the directory has to be able to replace it.
+Whoever deploys can put anything under these names, at any moment, so all is opened as beneath.py does, and read in
+bounded parts. What is made is given to the owner of the directory that it is in: the tool that made the directory has
+to be able to replace it.
 
 Half a line
 -----------
@@ -26,8 +24,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+from relfs.beneath import below, open_beneath, open_file
+
+__all__ = ["MAX_BYTES", "Contents", "Write", "append", "below", "is_absent", "overwrite", "read_end", "read_start"]
+__all__ += ["remove", "replace"]
 
 MAX_BYTES = 4 << 20
 """Bytes of a log that are read, from its end; and the longest log that is rewritten."""
@@ -35,8 +38,6 @@ MAX_BYTES = 4 << 20
 Write = tuple[str, Callable[[], None]]
 """What is to be written, by the name that people know it by, and what writes it. Raises OSError."""
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
 """ENOENT and ENOTDIR, and what open(2) says of links, of sockets and of devices without a driver."""
 
@@ -49,17 +50,6 @@ class Contents:
     data: bytes
     complete: bool
     modified: float
-
-
-@contextmanager
-def below(top: int, *names: str) -> Iterator[int]:
-    """A descriptor of the directory that is reached from `top` by `names`. Raises OSError, also for a link."""
-    with ExitStack() as stack:
-        directory = top
-        for name in names:
-            directory = os.open(name, _DIRECTORY, dir_fd=directory)
-            stack.callback(os.close, directory)
-        yield directory
 
 
 def is_absent(error: OSError) -> bool:
@@ -87,7 +77,7 @@ def read_start(directory: int, name: str, limit: int) -> bytes | None:
 @contextmanager
 def _open_to_read(directory: int, name: str) -> Iterator[int | None]:
     try:
-        fd = os.open(name, os.O_RDONLY | _CAREFUL, dir_fd=directory)
+        fd = open_beneath(directory, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if not is_absent(error):
             raise
@@ -213,18 +203,13 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 def _open_to_write(directory: int, name: str, flags: int) -> int:
-    fd = os.open(name, os.O_RDWR | flags | _CAREFUL, dir_fd=directory)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        os.close(fd)
-        raise OSError(errno.EPERM, "not a regular file with one name")
-    return fd
+    return open_file(directory, name, os.O_RDWR | flags)
 
 
 def _make(directory: int, name: str) -> int:
     """A new file that the directory's owner, and its group where that may write there, can replace."""
     owner = os.fstat(directory)
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o600, dir_fd=directory)
+    fd = open_file(directory, name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     with suppress(PermissionError):  # an ordinary user makes files as itself
         os.fchown(fd, owner.st_uid, owner.st_gid)
     os.fchmod(fd, 0o644 | owner.st_mode & stat.S_IWGRP)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from relfs.errors import UsageError
 from relfs.history import History
-from relfs.journal import IMPORTED, Actor, Event
+from relfs.journal import IMPORTED, TIME_MAX, Actor, Event
 from relfs.layout import check_name
 
 _USER_MAX = 200  # characters; what a log calls a user may be anything
@@ -81,7 +81,8 @@ def _with_ids(records: Iterable[Record]) -> Iterator[tuple[Record, str]]:
 def _event(record: Record, origin: str | None, event_id: str) -> Event:
     actor = Actor(_NOBODY, one_line(record.user)[:_USER_MAX], 0, record.source)
     host = socket.gethostname()
-    return Event(record.time, record.action, record.release, origin, actor, host, event_id, IMPORTED)
+    moment = min(max(record.time, 0.0), TIME_MAX - 1)  # some are when a file was modified, which may be any time
+    return Event(moment, record.action, record.release, origin, actor, host, event_id, IMPORTED)
 
 
 def _harmless(character: str) -> bool:

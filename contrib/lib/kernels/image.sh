@@ -4,8 +4,8 @@
 # it was made from has changed. Running them is not here.
 #
 # Facts: Debian's kernels have the disk's driver as a module, so there is no boot without an initrd; the one that
-# initramfs-tools makes takes longer to unpack and to look around, emulated, than all the rest. A loop mount, which disks
-# are often made with, is not to be had in every container. A machine that is emulated takes minutes for what pip and a
+# initramfs-tools makes takes longer to unpack and to look around, emulated, than all the rest. A loop mount, with which
+# disks are often made, is not to be had in every container. A machine that is emulated takes minutes for what pip and a
 # compiler do. The consequence, and the choice: the initrd is a static busybox with the modules named below; disks are
 # written by mke2fs from a directory (-d); and the Debian inside is of the release of the Debian outside, so that this
 # checkout's virtual environment, made outside, works there as it is, at the same path.
@@ -16,9 +16,10 @@ VENV=$ROOT/.venv-test
 
 MODULES=(virtio_pci virtio_blk virtio_console fuse loop overlay) # ext4 is part of the kernel itself
 
+# What relfs and its tests need, and whom they watch at work.
 GUEST_PACKAGES=(
-    python3 fuse3 libfuse3-3 mount util-linux procps kmod "${FILE_TOOLS[@]}" # what relfs and its tests need,
-    nginx busybox curl wrk sudo rsync make perl                              # and whom they watch at work
+    python3 fuse3 libfuse3-3 mount util-linux procps kmod "${FILE_TOOLS[@]}" "${RECORDERS[@]}"
+    nginx busybox curl wrk sudo rsync make perl
 )
 
 # need_images KERNEL...
@@ -52,13 +53,17 @@ need_root_disk() {
     ! is_made "$disk" "$stamp" || return 0
     say "making a disk of Debian's packages"
     rm -rf "$cache/root" "$disk.stamp"
-    mmdebstrap --mode=root --variant=minbase --include="$(IFS=, && echo "${GUEST_PACKAGES[*]}")" \
-        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr "$(suite)" "$cache/root" "$(mirror)" >"$cache/mmdebstrap.log" 2>&1 ||
+    bootstrap >"$cache/mmdebstrap.log" 2>&1 ||
         fail "mmdebstrap could not make a Debian of $(suite) from $(mirror): $cache/mmdebstrap.log tells why"
     install -m 755 "$GUEST/guest" "$cache/root/sbin/guest"
     make_disk "$cache/root" "$disk" 4G
     rm -rf "$cache/root"
     now_made "$disk" "$stamp"
+}
+
+bootstrap() {
+    mmdebstrap --mode=root --variant=minbase --include="$(IFS=, && echo "${GUEST_PACKAGES[*]}")" \
+        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr "$(suite)" "$cache/root" "$(mirror)"
 }
 
 # make_checkout_disk PYTEST-ARGUMENT...
@@ -95,7 +100,7 @@ need_kernel() {
     rm -rf "$place/files" "$place/initrd.stamp"
     update_lists
     package=$(newest_kernel "$1")
-    unpack_packages "$place/files" "$package" busybox-static
+    unpack_into "$place/files" "$package" busybox-static
     make_initrd "$place"
     rm -rf "$place/files"
     now_made "$place/initrd" "$stamp"
@@ -157,7 +162,7 @@ update_lists() {
     for suite in bookworm bookworm-backports; do
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $suite main"
     done >"$lists/sources.list"
-    kernels_apt apt-get update >/dev/null || fail "$(mirror) has no package lists of bookworm-backports, or is not to be reached"
+    kernels_apt apt-get update >/dev/null || fail "$(mirror) cannot be reached, or has no bookworm-backports"
     lists_are_new=yes
 }
 
@@ -170,8 +175,8 @@ newest_kernel() {
     echo "$name"
 }
 
-# unpack_packages DIRECTORY PACKAGE...
-unpack_packages() {
+# unpack_into DIRECTORY PACKAGE...
+unpack_into() {
     local directory=$1 package
     mkdir -p "$directory/packages"
     (cd "$directory/packages" && kernels_apt apt-get download "${@:2}" >/dev/null) || fail "could not fetch ${*:2}"

@@ -30,6 +30,7 @@ FIRST = "1"
 _PYTHON = os.path.realpath(sys.executable)
 _BIN = Path(sys.prefix) / "bin"
 _MARKER = "RELFS_SOAK"
+_DONE = ("done", "recovered")
 _GRACE = 60
 _ANSWER_SECONDS = 1.0
 _POLL_SECONDS = 0.01
@@ -78,7 +79,7 @@ class Site:
     def journal(self) -> list[str]:
         """The releases that were switched to, oldest first."""
         events = [json.loads(line) for line in self.ctl("--json", "log").splitlines()]
-        return [each["release"] for each in events if each["action"] == "switch" and each["outcome"] == "done"]
+        return [each["release"] for each in events if each["action"] == "switch" and each["outcome"] in _DONE]
 
     def log(self) -> list[str]:
         """What relfs logged, as far as it is kept."""

@@ -68,6 +68,7 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
             fields.append(("sealed", _sealed(status)))
         if status["unsealing"]:
             fields.append(("unsealing", f"{', '.join(status['unsealing'])}: in use, writable, cannot be removed yet"))
+        fields.append(("privileges", _privileges(host)))
         fields.append(("link cache", "yes" if host["caches_links"] else "no: this kernel asks us each time"))
         fields.append(("in flight", _IN_FLIGHT[host["survival"]]))
     for view in status["views"]:
@@ -87,6 +88,13 @@ def _locked(lock: dict[str, Any]) -> str:
     until = f" until {moment(lock['until'])}" if lock["until"] is not None else ""
     why = f": {lock['reason']}" if lock["reason"] else ""
     return f"by {lock['user']} (pid {lock['pid']}: {lock['command']}) since {moment(lock['since'])}{until}{why}"
+
+
+def _privileges(host: dict[str, Any]) -> str:
+    if not host["capabilities"]:
+        return "a user's: no capabilities"
+    calls = "only system calls that it needs" if host["seccomp"] else "system calls are not filtered"
+    return f"{len(host['capabilities'])} capabilities, {calls}"
 
 
 def _sealed(status: dict[str, Any]) -> str:

@@ -30,11 +30,9 @@ def main(file: str) -> None:
     teller.ready()
     for number in itertools.count():
         while not _append(teller, fd, line(number)):
-            pass
+            fd = _reopen(teller, fd, file)
         if number % _REOPEN == 0:
-            with suppress(OSError), teller.attempt("close"):
-                os.close(fd)
-            fd = _open(file)
+            fd = _reopen(teller, fd, file)
         if number % _SYNC == 0:
             with suppress(OSError), teller.attempt("fsync"):
                 os.fsync(fd)
@@ -50,6 +48,12 @@ def _append(teller: Teller, fd: int, data: bytes) -> bool:
             raise Wrong(f"{written} of {len(data)} bytes were written")
         return True
     return False
+
+
+def _reopen(teller: Teller, fd: int, file: str) -> int:
+    with suppress(OSError), teller.attempt("close"):
+        os.close(fd)
+    return _open(file)
 
 
 def _open(file: str) -> int:

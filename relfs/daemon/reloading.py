@@ -1,0 +1,112 @@
+"""New code takes a mount over: relfsctl reload.
+
+Some facts. A standby is a process of the code that was installed when it was started; the workers that it forks are of
+that code, too. A worker that ends is replaced without anybody noticing. exec(2) keeps a process's descriptors and pid.
+
+The choice. A standby of the new code is started beside the old one. Once it is ready, the worker is told to retire, and
+the new standby forks the next. When that has answered, the old standby is dismissed, and the supervisor runs the new
+code in its own process. Whatever fails before that (it does not start, its ledger is of another version, its libfuse
+negotiates otherwise), the old standby is still there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
+from relfs.survival.ledger import Ledger, Who
+
+_log = logging.getLogger(__name__)
+
+_SECONDS = 30.0
+
+
+@dataclass
+class _Reload:
+    """One that is under way, `since` then (monotonic seconds)."""
+
+    since: float
+    old_worker: Who | None
+    has_retired: bool = False
+
+
+class Reloading:
+    """What becomes of a reload. Contains nothing that blocks."""
+
+    def __init__(self, company: Company, ledger: Ledger) -> None:
+        self._company = company
+        self._ledger = ledger
+        self._reload: _Reload | None = None
+
+    @property
+    def forker(self) -> str:
+        """Who forks the next worker."""
+        return NEXT if self._reload is not None and self._reload.has_retired else STANDBY
+
+    def begin(self, now: float) -> bool:
+        """Whether one is begun: then the caller starts the next standby. Another is under way otherwise."""
+        if self._reload is not None:
+            return False
+        _log.info("new code is started")
+        worker = self._company.get(WORKER)
+        self._reload = _Reload(now, worker.who if worker is not None else None)
+        return True
+
+    def retire_worker(self) -> None:
+        """The next standby is ready: let a worker of it take over."""
+        worker = self._company.get(WORKER)
+        if self._reload is not None:
+            self._reload.has_retired = True
+            if worker is not None:
+                worker.tell("retire")
+
+    def explains(self, ended: Comrade) -> bool:
+        """Whether the end of a process belongs to a reload, and is no death: the old worker was told to retire. That of
+        anybody else undoes it."""
+        if self._reload is None:
+            return ended.role == NEXT
+        if ended.role == NEXT:
+            self.undo("its standby has ended")
+            return True
+        if ended.role != WORKER or not self._reload.has_retired:
+            return False
+        if ended.who != self._reload.old_worker:
+            self.undo("its worker has ended, without having answered")
+        return True
+
+    def is_done(self) -> bool:
+        """The mount has answered: was it the new worker? Then the next standby is the standby."""
+        worker = self._company.get(WORKER)
+        if self._reload is None or not self._reload.has_retired or worker is None or not worker.serves:
+            return False
+        if worker.who == self._reload.old_worker:
+            return False
+        self._company.dismiss(self._company.get(STANDBY))
+        self._company.promote()
+        self._reload = None
+        self._note("done")
+        return True
+
+    def watch(self, now: float) -> None:
+        """Undo it if it takes too long."""
+        if self._reload is not None and now - self._reload.since > _SECONDS:
+            self.undo("the new code does not come up")
+
+    def undo(self, why: str) -> None:
+        """The old standby goes on."""
+        reload, self._reload = self._reload, None
+        if reload is None:
+            return
+        _log.warning("the new code does not take over: %s; the old one goes on", why)
+        worker = self._company.get(WORKER)
+        self._company.dismiss(self._company.get(NEXT))
+        if worker is not None and worker.who != reload.old_worker:
+            self._company.dismiss(worker)
+        self._note(f"failed: {why}")
+
+    def _note(self, outcome: str) -> None:
+        """For whoever has asked."""
+        told = json.loads(self._ledger.reload.load() or b"{}")
+        self._ledger.reload.store(json.dumps({**told, "outcome": outcome}).encode("ascii"))
