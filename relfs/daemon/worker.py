@@ -30,11 +30,12 @@ import pyfuse3
 import trio
 
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
-from relfs.daemon.member import TICK, Member, myself, take_baton
+from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
+from relfs.daemon.reader import become_reader
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.session import Session, deploy_path, load_session
@@ -71,9 +72,6 @@ _log = logging.getLogger(__name__)
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
-
-_GONE_SECONDS = 2.0
-_GONE_PAUSE = 0.002
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -442,11 +440,8 @@ class _Mount:
     # ---- life and end
 
     async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
-        """What carries requests and replies. Nobody else may read requests while it does. Who has been killed may still
-        be about to finish that, so its end is waited for; unless a disk keeps it, since then it reads none."""
-        with trio.move_on_after(_GONE_SECONDS):
-            while take_baton(self._member["ledger"]) is None:  # held as long as this process lives
-                await trio.sleep(_GONE_PAUSE)
+        """What carries requests and replies."""
+        await become_reader(self._ledger)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
         relay.expect = self._once.expect
