@@ -101,6 +101,17 @@ def test_a_slot_is_used_again(fd: int) -> None:
     assert {tuple(each.values()) for each in found} == {(), (b"short",)}
 
 
+def test_who_maps_the_memory_early_takes_nobodys_slot(fd: int) -> None:
+    """A standby has it for hours, and the workers that it forks begin with what it knew."""
+    one, gone = slots(memory := Memory(fd, ROOM.end)).put(b"one"), slots(memory).put(b"gone")
+    slots(memory).free(gone)
+    early = slots(Memory(fd, ROOM.end))
+    other = slots(memory).put(b"other")
+    assert other == gone, "the slot that was free when the memory was mapped"
+    new = early.put(b"new")
+    assert [early.get(number) for number in (one, other, new)] == [b"one", b"other", b"new"]
+
+
 def test_a_word_of_a_record(fd: int) -> None:
     table = slots(Memory(fd, ROOM.end))
     number = table.put(bytes(24))

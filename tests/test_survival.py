@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import pytest
 from clients import running
-from crew import BLOWS, kill, mounts_below
+from crew import BLOWS, expect_deaths, kill, mounts_below, pids_of, whole
 from deploying import in_shell
 from dirstream import Directory
 from mounting import Mount, relfsctl_command, wait_for
 from readers import reading
 from sandbox import link_of
+from soak.site import Pids
 from test_hooks import write_hook
 
 from relfs.errors import EXIT_LOCKED
@@ -83,6 +85,53 @@ def test_nothing_that_is_mounted_changes(mount: Mount, blow: str) -> None:
         os.stat(mount.app / "missing")
     assert mounts_below(mount.app) == before
     assert mount.status()["host"]["native"] == [".relfs", "releases", "shared"]
+
+
+def test_two_die_while_the_third_is_only_starting(mount: Mount) -> None:
+    """The standby is a process that has not imported anything yet; what it was sent waits for it."""
+    app, first = mount.app, whole(mount)
+    expect_deaths(mount)
+    with reading(app / "current/index.html", "40", session=True) as readers:
+        for pid in (first.supervisor, first.standby):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        found: list[Pids] = []
+
+        def come() -> bool:
+            pids = pids_of(mount)
+            found[:] = [pids] if pids is not None else []
+            return pids is not None and len({*pids.alive()} - {first.supervisor, first.standby}) == 3
+
+        wait_for(come, "another supervisor has started a standby")
+        for pid in (found[0].supervisor, found[0].worker):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        whole(mount, gone=(found[0].supervisor or 0, found[0].worker or 0))
+        seen = readers.stop()
+    assert seen.failed == {}
+
+
+def test_new_code_takes_over(mount: Mount) -> None:
+    """Nobody notices, as with a death: not who is replacing the link, not who has a file open."""
+    app, first = mount.app, whole(mount)
+    with (
+        reading(app / "current/index.html", "40", "41", session=True) as readers,
+        open(app / "file", "w+b", buffering=0) as file,
+    ):
+        file.write(b"before")
+        os.unlink(app / "file")
+        with replacing(app):
+            done = mount.relfsctl("reload")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert not os.path.lexists(app / "current")
+        file.write(b", after")
+        assert os.pread(file.fileno(), 100, 0) == b"before, after"
+        seen = readers.stop()
+    assert (seen.failed, seen.neither) == ({}, 0)
+    second = whole(mount)
+    assert second.worker != first.worker
+    assert second.standby != first.standby
+    assert (app / "current/index.html").read_text() == "41"
 
 
 # ---- what is open --------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Slots:
         self._stride = -(-(size + _WORD) // _WORD) * _WORD
         self._capacity = where.size // self._stride - 1
         self._size = size
-        self._free = [number for number in range(self._used, 0, -1) if not self._mark(number)]
+        self._free: list[int] | None = None
 
     @staticmethod
     def room(size: int, count: int) -> int:
@@ -89,7 +89,8 @@ class Slots:
 
     def put(self, record: bytes) -> int:
         """Keep a record; its number, or 0 if there is no room for it. Contains no `await`."""
-        number = self._free.pop() if self._free else self._used + 1
+        free = self._free_numbers()
+        number = free.pop() if free else self._used + 1
         if number > self._capacity or len(record) > self._size:
             return 0
         at = self._at(number) + _WORD
@@ -103,7 +104,15 @@ class Slots:
         """Forget a record. Number 0 is none."""
         if number:
             self._memory.words[self._at(number) // _WORD] = 0
-            self._free.append(number)
+            if self._free is not None:
+                self._free.append(number)
+
+    def _free_numbers(self) -> list[int]:
+        """Looked for when the first is needed: a process that maps the memory long before it writes to it, or is forked
+        from one that did, knows nothing of what others did meanwhile."""
+        if self._free is None:
+            self._free = [number for number in range(self._used, 0, -1) if not self._mark(number)]
+        return self._free
 
     def set_word(self, number: int, index: int, value: int) -> None:
         """Replace the record's aligned word `index`. Number 0 is none."""
