@@ -28,11 +28,16 @@ def _looked_at(deploy: DeployPath, target: Target | None) -> Iterator[str]:
     yield from _file_systems(deploy)
 
 
+def is_removed(directory: int) -> bool:
+    """Whether a directory (a descriptor) that holds something as long as it is in use was removed: it has no links left
+    (POSIX, rmdir()), and is empty. There are file systems (FUSE) that count no links at all. Raises OSError."""
+    return os.fstat(directory).st_nlink == 0 and not os.listdir(directory)
+
+
 def _gone(deploy: DeployPath) -> Iterator[str]:
-    """A directory that was removed while it is open has no links left (POSIX, rmdir(); ext4 and tmpfs alike)."""
-    if os.fstat(deploy.fd).st_nlink == 0:
-        yield f"{deploy.path}: was removed; what is left of it is served until it is unmounted"
-    elif deploy.state_fd is not None and os.fstat(deploy.state_fd).st_nlink == 0:
+    if is_removed(deploy.fd):
+        yield f"{deploy.path}: was removed"
+    elif deploy.state_fd is not None and is_removed(deploy.state_fd):
         yield f"{deploy.state_path}: was removed"
 
 

@@ -1,4 +1,4 @@
-"""A control group of a test's own that limits memory (cgroups(7), version 2 or 1), for a program that runs in it."""
+"""A control group of a test's own that limits something (cgroups(7), version 2 or 1), for a program that runs in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 _ROOT = Path("/sys/fs/cgroup")
 _END_SECONDS = 30.0
 
+_LIMITS = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
+_USES = ("memory.current", "memory.usage_in_bytes", "pids.current")
+
 
 @dataclass(frozen=True)
-class MemoryGroup:
-    """`limit_file` takes a number of bytes."""
+class Group:
+    """`limit_file` takes a number: of bytes, or of threads."""
 
     path: Path
     limit_file: Path
@@ -24,29 +27,29 @@ class MemoryGroup:
         """`command`, in the group from its first moment on."""
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs"), *command]
 
-    def limit(self, size: int) -> None:
-        """Bytes. Raises OSError if more than that is in use and cannot be given back."""
-        self.limit_file.write_text(str(size))
+    def limit(self, number: int | None) -> None:
+        """None: as much as there is. Raises OSError if more than that is in use and cannot be given back."""
+        self.limit_file.write_text("max" if number is None else str(number))
 
     @property
     def used(self) -> int:
-        """Bytes that are in use, what the kernel keeps for the sake of speed included."""
-        names = ("memory.current", "memory.usage_in_bytes")
-        return next(int((self.path / name).read_text()) for name in names if (self.path / name).exists())
+        """How much is in use; of memory, what the kernel keeps for the sake of speed included."""
+        return next(int((self.path / name).read_text()) for name in _USES if (self.path / name).exists())
 
 
 @contextmanager
-def memory_group() -> Iterator[MemoryGroup]:
-    """A group without a limit as yet."""
+def control_group(controller: str) -> Iterator[Group]:
+    """A group without a limit as yet. `controller` is memory or pids."""
     name = f"relfs-test-{os.getpid()}"
-    if (_ROOT / "memory/cgroup.procs").exists():
-        path, file = _ROOT / "memory" / name, "memory.limit_in_bytes"
+    first, second = _LIMITS[controller]
+    if (_ROOT / controller / "cgroup.procs").exists():
+        path, file = _ROOT / controller / name, first
     else:
-        (_ROOT / "cgroup.subtree_control").write_text("+memory")
-        path, file = _ROOT / name, "memory.max"
+        (_ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
+        path, file = _ROOT / name, second
     path.mkdir()
     try:
-        yield MemoryGroup(path, path / file)
+        yield Group(path, path / file)
     finally:
         _remove(path)
 

@@ -123,6 +123,21 @@ def small_disk_at(place: Path) -> Iterator[Path]:
         yield disk
 
 
+def test_new_code_asks_the_disk_nothing_either(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    place = app / "storage"
+    place.mkdir()
+    (place / "file").write_text("on the other disk")
+    with broken_disk(place, tmp_path / "mood") as disk:
+        mount = mounts.start(app)
+        disk.hangs()
+        done = ctl("-C", app, "reload")
+        assert done.status == 0, done
+        _assert_the_rest_goes_on(app)
+        disk.works()
+        assert (place / "file").read_text() == "on the other disk"
+        mount.terminate()
+
+
 def test_a_disk_that_is_unmounted_and_mounted_again(app: Path, tmp_path: Path, mounts: Mounts) -> None:
     """As an administrator would, to get rid of one that does not answer."""
     place = app / "storage"

@@ -1,20 +1,23 @@
 """Faults of the world around the daemon: its limit of descriptors, used up by who opens files through the
-mount, and of memory.
+mount, of memory, and of threads.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cgroups import memory_group
-from clients import ctl
+import trio
+from cgroups import control_group
+from clients import SECONDS, ctl, running
 from mounting import Mounts, relfs_command, wait_for
 from readers import reading
+
+from relfs.threads import in_thread
 
 _MEGABYTE = 1 << 20
 
@@ -71,7 +74,7 @@ def test_clients_that_open_all_they_can(app: Path, mounts: Mounts, flags: int) -
 
 def test_a_memory_limit(app: Path, mounts: Mounts) -> None:
     """What goes through the daemon is not kept by it: ten times as much as it may have, both ways."""
-    with memory_group() as group:
+    with control_group("memory") as group:
         mount = mounts.start(app, command=lambda *words: group.command(*relfs_command(*words)))
         pid = mount.status()["worker_pid"]
         (app / "warm").write_bytes(bytes(_MEGABYTE))
@@ -93,3 +96,52 @@ def _write_and_read(file: Path, megabytes: int) -> None:
         for number in range(megabytes):
             os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the daemon, not from the page cache
             assert reader.read(_MEGABYTE) == bytes([number]) * _MEGABYTE
+
+
+def test_a_limit_of_threads(app: Path, mounts: Mounts) -> None:
+    """There is no new one for anybody: those there are do what is to be done, one thing after the other."""
+    with control_group("pids") as group:
+        mount = mounts.start(app, command=lambda *words: group.command(*relfs_command(*words)))
+        pid = mount.status()["worker_pid"]
+        with reading(app / "current/index.html", "40", "41", "42") as readers, ExitStack() as clients:
+            group.limit(1)
+            switching = [clients.enter_context(running("-C", app, "switch", name)) for name in ["41", "42"] * 3]
+            with pytest.raises(FileNotFoundError):
+                _swap(app, "releases/none")
+            _swap(app, "releases/41")
+            assert [each.wait(SECONDS) for each in switching] == [0] * 6
+            group.limit(None)
+            seen = readers.stop()
+        assert (seen.failed, seen.neither) == ({}, 0)
+        assert mount.status()["worker_pid"] == pid
+        mount.terminate()
+
+
+def _swap(app: Path, text: str) -> None:
+    (app / "next").unlink(missing_ok=True)
+    (app / "next").symlink_to(text)
+    os.rename(app / "next", app / "current")
+
+
+def test_a_thread_that_cannot_be_had_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = iter([True, True, False])
+
+    async def run_or_not(call: Callable[..., object], *arguments: object, **_options: object) -> object:
+        if next(refusals):
+            raise RuntimeError("can't start new thread")
+        return call(*arguments)
+
+    async def main() -> None:
+        assert await in_thread(divmod, 7, 2) == (3, 1)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_or_not)
+    trio.run(main)
+    assert next(refusals, None) is None
+
+
+def test_an_error_of_the_work_is_no_want_of_threads() -> None:
+    def fail() -> None:
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        trio.run(in_thread, fail)

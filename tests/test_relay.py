@@ -10,17 +10,23 @@ import logging
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 import trio
 import trio.testing
+from mounting import environment, wait_for
 
+from relfs.daemon.member import myself, take_baton
+from relfs.daemon.reader import become_reader
 from relfs.fuse.once import Once
 from relfs.fuse.relay import Relay, session_pair
 from relfs.fuse.resent import asker
-from relfs.survival.ledger import new_ledger
+from relfs.processes import process, state_of
+from relfs.survival.ledger import Ledger, Who, new_ledger
 from relfs.survival.memory import Memory, area, new_memory
 from relfs.survival.requests import COUNT, PAYLOAD_MAX, Requests
 
@@ -427,3 +433,52 @@ def test_an_errand_is_forgotten_only_after_its_answer_is_delivered() -> None:
     trio.run(body)
     assert left == [1, 1]
     assert not list(ledger.errands)
+
+
+# ---- who reads
+
+_READER = """
+import ctypes, os, sys, threading
+from relfs.daemon.member import myself, take_baton
+assert take_baton(int(sys.argv[1])) is not None
+threading.Thread(target=sys.stdin.read).start()
+print("has it", flush=True)
+if sys.argv[2] == "lingers":
+    ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
+"""
+"""Holds the lock; its main thread ends (exit(2), not exit_group(2)), or waits for the other one."""
+
+
+@pytest.mark.parametrize("how", ["reads", "lingers"])
+def test_a_reader_is_waited_for_unless_only_its_other_threads_live(how: str) -> None:
+    ledger = new_ledger()
+    other = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(ledger.fd), how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[ledger.fd], env=environment(),
+    )  # fmt: skip
+    assert other.stdin is not None and other.stdout is not None
+    try:
+        assert other.stdout.readline() == b"has it\n"
+        found = process(other.pid)
+        assert found is not None
+        ledger.note("reader", Who(other.pid, found.start))
+        if how == "lingers":
+            wait_for(lambda: state_of(other.pid) == "Z", "its main thread has ended")
+        else:
+            trio.run(_wait_a_while_for, ledger)
+            other.kill()
+            other.wait()
+        trio.run(become_reader, ledger)
+        assert ledger.who("reader") == myself()
+        assert take_baton(ledger.fd) is None, "the lock is held"
+    finally:
+        other.kill()
+        other.communicate()
+        ledger.close()
+
+
+async def _wait_a_while_for(ledger: Ledger) -> None:
+    with trio.move_on_after(0.1) as waiting:
+        await become_reader(ledger)
+    assert waiting.cancelled_caught
+    assert ledger.who("reader") != myself()

@@ -29,6 +29,7 @@ from relfs.processes import process, starter
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who
+from relfs.threads import in_thread
 
 _LOOK_SECONDS = 2.0
 _RELOAD_PAUSE = 0.05
@@ -165,7 +166,7 @@ class Seen:
 async def _look(mounted: Mounted, looking: trio.CapacityLimiter) -> Seen:
     """From a thread, which a file system that hangs may keep: status is what one asks for then."""
     with trio.move_on_after(_LOOK_SECONDS):
-        return await trio.to_thread.run_sync(_look_now, mounted, limiter=looking, abandon_on_cancel=True)
+        return await in_thread(_look_now, mounted, limiter=looking, abandon_on_cancel=True)
     return Seen(None, (f"{mounted.pointer.deploy.path}: its file system, or the release's, does not answer",))
 
 

@@ -17,8 +17,11 @@ from enum import Enum, auto
 import trio
 
 from relfs.control import SOCKET
+from relfs.daemon.preflight import DAEMON_LOCK
 from relfs.errors import RelfsError, reason
+from relfs.health import is_removed
 from relfs.layout import STATE, DeployPath
+from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +68,8 @@ async def keep_up(
 async def _look(deploy: DeployPath, lock: int) -> Gone | None:
     """From a thread, for the disk may hang. What it does not tell is not known to be gone."""
     try:
-        return await trio.to_thread.run_sync(gone, deploy, lock, abandon_on_cancel=True)
-    except (OSError, RuntimeError):  # the last: a host has no thread to give (pids.max)
+        return await in_thread(gone, deploy, lock, abandon_on_cancel=True)
+    except OSError:
         return None
 
 
@@ -74,19 +77,28 @@ async def _in_vain(make_again: Callable[[Gone], Awaitable[None]], what: Gone) ->
     """Why it cannot be made again."""
     try:
         await make_again(what)
-    except (RelfsError, OSError, RuntimeError) as error:
+    except (RelfsError, OSError) as error:
         return str(error)
     return None
 
 
 def gone(deploy: DeployPath, lock: int) -> Gone | None:
-    """The first of what is gone. `lock` is the daemon lock. A directory or file that is removed while it is open has no
-    links left (POSIX, rmdir(), unlink()). Raises OSError where the disk does not tell."""
+    """The first of what is gone. `lock` is the daemon lock. Raises OSError where the disk does not tell."""
     assert deploy.state_fd is not None
-    for fd, what in ((deploy.fd, Gone.DEPLOY_PATH), (deploy.state_fd, Gone.STATE), (lock, Gone.LOCK)):
-        if os.fstat(fd).st_nlink == 0:
-            return what
+    if is_removed(deploy.fd):
+        return Gone.DEPLOY_PATH
+    if is_removed(deploy.state_fd):
+        return Gone.STATE
+    if not _is_lock(deploy.state_fd, lock):
+        return Gone.LOCK
     return None if _is_socket(deploy.state_fd) else Gone.SOCKET
+
+
+def _is_lock(state_fd: int, lock: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(DAEMON_LOCK, dir_fd=state_fd))
+    except FileNotFoundError:
+        return False
 
 
 def _is_socket(state_fd: int) -> bool:

@@ -55,7 +55,7 @@ async def _refreshed(changes: Changes) -> str | None:
     """Why the real link could not be looked at."""
     try:
         await changes.refresh()
-    except (RelfsError, OSError, RuntimeError) as error:  # the last: a host has no thread to give (pids.max)
+    except (RelfsError, OSError) as error:
         return str(error)
     return None
 

@@ -30,11 +30,12 @@ import pyfuse3
 import trio
 
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
-from relfs.daemon.member import TICK, Member, myself, take_baton
+from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
+from relfs.daemon.reader import become_reader
 from relfs.daemon.seal import Binds
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.session import Session, deploy_path, load_session
@@ -63,6 +64,7 @@ from relfs.mounts import attach_and_hold, detach
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
+from relfs.threads import in_thread
 from relfs.trust import identity
 
 _log = logging.getLogger(__name__)
@@ -70,9 +72,6 @@ _log = logging.getLogger(__name__)
 _WITHOUT_SEAL = "`seal = false` in config.toml mounts it unguarded"
 _LINGER_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
-
-_GONE_SECONDS = 2.0
-_GONE_PAUSE = 0.002
 
 _RELEASES_FD = "releases"
 _LISTENER_FD = "listener"
@@ -84,7 +83,12 @@ def run_worker(member: Member, *, adopting: bool) -> int:
     who = myself()
     member.ledger.note("worker", who)
     member.tell("hello", pid=who.pid, start=who.start)
-    status, words = _outcome(member, adopting=adopting)
+    try:
+        status, words = _outcome(member, adopting=adopting)
+    except Exception:
+        _log.exception("ended by an error")  # without a word to the supervisor, who takes that for a death
+        logging.shutdown()
+        return EXIT_FAILED
     if adopting and words:
         _log.error("%s: cannot be taken over: %s", load_session(member.ledger).plan.mountpoint, words)
     else:
@@ -94,12 +98,14 @@ def run_worker(member: Member, *, adopting: bool) -> int:
 
 
 def _outcome(member: Member, *, adopting: bool) -> tuple[int, str]:
-    """The exit status, and what went wrong."""
+    """The exit status, and what went wrong. Raises what nobody foresaw, once the mount was served."""
     try:
         return _serve(member, adopting=adopting), ""
     except RelfsError as error:
         return error.status, str(error)
     except Exception as error:
+        if member.ledger.mounted:  # the next one may do better
+            raise
         _log.exception("ended by an error")
         return EXIT_FAILED, f"{type(error).__name__}: {error}"
 
@@ -141,7 +147,7 @@ class _Mount:
         def publish(event: Event) -> None:
             token.run_sync_soon(self._hub.publish, event)
 
-        pointer = await trio.to_thread.run_sync(lambda: self._open_pointer(publish))
+        pointer = await in_thread(lambda: self._open_pointer(publish))
         with ExitStack() as session:
             self._signals = session.enter_context(
                 trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -262,7 +268,7 @@ class _Mount:
             await self._attach(os.fsdecode(name))
         await self._attach_nested()
         if self._config.seal:
-            await trio.to_thread.run_sync(self._begin_sealing, mounted.pointer)
+            await in_thread(self._begin_sealing, mounted.pointer)
             nursery.start_soon(mounted.changes.keep_unsealing)
         await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
@@ -337,7 +343,7 @@ class _Mount:
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
-            attached = await trio.to_thread.run_sync(
+            attached = await in_thread(
                 attach_and_hold, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
             )
         except OSError as error:
@@ -353,7 +359,7 @@ class _Mount:
     async def _attach_nested(self) -> None:
         """What was mounted below the deploy path before it was covered."""
         trees = {name: fd for name, fd in self._member.estate if name.startswith(TREE_FD)}
-        await trio.to_thread.run_sync(attach_nested, trees, self._plan.mountpoint)
+        await in_thread(attach_nested, trees, self._plan.mountpoint)
         for name in trees:
             self._note_attached(name.removeprefix(TREE_FD))
             self._member.drop(name)
@@ -412,7 +418,7 @@ class _Mount:
         assert state_fd is not None
         if what is Gone.STATE:
             remove_socket(state_fd)
-            await trio.to_thread.run_sync(make_state_again, self._deploy)  # its path may lead through the mount
+            await in_thread(make_state_again, self._deploy)  # its path may lead through the mount
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
@@ -426,7 +432,7 @@ class _Mount:
     async def _attach_state_again(self) -> None:
         """Nothing can be mounted on a directory that was removed, so what is mounted there has to go first."""
         if STATE in self._attached:
-            await trio.to_thread.run_sync(detach, f"{self._plan.mountpoint}/{STATE}")
+            await in_thread(detach, f"{self._plan.mountpoint}/{STATE}")
         self._tried.discard(STATE)
         self._attached.discard(STATE)
         await self._attach(STATE)
@@ -434,11 +440,8 @@ class _Mount:
     # ---- life and end
 
     async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
-        """What carries requests and replies. Nobody else may read requests while it does. Who has been killed may still
-        be about to finish that, so its end is waited for; unless a disk keeps it, since then it reads none."""
-        with trio.move_on_after(_GONE_SECONDS):
-            while take_baton(self._member["ledger"]) is None:  # held as long as this process lives
-                await trio.sleep(_GONE_PAUSE)
+        """What carries requests and replies."""
+        await become_reader(self._ledger)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
         relay.expect = self._once.expect
@@ -495,7 +498,7 @@ class _Mount:
         self._leaving = True
         self._member.tell("leaving")
         _log.info("%s is being unmounted", self._plan.mountpoint)
-        await trio.to_thread.run_sync(self._seals.end)  # a switch that is still asked for does without
+        await in_thread(self._seals.end)  # a switch that is still asked for does without
         await self._detach()
         await trio.sleep(_LINGER_SECONDS)
         _log.info("%s: a process still uses what was mounted; it gets errors from now on", self._plan.mountpoint)
@@ -513,7 +516,7 @@ class _Mount:
         if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
             return
         try:
-            await trio.to_thread.run_sync(detach, found.target)
+            await in_thread(detach, found.target)
         except RelfsError as error:
             _log.error("%s", error)
 

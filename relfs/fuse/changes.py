@@ -27,6 +27,7 @@ from relfs.layout import CURRENT, Target
 from relfs.pointer import Pointer
 from relfs.seal import Seals
 from relfs.store import Owner
+from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Changes:
 
     async def flush(self) -> None:
         """Pointer.flush(): not a change, but it waits for the same disk."""
-        await trio.to_thread.run_sync(self._pointer.flush)
+        await in_thread(self._pointer.flush)
 
     async def settle(self) -> None:
         """Wait until no change is under way, and the kernel knows of the last. From then on nothing is changed."""
@@ -101,7 +102,7 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
         changes the directory."""
-        await trio.to_thread.run_sync(
+        await in_thread(
             _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
         )  # fmt: skip
         if self._seals.left:
@@ -116,7 +117,7 @@ class Changes:
             while self._seals.left and not self._left_over.is_set():
                 await trio.sleep(pause)
                 pause = min(2 * pause, _RETRY_SECONDS_MAX)
-                await trio.to_thread.run_sync(self._seals.retry, limiter=self._telling)
+                await in_thread(self._seals.retry, limiter=self._telling)
 
     def drop_root_attributes(self) -> None:
         """Make the kernel ask again for the root's permissions and times. Neither blocks nor awaits."""
@@ -131,7 +132,7 @@ class Changes:
 
         Abandoned when we end: whoever holds the directory then may be waiting for an answer that we owe.
         """
-        await trio.to_thread.run_sync(self._drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
+        await in_thread(self._drop, parent, name, limiter=self._telling, abandon_on_cancel=True)
 
     def _drop(self, parent: int, name: bytes) -> bool:
         """Whether the kernel does not have it any more. Blocks."""
@@ -152,7 +153,7 @@ class Changes:
             await self.drop_current()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(self._settled, call, limiter=self._changing)
+        return await in_thread(self._settled, call, limiter=self._changing)
 
     def _settled(self, call: Callable[[], _T]) -> _T:
         """Runs while `_changing` is held: what is live afterwards may only be told there."""

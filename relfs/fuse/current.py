@@ -32,6 +32,7 @@ from relfs.pointer import Pointer
 from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
+from relfs.threads import in_thread
 from relfs.views import Replacement, begin_replacement, replacement_of
 
 _log = logging.getLogger(__name__)
@@ -313,7 +314,7 @@ class CurrentLink:
         if self._deploy.leads_back(text):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with trio.move_on_after(_CHECK_SECONDS):
-            await trio.to_thread.run_sync(
+            await in_thread(
                 check_content, self._deploy, text, self._checks, limiter=self._looking, abandon_on_cancel=True
             )
             return

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -40,6 +39,7 @@ from relfs.fuse.passthrough import ACCESS_LIST, Passthrough, is_nothing
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
+from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -405,7 +405,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files.fd(fh))
+        await in_thread(os.fdatasync if datasync else os.fsync, self._files.fd(fh))
 
     @_handler
     async def release(self, fh: FileHandleT) -> None:
@@ -481,4 +481,4 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files.fd(fh))
+        await in_thread(os.fdatasync if datasync else os.fsync, self._files.fd(fh))

@@ -245,7 +245,7 @@ def new_ledger() -> Ledger:
     return Ledger(new_memory("relfs-ledger"))
 
 
-_WHO = {"supervisor": 64, "standby": 80, "worker": 96}
+_WHO = {"supervisor": 64, "standby": 80, "worker": 96, "reader": 112}
 _HEAD_AREA = area(None, 4096)
 _SESSION_AREA = area(_HEAD_AREA, 1 << 20)
 _REPLY_AREA = area(_SESSION_AREA, 1 << 14)
