@@ -134,6 +134,18 @@ def test_new_code_takes_over(mount: Mount) -> None:
     assert (app / "current/index.html").read_text() == "41"
 
 
+def test_a_supervisor_that_is_stopped_while_new_code_takes_over(mount: Mount) -> None:
+    """It has become another program, and has not told anybody yet; it keeps its process, and the baton."""
+    first = whole(mount)
+    expect_deaths(mount)
+    with running("-C", mount.app, "reload") as client:
+        wait_for(lambda: "becomes the new supervisor" in mount.log.read_text(), "it is about to")
+        assert first.supervisor is not None
+        os.kill(first.supervisor, signal.SIGSTOP)
+        assert client.wait(60) == 0
+    whole(mount, gone=(first.supervisor,))
+
+
 # ---- what is open --------------------------------------------------------------------------------------------------
 
 

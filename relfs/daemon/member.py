@@ -68,7 +68,7 @@ class Member:
         self._channel = channel
         self._welcome = True
         self._turns = 0
-        self._stopped = 0
+        self._stopped: dict[int, int] = {}  # by pid, for how many turns
         self._bequest: Channel | None = None
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -145,24 +145,23 @@ class Member:
             self._channel.flush()
         self._started = [each for each in self._started if each.poll() is None]
         self._pass_on()
+        self._end_stopped()
         if self._welcome:
-            self._look_at_supervisor()
             return
         self._turns += 1
         if self._bequest is None and self._turns > _PATIENCE[self._role]:
             self._succeed()
 
-    def _look_at_supervisor(self) -> None:
-        """End one that is stopped."""
+    def _end_stopped(self) -> None:
+        """End a supervisor that is stopped, also one that does not know us yet: it has the baton, and keeps it."""
         who = self.ledger.who("supervisor")
-        if who is None or who.pid == os.getpid() or state_of(who.pid) not in ("T", "t"):
-            self._stopped = 0
-            return
-        self._stopped += 1
-        if self._stopped >= _STOPPED_TURNS and is_alive(who):
-            _log.warning("the supervisor (process %d) is stopped; another one takes its place", who.pid)
+        pids = {each.pid for each in self._started} | ({who.pid} if who is not None and is_alive(who) else set())
+        stopped = {pid for pid in pids - {os.getpid()} if state_of(pid) in ("T", "t")}
+        self._stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in stopped}
+        for pid in [each for each, turns in self._stopped.items() if turns >= _STOPPED_TURNS]:
+            _log.warning("the supervisor (process %d) is stopped; another one takes its place", pid)
             with suppress(ProcessLookupError):
-                os.kill(who.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     # ---- succession
 
