@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RELIABILITY = ROOT / "docs/reliability.md"
 
 
-def tests_there() -> set[str]:
+def names_of_tests() -> set[str]:
     return {
         name
         for file in (ROOT / "tests").glob("test_*.py")
@@ -26,7 +26,7 @@ def test_every_fault_has_a_test_that_exists() -> None:
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row[5])
         assert named, f"no test for: {row[1]}"
-        assert set(named) <= tests_there(), row[1]
+        assert set(named) <= names_of_tests(), row[1]
 
 
 @pytest.mark.parametrize("document", ["reliability.md", "architecture.md"])

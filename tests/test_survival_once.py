@@ -87,6 +87,14 @@ def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iter
     whole(mount, gone=(worker,))
 
 
+def _is_alike(covered: Path, plain: Path) -> bool:
+    """Asked while it changes: what was listed may have another name by the time it is looked at."""
+    try:
+        return tree(covered, SPECIAL) == tree(plain)
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("name", _CHANGES)
 def test_a_change_that_is_not_answered_is_not_done_twice(
     app: Path, covered: Path, mount: Mount, tmp_path: Path, name: str
@@ -98,7 +106,7 @@ def test_a_change_that_is_not_answered_is_not_done_twice(
     assert _run(change.program, plain).wait(60) == 0
     with _killed_after(mount, change.calls, change.path.format(app=app), when=change.when):
         process = _run(change.program, app)
-        wait_for(lambda: tree(covered, SPECIAL) == tree(plain), "it is carried out")
+        wait_for(lambda: _is_alike(covered, plain), "it is carried out")
         assert process.poll() is None, "it is not answered"
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
