@@ -24,7 +24,7 @@ from relfs.daemon.member import myself, take_baton
 from relfs.daemon.reader import become_reader
 from relfs.fuse.once import Once
 from relfs.fuse.relay import Relay, session_pair
-from relfs.fuse.resent import asker
+from relfs.fuse.unanswered import asker
 from relfs.processes import process, state_of
 from relfs.survival.ledger import Ledger, Who, new_ledger
 from relfs.survival.memory import Memory, area, new_memory

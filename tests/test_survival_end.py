@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -89,3 +90,28 @@ def test_giving_up_uncovers_the_real_link_and_says_so(app: Path, tmp_path: Path,
     assert "workers in a row have ended" in relfsctl(app, "status").stdout
     again = mounts.start(app)
     assert "workers in a row have ended" not in again.relfsctl("status").stdout
+
+
+def test_a_supervisor_that_can_start_nobody_gives_up_only_if_nobody_serves(app: Path, mounts: Mounts) -> None:
+    """It has no descriptor left. As long as there is a worker, there is no hurry."""
+    mount = mounts.start(app)
+    pids = whole(mount)
+    assert pids.standby is not None
+    assert pids.worker is not None
+    expect_deaths(mount)
+    mount.expect_log(" ERROR .* can be started: Too many open files")
+    mount.expect_log(" CRITICAL .* workers in a row have ended")
+    _, hard = resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE, (_held(mount.process.pid), hard))
+    os.kill(pids.standby, signal.SIGKILL)
+    wait_for(lambda: mount.log.read_text().count("can be started") > 2, "it tries again and again")
+    assert mount.relfsctl("switch", "41").returncode == 0
+    os.kill(pids.worker, signal.SIGKILL)
+    assert mount.process.wait(60) == EXIT_FAILED
+    assert mount_at(str(app)) is None
+    assert (app / "current/index.html").read_text() == "41"
+
+
+def _held(pid: int) -> int:
+    """A limit that leaves the process no descriptor but those that it will have closed."""
+    return min(set(range(1 << 16)) - set(map(int, os.listdir(f"/proc/{pid}/fd"))))

@@ -34,7 +34,7 @@ from relfs.daemon.service import Heartbeat, notify
 from relfs.daemon.session import load_session
 from relfs.daemon.signals import noticed_signals
 from relfs.daemon.watchdog import Disk, Watchdog
-from relfs.errors import EXIT_FAILED, RelfsError, error_for
+from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach
 from relfs.processes import process
@@ -135,6 +135,12 @@ class Supervisor:
         """See to it that there are a standby and a worker."""
         if self._outcome is not None or now < self._not_before:
             return
+        try:
+            self._bring_up_members()
+        except OSError as error:
+            self._note_nobody_comes(error)
+
+    def _bring_up_members(self) -> None:
         forker = self._company.get(self._reloading.forker)
         if forker is None:
             self._start_standby(STANDBY)
@@ -175,17 +181,25 @@ class Supervisor:
     # ---- who comes
 
     def _start_standby(self, role: str) -> None:
+        """Raises OSError."""
         ours, theirs = pair()
         try:
             child = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])
-        except OSError as error:
-            _log.error("no standby can be started: %s", error)
-            self._not_before = time.monotonic() + _BACKOFF_SECONDS[-1]
+        except OSError:
             ours.close()
-            return
+            raise
         finally:
             theirs.close()
         self._give_to_standby(role, child, ours)
+
+    def _note_nobody_comes(self, error: OSError) -> None:
+        """As long as a worker serves, it is tried again and again; without one, not for ever."""
+        _log.error("neither standby nor worker can be started: %s", reason(error))
+        self._not_before = time.monotonic() + _BACKOFF_SECONDS[-1]
+        if self._company.get(WORKER) is None:
+            self._deaths += 1
+            if self._deaths >= _DEATHS_MAX:
+                self._give_up()
 
     def _give_to_standby(self, role: str, child: subprocess.Popen[bytes], channel: Channel) -> None:
         self._children.append(child)
@@ -194,7 +208,7 @@ class Supervisor:
         bequeath(self._estate, channel)
 
     def _have_forked(self, forker: Comrade) -> None:
-        """Have a standby fork a worker. It does so when it has taken in all that it was sent before."""
+        """Have a standby fork a worker. It does so when it has taken in all that it was sent before. Raises OSError."""
         ours, theirs = pair()
         adopting = self._served or bool(self._ledger.reply.load())
         if forker.tell("fork", theirs.fileno(), adopting=adopting):
@@ -233,7 +247,10 @@ class Supervisor:
 
     def _reload(self) -> None:
         if self._served and not self._leaving and self._reloading.begin(time.monotonic()):
-            self._start_standby(NEXT)
+            try:
+                self._start_standby(NEXT)
+            except OSError as error:
+                self._reloading.undo(f"it cannot be started: {reason(error)}")
 
     def _keep(self, each: Comrade, name: str, fd: int) -> None:
         each.kept.add(name)
@@ -400,6 +417,8 @@ class Supervisor:
             "detached, and the real link serves"
         )
         _log.critical("%s", words)
+        self._watchdog.close()  # for the descriptors that the rest takes
+        self._disk.close()
         self._detach()
         note_giving_up(self._estate["state"], words)
         self._finish(EXIT_FAILED, words)

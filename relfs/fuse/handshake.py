@@ -59,7 +59,7 @@ from relfs.fuse.protocol import (
     want,
 )
 from relfs.fuse.relay import session_pair
-from relfs.fuse.resent import Again, ask_again
+from relfs.fuse.unanswered import Again, ask_again
 from relfs.survival.memory import Cell
 from relfs.survival.requests import PAYLOAD_MAX
 

@@ -9,7 +9,8 @@ The choice. Before such a request is carried out, it is written into the ledger 
 is free, which inode it removes, how long the file is. The next worker compares that with what it finds. A handler
 without `await` is followed by its answer at once, so its errand is over when anything else happens, or at the next beat
 of the event loop; those that wait for something else hold theirs until then. Who dies before that leaves an errand that
-was answered; the next worker hears of who still waits for an answer before it begins (resent.py), and drops the rest.
+was answered; the next worker hears of who still waits for an answer before it begins (unanswered.py), and drops the
+rest.
 """
 
 from __future__ import annotations

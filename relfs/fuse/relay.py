@@ -41,7 +41,7 @@ import trio
 
 from relfs.errors import RelfsError, reason
 from relfs.fuse.protocol import IN_HEADER, OUT_HEADER, UNANSWERED, failure, reply_size
-from relfs.fuse.resent import asker
+from relfs.fuse.unanswered import asker
 from relfs.survival.requests import PAYLOAD_MAX, Requests
 
 _log = logging.getLogger(__name__)

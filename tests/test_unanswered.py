@@ -11,7 +11,7 @@ import pytest
 
 from relfs.fuse.once import Once, errand, file_asker, thread_asker
 from relfs.fuse.protocol import UNIQUE_RESEND, forgotten, resend
-from relfs.fuse.resent import Again, ask_again
+from relfs.fuse.unanswered import Again, ask_again
 from relfs.survival.ledger import Ledger, new_ledger
 
 FORGET, MKDIR, WRITE, BATCH_FORGET = 2, 9, 16, 42
