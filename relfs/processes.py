@@ -166,6 +166,16 @@ def all_pids() -> frozenset[int]:
     return frozenset(int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
+def descendants(pid: int) -> list[Process]:
+    """Whom process `pid` has started, and they, and so on; who has lost his parent is not among them."""
+    everybody = [found for found in map(process, all_pids()) if found is not None]
+    family, found = {pid}, list[Process]()
+    while more := [each for each in everybody if each.parent in family and each.pid not in family]:
+        found += more
+        family |= {each.pid for each in more}
+    return found
+
+
 def ticks_now() -> int:
     """The present moment in the clock that start times are counted in."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICK)

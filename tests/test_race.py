@@ -337,12 +337,12 @@ def test_a_daemon_that_stands_still_is_ended_all_the_same(
 
     def stop(row: Row) -> None:
         if row.mounted and row.method == "rename(2)":
-            stopped.extend(_pids(mark, "relfs.cli.relfs"))
+            stopped.extend(_pids(mark, "relfs-"))
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
 
     assert run_race(0.1, 1, str(parent), True, stop).mount_error is None
-    assert stopped
+    assert len(stopped) >= 3
     _assert_nothing_left(parent, mark)
 
 

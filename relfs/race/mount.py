@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from relfs import libc
 from relfs.mountinfo import relfs_mounts
+from relfs.processes import Process, descendants, process
 from relfs.race.children import end_group, own_environment
 from relfs.race.scratch import Scratch
 from relfs.race.signals import HeldSignals
@@ -111,12 +113,23 @@ class Mount:
         return bool(select.select([self._pidfd], [], [], within)[0])
 
     def _end(self) -> None:
-        """SIGTERM and patience; then by force, whatever state it is in."""
+        """SIGTERM and patience; then by force, whatever state it is in. Its processes would bring it back: all at
+        once."""
+        company = descendants(self._process.pid)
         signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
-        self._has_ended(_ENDS_WITHIN)
+        if not self._has_ended(_ENDS_WITHIN):
+            for each in company:
+                _kill(each)
         end_group(self._process)
         os.close(self._pidfd)
         _detach_all(self._scratch)
+
+
+def _kill(who: Process) -> None:
+    now = process(who.pid)
+    if now is not None and now.same(who):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(who.pid, signal.SIGKILL)
 
 
 def _detach_all(scratch: Scratch) -> None:
