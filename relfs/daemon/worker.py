@@ -5,8 +5,8 @@ release is sealed if that is asked for, the control socket listens; then the sup
 front door, and only if it answers is it ready. Requests that arrive meanwhile wait in the kernel; none fails.
 
 Order for one that takes over: what the dead worker knew is read from the ledger and the estate before the kernel is
-asked for anything; then readers are served at once, with the release that was served; and the rest is made up leeway
-for.
+asked for anything; then readers are served at once, with the release that was served; all that nobody waits for
+follows.
 
 Order at the end: the mount is detached, which uncovers the real symlink for every new lookup at once; those that are
 under way, or have a file open through us, are served until the kernel says that the last has gone, or for a while.
