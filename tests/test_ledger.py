@@ -219,6 +219,20 @@ def test_an_estate_that_has_not_heard_of_a_change_has_no_wrong_file(ledger: Ledg
     assert [name for name, _ in untold] == [f"file.{opened}"]
 
 
+def test_a_handle_that_nobody_was_told_of_is_found(ledger: Ledger, tmp_path: Path) -> None:
+    """By what was noted before it was made."""
+    estate, table = Estate(), table_of(ledger, tmp_path)
+    first = Handles(table, ledger, estate)
+    opening = first.next_opening
+    fh = first.add_directory(os.open(tmp_path, os.O_RDONLY), table.node(ROOT), nothing, [])
+    second = Handles(table_of(again(ledger), tmp_path), again(ledger), estate)
+    second.restore(lambda _nodeid, _name: False, lambda _nodeid: [])
+    assert (second.made(opening), second.made(opening + 1)) == (fh, None)
+    assert second.next_opening > opening
+    second.close(fh)
+    assert second.made(opening) is None
+
+
 # ---- errands
 
 

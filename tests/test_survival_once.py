@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +76,13 @@ def covered(app: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iterator[None]:
-    """The worker is held after that call, and at the end of this killed there; another one serves then."""
+def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iterator[int]:
+    """The worker, whose pid this is, is held after that call, and at the end killed there; another one serves then."""
     worker = whole(mount).worker
     assert worker is not None
     expect_deaths(mount)
     with held_after(worker, calls, path, when=when):
-        yield
+        yield worker
         os.kill(worker, signal.SIGKILL)
     whole(mount, gone=(worker,))
 
@@ -111,6 +111,42 @@ def test_a_change_that_is_not_answered_is_not_done_twice(
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert tree(app, SPECIAL) == tree(plain)
+
+
+_OPENED = {
+    "create": ("os.close(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY))", "new"),
+    "open": ("os.close(os.open('file', os.O_RDONLY))", "file"),
+    "opendir": ("os.close(os.open('directory', os.O_RDONLY))", "directory"),
+}
+
+
+@pytest.mark.parametrize("name", _OPENED)
+def test_what_is_opened_and_not_answered_is_closed_with_its_user(app: Path, mount: Mount, name: str) -> None:
+    """The worker has a handle, and dies while it makes a copy for the supervisor (dup(2) is an fcntl(2) here): nobody
+    but the next worker knows of it, and it is that handle which the next worker has to give away."""
+    _fill(app)
+    program, opened = _OPENED[name]
+    with _killed_after(mount, "fcntl", f"{app}/{opened}") as worker:
+        process = _run(program, app)
+        wait_for(lambda: _opened_by(worker, f"{app}/{opened}") == _INODE_HANDLE_COPY, "the copy is made")
+        assert process.poll() is None, "it is not answered"
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    pids = whole(mount)
+    wait_for(lambda: _opened_by(pids.supervisor, f"{app}/{opened}") == 0, "the supervisor lets go of it")
+    assert _opened_by(pids.worker, f"{app}/{opened}") <= 1, "the inode, and no handle"
+
+
+def _opened_by(pid: int | None, path: str) -> int:
+    """How many descriptors of a path a process has."""
+    found = 0
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += os.readlink(each) == path
+    return found
+
+
+_INODE_HANDLE_COPY = 3
 
 
 _AGAIN = {

@@ -24,7 +24,7 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 from relfs.descriptors import descriptors, too_many
 from relfs.fuse.inodes import InodeTable, Node
 from relfs.survival.estate import is_fleeting
-from relfs.survival.ledger import HandleRecord, Ledger
+from relfs.survival.ledger import HandleRecord, Ledger, opening_of
 from relfs.survival.memory import new_memory
 
 
@@ -89,6 +89,15 @@ class Handles:
         """Before something is opened, or even made. Raises OSError (EMFILE)."""
         if self.is_full:
             raise too_many()
+
+    @property
+    def next_opening(self) -> int:
+        """What made() will know the next handle by, also in another worker."""
+        return self._ledger.next_opening
+
+    def made(self, opening: int) -> FileHandleT | None:
+        """The handle that `next_opening` told of, if it was made, and is not closed."""
+        return next((fh for fh in self if opening_of(fh) == opening), None)
 
     def fd(self, fh: FileHandleT) -> int:
         """The descriptor of an open file or directory. Raises KeyError."""

@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 _CURRENT = CURRENT.encode()
 _HIDDEN = TEMPORARY.encode()
+_FREE = b"free"
 
 NATIVE = {
     RELEASES.encode(): RELEASES_NODE,
@@ -243,8 +244,17 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._forbid(parent_inode, name, ctx)
-        if self._is_made("create", parent_inode, name, ctx):
-            flags &= ~os.O_EXCL
+        request = errand("create", ctx.pid, parent_inode, name, flags)
+        free = self._files.identity(parent_inode, name) is None
+        was = self._once.begun(request)
+        if was is not None:
+            opening, _, was_free = was.partition(b" ")
+            again = self._files.made(int(opening))
+            if again is not None:
+                return FileInfo(fh=again), self._files.lookup(parent_inode, name)
+            free = was_free == _FREE
+            flags &= ~os.O_EXCL if free else ~0
+        self._once.note(request, b"%d %s" % (self._files.next_opening, _FREE if free else b""))
         return self._files.create(parent_inode, name, mode, flags, ctx)
 
     # ---- what the worker before this one may have done already (once.py)
@@ -282,9 +292,13 @@ class Operations(pyfuse3.Operations):
         return False
 
     def _reopened(self, request: bytes) -> FileHandleT | None:
-        """The handle that it has made for a request; None: it had not come to that."""
+        """The handle that it has made for a request; None: it had not come to that. Which one is going to be made is
+        noted before, so that no handle can be made that nobody is told of, and nobody ever closes."""
         was = self._once.begun(request)
-        return self._files.known(FileHandleT(int(was))) if was else None
+        again = self._files.made(int(was)) if was is not None else None
+        if again is None:
+            self._once.note(request, b"%d" % self._files.next_opening)
+        return again
 
     def _forbid(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
         """`current` can only be a symbolic link, and the name of its successor to be is relfs's own. Nothing new comes
@@ -380,9 +394,7 @@ class Operations(pyfuse3.Operations):
         if again is not None:
             return self._files.opened(again, self._table.node(inode))
         self._guard.opening(inode, flags)
-        info = self._files.open(inode, flags, ctx)
-        self._once.note(request, b"%d" % info.fh)
-        return info
+        return self._files.open(inode, flags, ctx)
 
     @_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -419,9 +431,7 @@ class Operations(pyfuse3.Operations):
         again = self._reopened(request)
         if again is not None:
             return again
-        fh = self._open_directory(inode, ctx)
-        self._once.note(request, b"%d" % fh)
-        return fh
+        return self._open_directory(inode, ctx)
 
     def _open_directory(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         if inode != ROOT:

@@ -318,9 +318,14 @@ class Passthrough:
     def release(self, fh: FileHandleT) -> None:
         self._handles.close(fh)
 
-    def known(self, fh: FileHandleT) -> FileHandleT | None:
-        """The handle, if it is one."""
-        return fh if fh in self._handles else None
+    @property
+    def next_opening(self) -> int:
+        """Handles.next_opening."""
+        return self._handles.next_opening
+
+    def made(self, opening: int) -> FileHandleT | None:
+        """Handles.made()."""
+        return self._handles.made(opening)
 
     def restore(self, hide: Callable[[InodeT, bytes], bool], show: Callable[[InodeT], Sequence[bytes]]) -> None:
         """Handles.restore()."""

@@ -100,6 +100,7 @@ class Ledger:
         self.beat = Number(memory, 24)
         """Goes up as long as the worker's event loop goes round."""
         self._mounted = Number(memory, 32)
+        self._openings = Number(memory, 40)
         self._who = {role: (Number(memory, at), Number(memory, at + 8)) for role, at in _WHO.items()}
         self._nodes = Slots(memory, _NODE_AREA, _NODE_MAX)
         self._links = Slots(memory, _LINK_AREA, _LINK_MAX)
@@ -215,10 +216,15 @@ class Ledger:
 
     # ---- handles
 
+    @property
+    def next_opening(self) -> int:
+        """Which handle the next one is, counted from the first that there ever was; see opening_of()."""
+        return self._openings.value + 1
+
     def put_handle(self, record: HandleRecord) -> int:
         """The file handle. Raises OSError if there are too many."""
-        self._sequence.value += 1
-        sequence = self._sequence.value
+        self._openings.value += 1
+        sequence = self._openings.value
         flags = (_WRITING if record.writing else 0) | (_DIRECTORY if record.directory else 0)
         number = self._handles.put(_HANDLE.pack(sequence, record.nodeid, flags))
         if not number:
@@ -238,6 +244,11 @@ class Ledger:
 def _handle(sequence: int, number: int) -> int:
     """A number that no other file ever had: who has died may not have told everybody what became of the one before."""
     return sequence * _HANDLE_NUMBERS + number
+
+
+def opening_of(handle: int) -> int:
+    """Which handle it was, as `next_opening` told before."""
+    return handle // _HANDLE_NUMBERS
 
 
 def new_ledger() -> Ledger:
