@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ from clients import running
 from crew import BLOWS, expect_deaths, kill, mounts_below, pids_of, whole
 from deploying import in_shell
 from dirstream import Directory
-from mounting import Mount, relfsctl_command, wait_for
+from mounting import Mount, Mounts, relfs_command, relfsctl_command, wait_for
 from readers import reading
 from sandbox import link_of
 from soak.site import Pids
 from test_hooks import write_hook
 
+import relfs
 from relfs.errors import EXIT_LOCKED
 
 EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
@@ -132,6 +134,45 @@ def test_new_code_takes_over(mount: Mount) -> None:
     assert second.worker != first.worker
     assert second.standby != first.standby
     assert (app / "current/index.html").read_text() == "41"
+
+
+_UNFIT = {
+    "does not start": ("daemon/start.py", "import logging", "raise SystemExit(1)", "its standby has ended"),
+    "other memory": ("survival/ledger.py", "VERSION = 1", "VERSION = 2", "the state is of version 1, not 2"),
+    "other words": ("fuse/handshake.py", "= CACHE_SYMLINKS |", "= ", "negotiates otherwise than the one that mounted"),
+}
+"""New code that cannot take over: a file of it, what is in it, what then is, and what is said."""
+
+
+@pytest.mark.parametrize("fault", _UNFIT)
+def test_new_code_that_cannot_take_over(app: Path, tmp_path: Path, mounts: Mounts, fault: str) -> None:
+    """The old one goes on, nobody notices, and a better one may come."""
+    copy = tmp_path / "copy"
+    shutil.copytree(Path(relfs.__file__).parent, copy / "relfs")
+    mount = mounts.start(app, command=lambda *words: ["env", f"PYTHONPATH={copy}", *relfs_command(*words)])
+    first = whole(mount)
+    name, good, bad, said = _UNFIT[fault]
+    source = copy / "relfs" / name
+    text, times = source.read_text(), source.stat()
+    assert text.count(good) == 1
+    source.write_text(text.replace(good, bad))
+    os.utime(source, (times.st_atime, times.st_mtime + 10))  # what was compiled goes by that
+    mount.expect_log(" WARNING .* the new code does not take over: ")
+    mount.expect_log(" ERROR .* cannot be taken over: ")
+    with reading(app / "current/index.html", "40", "41", session=True) as readers:
+        with replacing(app):
+            done = mount.relfsctl("reload")
+        seen = readers.stop()
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.endswith("; the old version goes on\n")
+    assert (seen.failed, seen.neither) == ({}, 0)
+    second = whole(mount)
+    assert (second.supervisor, second.standby) == (first.supervisor, first.standby)
+    source.write_text(text)
+    os.utime(source, (times.st_atime, times.st_mtime))
+    assert mount.relfsctl("reload").returncode == 0
+    assert mount.relfsctl("switch", "42").returncode == 0
 
 
 def test_a_supervisor_that_is_stopped_while_new_code_takes_over(mount: Mount) -> None:

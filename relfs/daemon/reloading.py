@@ -62,6 +62,11 @@ class Reloading:
             if worker is not None:
                 worker.tell("retire")
 
+    def refuse(self, each: Comrade, why: str) -> None:
+        """A standby or worker says that it cannot take over. Only new code has an old one to go back to."""
+        if self._reload is not None and (each.role == NEXT or each.who != self._reload.old_worker):
+            self.undo(why)
+
     def explains(self, ended: Comrade) -> bool:
         """Whether the end of a process belongs to a reload, and is no death: the old worker was told to retire. That of
         anybody else undoes it."""

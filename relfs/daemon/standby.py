@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.session import begin_logging, load_session
+from relfs.errors import EXIT_FAILED
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger
@@ -32,7 +33,11 @@ def run_standby(channel_fd: int) -> int:
     forks = take_in(estate, channel)
     gc.collect()
     gc.freeze()  # a collection in a forked worker would copy all pages
-    ledger = Ledger(estate["ledger"])
+    try:
+        ledger = Ledger(estate["ledger"])
+    except ValueError as error:
+        channel.send("unfit", words=str(error))
+        return EXIT_FAILED
     begin_logging(load_session(ledger), estate)
     member = Member("standby", estate, ledger, channel)
     member.tell("ready")

@@ -240,6 +240,8 @@ class Supervisor:
                 self._reloading.retire_worker()
         elif message.kind == "reload":
             self._reload()
+        elif message.kind == "unfit":
+            self._reloading.refuse(each, str(values["words"]))
         elif message.kind == "leaving":
             self._leaving = True
         elif message.kind == "ended":

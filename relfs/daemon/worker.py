@@ -91,6 +91,7 @@ def run_worker(member: Member, *, adopting: bool) -> int:
         return EXIT_FAILED
     if adopting and words:
         _log.error("%s: cannot be taken over: %s", load_session(member.ledger).plan.mountpoint, words)
+        member.tell("unfit", words=words)
     else:
         member.tell("ended", status=status, words=words)
     logging.shutdown()
