@@ -33,6 +33,7 @@ from relfs.mountinfo import mounts as all_mounts
 WWW = Who(33, 33)
 NOBODY = 65534
 MANY = 60
+_TRIES_A_SWITCH = 10
 
 WHOEVER = pytest.mark.parametrize("who", [ROOT, WWW], ids=["root", "owner"])
 
@@ -398,10 +399,12 @@ def chase(mount: Mount, *, tools: bool) -> Tried:
                 switch(mount.app, name)
             else:
                 assert run(TOOLS["gnu ln -sfn"], app=mount.app, target=f"releases/{name}").returncode == 0
+            enough = _TRIES_A_SWITCH * (number + 1)
+            wait_for(lambda enough=enough: writer.tries > enough, "the writer has tried often enough")
         tried, seen = writer.stop(), readers.stop()
     assert (seen.failed, seen.neither) == ({}, 0)
     assert len(seen.contents) > MANY / 2, "the readers saw the switches"
-    assert tried.tries > 10 * MANY
+    assert tried.tries > _TRIES_A_SWITCH * MANY
     return tried
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 _PROGRAM = """
 import errno, json, os, select, sys
-app = sys.argv[1]
+app, counter = sys.argv[1], int(sys.argv[2])
 tries, live, late, refused = 0, [], [], {}
 while True:
     for path, flags in ((f"{app}/current/made-{tries}", os.O_CREAT | os.O_EXCL), (f"{app}/current/index.html", 0)):
@@ -32,6 +32,7 @@ while True:
             (live if place == os.path.basename(os.readlink(f"{app}/current")) else late).append(place)
             os.close(fd)
         tries += 1
+        os.pwrite(counter, tries.to_bytes(8, "little"), 0)
     if tries == 2:
         print("ready", flush=True)
     if select.select([0], [], [], 0)[0]:
@@ -55,11 +56,18 @@ class Writer:
     """A running writer; `stop` tells what it got."""
 
     def __init__(self, app: Path) -> None:
+        self._counter = os.memfd_create("tries")
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _PROGRAM, str(app)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            [sys.executable, "-S", "-E", "-c", _PROGRAM, str(app), str(self._counter)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self._counter],
+        )  # fmt: skip
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
+
+    @property
+    def tries(self) -> int:
+        """So far."""
+        return int.from_bytes(os.pread(self._counter, 8, 0), "little")
 
     def stop(self) -> Tried:
         out, _ = self._process.communicate(b"\n")
@@ -69,6 +77,7 @@ class Writer:
         if self._process.poll() is None:
             os.kill(self._process.pid, 9)
             self._process.wait()
+        os.close(self._counter)
 
 
 @contextmanager
