@@ -19,8 +19,9 @@ on the moment. A leak of every death, a kilobyte say, is less; one of every read
 _SLACK_SHARED_MB = 12.0
 """The ledger exists as far as it was ever used: every slot of it in the end, 9 MB where requests are relayed."""
 
-_SLACK_DESCRIPTORS = 6
-"""The appender's file, in three processes; a connection; a file that is just being written."""
+_SLACK_DESCRIPTORS = 3
+"""A file that an actor has open in all looks of the one kind, and in none of the other: a handle that is never closed
+is four."""
 
 _LOOKS = 40
 _LOOK_SECONDS = 0.05
