@@ -26,6 +26,7 @@ import trio
 import trio.testing
 from clients import SECONDS, RawClient, assert_one_line, clean_environment, ctl, ctl_command, running, snapshot
 from mounting import Mount, Mounts, wait_for
+from opened import opened_by
 from readers import reading
 from sandbox import add_release, link_of, make_app
 
@@ -292,13 +293,7 @@ def test_five_hundred_idle_connections(shared_mount: Mount) -> None:
 
 
 def _sockets(pid: int) -> int:
-    links = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-        except FileNotFoundError:
-            continue
-    return sum(link.startswith("socket:") for link in links)
+    return sum(each.startswith("socket:") for each in opened_by(pid))
 
 
 # ---- the server alone, on a clock of its own

@@ -5,7 +5,6 @@ Two tests here make the whole machine forget what it cached (/proc/sys/vm/drop_c
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mounting import Mount, wait_for
+from opened import opened_by
 from served import Pair, Served, behind
 from sidebyside import put
 
@@ -27,18 +27,9 @@ CHANGES = (
 )
 
 
-def _descriptors(mount: Mount) -> list[Path]:
-    """The daemon's."""
-    return list(Path(f"/proc/{mount.worker_pid}/fd").iterdir())
-
-
 def _holds(mount: Mount, name: str) -> bool:
     """Whether the daemon holds a descriptor of a file called `name`."""
-    for each in _descriptors(mount):
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(each).endswith(f"/{name}"):
-                return True
-    return False
+    return any(each.endswith(f"/{name}") for each in opened_by(mount.worker_pid))
 
 
 def _resident(mount: Mount) -> int:
@@ -73,7 +64,7 @@ def test_the_daemon_forgets_what_the_kernel_forgets(served: Served) -> None:
     mount = served.bare
     base = mount.app / "releases/41/growth"
     _forget_until(lambda: not _holds(mount, "growth"), "the kernel has forgotten what other tests did")
-    before = len(_descriptors(mount))
+    before = len(opened_by(mount.worker_pid))
     after_first = 0
     for turn in range(2):
         base.mkdir()
@@ -85,11 +76,11 @@ def test_the_daemon_forgets_what_the_kernel_forgets(served: Served) -> None:
                 path.unlink()
         behind(served.place, mount.app, "cd releases/41/growth && seq 1 4750 | xargs touch")
         assert sum(os.stat(base / name).st_size for name in os.listdir(base)) == 0
-        assert len(_descriptors(mount)) > before + 4000, "each inode that the kernel knows is a descriptor"
-        _forget_until(lambda: len(_descriptors(mount)) <= before + 8, "the descriptors are given back")
+        assert len(opened_by(mount.worker_pid)) > before + 4000, "each inode that the kernel knows is a descriptor"
+        _forget_until(lambda: len(opened_by(mount.worker_pid)) <= before + 8, "the descriptors are given back")
         behind(served.place, mount.app, "rm -r releases/41/growth")
         wait_for(lambda: not base.exists(), "the mount notices")
-        _forget_until(lambda: len(_descriptors(mount)) <= before + 8, "the descriptors are given back")
+        _forget_until(lambda: len(opened_by(mount.worker_pid)) <= before + 8, "the descriptors are given back")
         if turn == 0:
             after_first = _resident(mount)
     assert _resident(mount) < after_first + 2048, "5,000 forgotten inodes have left something in memory"

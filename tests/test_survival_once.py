@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from clients import running
 from crew import expect_deaths, whole
 from held import held_after
 from mounting import Mount, wait_for
+from opened import opened_by
 from served import SPECIAL
 from sidebyside import tree
 
@@ -139,11 +140,7 @@ def test_what_is_opened_and_not_answered_is_closed_with_its_user(app: Path, moun
 
 def _opened_by(pid: int | None, path: str) -> int:
     """How many descriptors of a path a process has."""
-    found = 0
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found += os.readlink(each) == path
-    return found
+    return opened_by(pid).count(path)
 
 
 _INODE_HANDLE_COPY = 3
