@@ -15,6 +15,8 @@ bad = false          # a release that is marked bad, as rolling back from it doe
 
 [hooks]
 timeout = 10         # seconds that .relfs/hooks/pre-switch may take
+
+[shared]             # what is linked into each new release: releases/shared.py
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 from relfs.beneath import read_file
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
+from relfs.releases.shared import Shared, parse_shared
 
 CONFIG = "config.toml"
 
@@ -37,6 +40,7 @@ _KNOWN = {
     "replacement": {"grace"},
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout"},
+    "shared": {"directories", "files", "required", "writable", "group"},
 }
 
 
@@ -48,6 +52,7 @@ class Config:
     grace: float = 10.0
     checks: Checks = field(default_factory=Checks)
     hook_timeout: float = 10.0
+    shared: Shared = field(default_factory=Shared)
     seal: bool = False
 
 
@@ -84,6 +89,7 @@ def _parse(document: dict[str, Any]) -> Config:
         grace=_seconds("replacement.grace", grace),
         checks=_checks(document.get("checks", {})),
         hook_timeout=_seconds("hooks.timeout", timeout),
+        shared=parse_shared(document.get("shared", {})),
         seal=_switch(_SEAL, seal),
     )
 
