@@ -224,7 +224,7 @@ def _shared_link_on_the_way(app: Path) -> None:
         (_shared_link_on_the_way, "shared/public is a link to /etc"),
     ],
 )
-def test_what_is_in_the_way_is_named_and_nothing_is_changed(app: Path, spoil: Callable[[Path], None], told: str) -> None:
+def test_what_is_in_the_way_is_named(app: Path, spoil: Callable[[Path], None], told: str) -> None:
     (app / "shared").mkdir(exist_ok=True)
     spoil(app)
     before = snapshot(app)
