@@ -1,0 +1,161 @@
+"""`relfsctl deploy`, step by step: what is done, what is undone when a step fails, and what becomes of one that was
+interrupted. How a step is done is not here: see Steps.
+
+A step is written down before it is begun (deployment.py). Whoever calls anything here holds the deploy lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from relfs.errors import RefusedError, RelfsError
+from relfs.releases.deployment import (
+    Deployment,
+    Step,
+    forget_deployment,
+    read_deployment,
+    write_deployment,
+)
+
+
+class Steps(Protocol):
+    """How things are done here: through a daemon or without one. Each raises RelfsError, and may be interrupted."""
+
+    def add(self, source: str, named: Callable[[str], None]) -> None:
+        """Make a release. `named` is called with its name as soon as that is spent, and nothing was made yet."""
+
+    def switch(self, name: str, request_id: str) -> None:
+        """Make it current; asked again with the same id, do nothing twice."""
+
+    def was_switched(self, request_id: str) -> bool:
+        """Whether the journal knows of that switch."""
+
+    def is_current(self, name: str) -> bool: ...
+
+    def verify(self, name: str, previous: str | None) -> None:
+        """Raises RefusedError if what is current is not as it should be."""
+
+    def roll_back(self, name: str, why: str) -> str | None:
+        """Leave `name`, which is marked bad; the release that is current then (None: there is nowhere to go)."""
+
+    def discard(self, name: str) -> None:
+        """Remove what was made under that name, whole or in part."""
+
+    def prune(self) -> None:
+        """Remove what is old and unused. Raises nothing: what cannot be removed is said, and tried again next time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be deployed, by whom; `id` is made by whoever asks, `since` in seconds since the epoch."""
+
+    id: str
+    source: str
+    user: str
+    since: float
+
+
+def deploy(steps: Steps, directory: int, request: Request, previous: str | None) -> str:
+    """All of it; the name of the release that is current then. `directory` is the state directory's descriptor.
+
+    Raises RelfsError, and whatever interrupted it: then, before the switch, it is as if nothing had been done.
+    """
+    note = _Note(directory)
+
+    def named(name: str) -> None:
+        note.begin(Deployment(request.id, "adding", name, previous, request.source, request.user, request.since))
+
+    with _undone(steps, note):
+        steps.add(request.source, named)
+        note.step("switching")
+        steps.switch(note.name, request.id)
+    _finish(steps, note)
+    return note.name
+
+
+def settle(steps: Steps, directory: int) -> str | None:
+    """Finish, or undo, what an interrupted deployment has left; a line that says so (None: there was nothing).
+
+    Raises RefusedError if verify says no to a release that was switched to; it has been rolled back then. RelfsError.
+    """
+    left = read_deployment(directory)
+    if left is None:
+        return None
+    note = _Note(directory, left)
+    if left.step == "adding" or (left.step == "switching" and not steps.was_switched(left.id)):
+        _undo(steps, note)
+        return f"{left} was interrupted before the switch; what it had made was removed"
+    if left.step == "pruning" or not steps.is_current(left.name):
+        note.forget()
+        return f"{left} was interrupted after the switch; nothing was left to do"
+    _finish(steps, note)
+    return f"{left} was interrupted after the switch; it was verified now"
+
+
+class _Note:
+    """The deployment as it is written down."""
+
+    def __init__(self, directory: int, deployment: Deployment | None = None) -> None:
+        self._directory = directory
+        self.deployment = deployment
+
+    @property
+    def name(self) -> str:
+        assert self.deployment is not None, "a deployment has a name once its release has one"
+        return self.deployment.name
+
+    def begin(self, deployment: Deployment) -> None:
+        write_deployment(self._directory, deployment)
+        self.deployment = deployment
+
+    def step(self, step: Step) -> None:
+        assert self.deployment is not None
+        self.begin(self.deployment.at(step))
+
+    def forget(self) -> None:
+        forget_deployment(self._directory)
+        self.deployment = None
+
+
+@contextmanager
+def _undone(steps: Steps, note: _Note) -> Iterator[None]:
+    """What fails, or is interrupted, before the switch is as if it had never been begun."""
+    try:
+        yield
+    except BaseException:
+        left = note.deployment
+        if left is not None and not (left.step == "switching" and steps.was_switched(left.id)):
+            _undo(steps, note)
+        raise
+
+
+def _undo(steps: Steps, note: _Note) -> None:
+    steps.discard(note.name)
+    note.forget()
+
+
+def _finish(steps: Steps, note: _Note) -> None:
+    """From the switch on: the new release stays, unless verify says otherwise."""
+    note.step("verifying")
+    assert note.deployment is not None
+    name, previous = note.name, note.deployment.previous
+    try:
+        steps.verify(name, previous)
+    except RefusedError as error:
+        back = _roll_back(steps, name, str(error))
+        note.forget()
+        raise RefusedError(f"{name}: {error}; {back}") from error
+    note.step("pruning")
+    steps.prune()
+    note.forget()
+
+
+def _roll_back(steps: Steps, name: str, why: str) -> str:
+    try:
+        current = steps.roll_back(name, why)
+    except RelfsError as error:
+        return f"it is still current, for there is no way back: {error}"
+    return f"{current} is current again"
