@@ -72,8 +72,9 @@ def deploy(steps: Steps, directory: int, request: Request, previous: str | None)
         steps.add(request.source, named)
         note.step("switching")
         steps.switch(note.name, request.id)
+    name = note.name
     _finish(steps, note)
-    return note.name
+    return name
 
 
 def settle(steps: Steps, directory: int) -> str | None:
