@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from relfs.errors import RefusedError, RelfsError
+from relfs.errors import RefusedError
 from relfs.releases.deployment import (
     Deployment,
     Step,
@@ -28,18 +28,13 @@ class Steps(Protocol):
         """Make a release. `named` is called with its name as soon as that is spent, and nothing was made yet."""
 
     def switch(self, name: str, request_id: str) -> None:
-        """Make it current; asked again with the same id, do nothing twice."""
+        """Make it current, and have it verified; asked again with the same id, do nothing twice.
+
+        Raises RefusedError if it may not be switched to; or if it was, and verifying it said no, when it has been left
+        again, and is marked bad."""
 
     def was_switched(self, request_id: str) -> bool:
         """Whether the journal knows of that switch."""
-
-    def is_current(self, name: str) -> bool: ...
-
-    def verify(self, name: str, previous: str | None) -> None:
-        """Raises RefusedError if what is current is not as it should be."""
-
-    def roll_back(self, name: str, why: str) -> str | None:
-        """Leave `name`, which is marked bad; the release that is current then (None: there is nowhere to go)."""
 
     def discard(self, name: str) -> None:
         """Remove what was made under that name, whole or in part."""
@@ -73,27 +68,29 @@ def deploy(steps: Steps, directory: int, request: Request, previous: str | None)
         note.step("switching")
         steps.switch(note.name, request.id)
     name = note.name
-    _finish(steps, note)
+    _prune(steps, note)
     return name
 
 
 def settle(steps: Steps, directory: int) -> str | None:
     """Finish, or undo, what an interrupted deployment has left; a line that says so (None: there was nothing).
 
-    Raises RefusedError if verify says no to a release that was switched to; it has been rolled back then. RelfsError.
+    Raises RelfsError; RefusedError if verifying the release said no now: then it has been left again.
     """
     left = read_deployment(directory)
     if left is None:
         return None
     note = _Note(directory, left)
-    if left.step == "adding" or (left.step == "switching" and not steps.was_switched(left.id)):
+    if left.step == "pruning":
+        _prune(steps, note)
+        return f"{left} was interrupted while it removed old releases; that is done now"
+    if left.step == "adding" or not steps.was_switched(left.id):
         _undo(steps, note)
         return f"{left} was interrupted before the switch; what it had made was removed"
-    if left.step == "pruning" or not steps.is_current(left.name):
-        note.forget()
-        return f"{left} was interrupted after the switch; nothing was left to do"
-    _finish(steps, note)
-    return f"{left} was interrupted after the switch; it was verified now"
+    with _undone(steps, note):
+        steps.switch(left.name, left.id)
+    note.forget()
+    return f"{left} was interrupted after the switch; it is finished now"
 
 
 class _Note:
@@ -123,13 +120,16 @@ class _Note:
 
 @contextmanager
 def _undone(steps: Steps, note: _Note) -> Iterator[None]:
-    """What fails, or is interrupted, before the switch is as if it had never been begun."""
+    """What fails, or is interrupted, before the switch is as if it had never been begun. What is refused after it has
+    come to its end; what is interrupted there is for the next command to finish."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         left = note.deployment
         if left is not None and not (left.step == "switching" and steps.was_switched(left.id)):
             _undo(steps, note)
+        elif left is not None and isinstance(error, RefusedError):
+            note.forget()
         raise
 
 
@@ -138,25 +138,7 @@ def _undo(steps: Steps, note: _Note) -> None:
     note.forget()
 
 
-def _finish(steps: Steps, note: _Note) -> None:
-    """From the switch on: the new release stays, unless verify says otherwise."""
-    note.step("verifying")
-    assert note.deployment is not None
-    name, previous = note.name, note.deployment.previous
-    try:
-        steps.verify(name, previous)
-    except RefusedError as error:
-        back = _roll_back(steps, name, str(error))
-        note.forget()
-        raise RefusedError(f"{name}: {error}; {back}") from error
+def _prune(steps: Steps, note: _Note) -> None:
     note.step("pruning")
     steps.prune()
     note.forget()
-
-
-def _roll_back(steps: Steps, name: str, why: str) -> str:
-    try:
-        current = steps.roll_back(name, why)
-    except RelfsError as error:
-        return f"it is still current, for there is no way back: {error}"
-    return f"{current} is current again"

@@ -10,8 +10,8 @@ The choice. Each step is written down before it is begun, with all that undoing 
 the one that may or may not have been done, or in part:
 
     adding      the name is spent; staging, or the release itself, may be there: they go, as if nothing had been done
-    switching   if the journal knows the switch by its id, it was done: go on with verifying; if not, as adding
-    verifying   the release is current, and stays unless verify says otherwise: it is asked again
+    switching   if the journal knows the switch by its id, the release stays, unless verify says otherwise: the switch
+                is asked for again, which does nothing but finish verifying it; if not, as adding
     pruning     nothing is left to undo; the next deployment prunes, too
 
 A note is somebody's who lives, or was left. Who deploys holds the deploy lock (hold.py), so whoever has that and finds
@@ -30,7 +30,7 @@ from relfs.errors import RelfsError, reason
 
 DEPLOYMENT = "deploy"
 
-Step = Literal["adding", "switching", "verifying", "pruning"]
+Step = Literal["adding", "switching", "pruning"]
 
 _STEPS = frozenset(get_args(Step))
 _MAX = 1 << 16  # bytes
