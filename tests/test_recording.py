@@ -55,7 +55,7 @@ TIMES = "[{tv_sec=1, tv_nsec=2}, {tv_sec=3, tv_nsec=4} /* then */]"
         ([f'1 unlinkat(3<{APP}>, "{F}", 0) = 0'], [Removed("f")]),
         (
             [f"1 fsync(3<{APP}> <unfinished ...>", f"2 syncfs(3<{APP}>) = 0", "1 <... fsync resumed>) = 0"],
-            [SyncedAll(), Synced(".")],
+            [SyncedAll("."), Synced(".")],
         ),
         ([f"1 fsync(3<{APP}> <unfinished ...>"], []),
     ],
