@@ -88,6 +88,18 @@ def _write_records_in_place() -> Patch:
     return mock.patch.object(files, "_put", side_effect=PermissionError)
 
 
+def _forget_what_was_left_undone() -> Patch:
+    """Before it has been done."""
+    read = pending.read
+
+    def early(directory: int | None) -> Pending | None:
+        note = read(directory)
+        pending.forget(directory)
+        return note
+
+    return mock.patch.object(pending, "read", early)
+
+
 def _leave_half_a_line() -> Patch:
     return mock.patch.object(files, "_torn", lambda *_: 0)
 
@@ -114,7 +126,7 @@ def _leave_the_state_directory() -> Patch:
     return mock.patch.object(os, "fsync", all_but_that)
 
 
-def _flush_the_release_alone() -> Patch:
+def _flush_the_deploy_path_alone() -> Patch:
     """And what is on its disk."""
 
     def flush(self: pointer.Pointer, _: str) -> None:
@@ -184,11 +196,12 @@ DISORDERS: dict[str, Callable[[], Patch]] = {
         _note_the_text_apart,
         _note_nothing,
         _write_records_in_place,
+        _forget_what_was_left_undone,
         _leave_half_a_line,
         _forget_that_tools_are_to_be_told,
         _make_the_state_directory_and_leave_it,
         _leave_the_state_directory,
-        _flush_the_release_alone,
+        _flush_the_deploy_path_alone,
         _flush_the_state_alone,
         _put_the_file_away_before_the_link_is_there,
         _give_the_lock_back_for_now,

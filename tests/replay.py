@@ -50,6 +50,15 @@ Remains = tuple[tuple[str, Left], ...]
 """What is left below the deploy path, and on other disks, by relative path, directories before what is in them."""
 
 
+@dataclass
+class PowerCuts:
+    """How often the power was cut, how many different disks that left, and how many of them were mounted."""
+
+    cuts: int = 0
+    disks: int = 0
+    mounted: int = 0
+
+
 # ---- one file -------------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +352,11 @@ class Disks:
     @classmethod
     def of(cls, app: Path, *, without: Sequence[str] = (), others: Sequence[str] = ()) -> Disks:
         """The disks of `app`, all of it safe, but nothing at or below the paths `without`."""
-        return cls(Disk.of(app, without=without), {other: Disk.of(app / other) for other in others})
+        kept_out = {other: [os.path.relpath(path, other) for path in without] for other in others}
+        return cls(
+            Disk.of(app, without=[*without, *others]),
+            {other: Disk.of(app / other, without=kept_out[other]) for other in others},
+        )
 
     def do(self, event: Event) -> None:
         """Let it happen. Raises as Disk does."""

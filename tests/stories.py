@@ -30,9 +30,12 @@ from recording import (
     recording,
 )
 from replay import Disks
-from sandbox import activations_of, add_release
+from sandbox import ACTOR, activations_of, add_release
 
+from relfs import pending
+from relfs.journal import JOURNAL
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, open_deploy_path
+from relfs.pending import Pending
 from relfs.pointer import Pointer
 from relfs.records import capistrano, deployer
 
@@ -154,6 +157,14 @@ def links_again(place: Path, disorder: str | None = None) -> Story:
     return _offline(app, [["switch", name] for name in NAMES[1:]], NAMES, disorder, fresh=NAMES[1:])
 
 
+def recovered(place: Path, disorder: str | None = None) -> Story:
+    """What a switch had left undone when the power failed is done, and the power fails again. What it had done is what
+    was before."""
+    app = _known(_deployers(place))
+    _break_off(app)
+    return _offline(app, [["unlock"]], NAMES[:2], disorder)
+
+
 def locks(place: Path, disorder: str | None = None) -> Story:
     """The deploy lock is taken, taken again, and given back, where relfs had never been and nothing is current."""
     app = _app(place, NAMES[:1])
@@ -161,7 +172,16 @@ def locks(place: Path, disorder: str | None = None) -> Story:
     return _offline(app, _LOCKING, (None,) * 4, disorder)
 
 
-# ---- where the state is on another disk -----------------------------------------------------------------------------
+# ---- where not all is on one disk -----------------------------------------------------------------------------------
+
+
+def releases_elsewhere(place: Path, disorder: str | None = None) -> Story:
+    """The releases have a disk of their own."""
+    (place / "app").mkdir()
+    with small_disk(place / "app" / RELEASES):
+        app = _known(_app(place, NAMES))
+        changes = [["switch", name] for name in NAMES[1:]]
+        return _offline(app, changes, NAMES, disorder, fresh=NAMES[1:], disks=[RELEASES])
 
 
 def switches_elsewhere(place: Path, disorder: str | None = None) -> Story:
@@ -276,7 +296,9 @@ STORIES: dict[str, Teller] = {
         with_old_deployer,
         with_capistrano,
         links_again,
+        recovered,
         locks,
+        releases_elsewhere,
         switches_elsewhere,
         first_switch_elsewhere,
         followed_elsewhere,
@@ -326,6 +348,17 @@ def _open(app: Path, state: str | None) -> DeployPath:
     return open_deploy_path(str(app), state_dir=str(app / state) if state is not None else None)
 
 
+def _break_off(app: Path) -> None:
+    """A switch, after which neither journal nor Deployer's records know of it, but what was pending does."""
+    told = [app / STATE / JOURNAL, *(app / deployer.DIRECTORY).iterdir()]
+    before = {path: path.read_bytes() for path in told}
+    with closing(open_deploy_path(str(app))) as deploy:
+        event = Pointer(deploy).switch(NAMES[1], ACTOR, "switch")
+        pending.write(deploy.state_fd, Pending(event, f"{RELEASES}/{NAMES[1]}", tell=True))
+    for path, data in before.items():
+        path.write_bytes(data)
+
+
 def _keep_in_file(state: Path) -> None:
     """The target is in a file, and the link is an old one."""
     app = state.parent if state.name == STATE else state.parent.parent / "app"
@@ -344,10 +377,11 @@ def _offline(
     links: bool = True,
     others: str = ":",
     state: str | None = None,
+    disks: Sequence[str] = (),
 ) -> Story:
     """`changes` are what relfsctl is asked for, one after the other, after `others` did something; `fresh` releases are
     unpacked just before each."""
-    disks = [ELSEWHERE] if state is not None else []
+    disks = [*disks, *([ELSEWHERE] if state is not None else [])]
     disk = Disks.of(app, without=[f"{RELEASES}/{name}" for name in fresh], others=disks)
     acknowledge = f"mkdir {_mark(app)}; rmdir {_mark(app)}"
     script = "\n".join([others, *(f"{_relfsctl(app, change, disorder, state)}; {acknowledge}" for change in changes)])

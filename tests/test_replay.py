@@ -31,7 +31,7 @@ from recording import (
     Truncated,
     Wrote,
 )
-from replay import LOST, Disk, Left, write_out
+from replay import LOST, Disk, Left, PowerCuts, write_out
 from stories import STORIES, Story
 from verdict import EMPTY, JOURNAL, LOCK, NEITHER, RECORDS, Cut, Replayed, mounted_problems, problems, replay, show
 from warm import lanes
@@ -61,7 +61,9 @@ FOUND_OUT = [
     ("leave-the-state-directory", "locks", {LOCK}),
     ("put-the-file-away-before-the-link-is-there", "links-again", {NEITHER}),
     ("give-the-lock-back-for-now", "locks", {LOCK}),
-    ("flush-the-release-alone", "switches-elsewhere", {JOURNAL}),
+    ("flush-the-deploy-path-alone", "switches-elsewhere", {JOURNAL}),
+    ("flush-the-deploy-path-alone", "releases-elsewhere", {EMPTY}),
+    ("forget-what-was-left-undone", "recovered", {JOURNAL, RECORDS}),
     ("flush-the-state-alone", "switches-elsewhere", {EMPTY, NEITHER}),
     ("flush-the-state-alone", "switches-without-links-elsewhere", {EMPTY}),
     ("leave-the-journal", "switches-elsewhere", {JOURNAL}),
@@ -107,7 +109,9 @@ def test_old_or_new_whatever_is_lost(told: Told, place: Path) -> None:
         pytest.fail(_explained(story, replayed, cut, wrong))
 
 
-def test_a_mount_over_what_is_left(told: Told, mounting: Executor, request: pytest.FixtureRequest) -> None:
+def test_a_mount_over_what_is_left(
+    told: Told, mounting: Executor, power_cuts: PowerCuts, request: pytest.FixtureRequest
+) -> None:
     """What is no deploy path yet, cannot be mounted, and was looked at above."""
     story, replayed = told
     every: bool = request.config.getoption("--every-power-cut")
@@ -118,6 +122,9 @@ def test_a_mount_over_what_is_left(told: Told, mounting: Executor, request: pyte
         found = shown[cut.left]
         wrong = mounted_problems(story, cut, found) if found is not None else set()
         assert not wrong, _explained(story, replayed, cut, wrong)
+    power_cuts.cuts += len(cuts)
+    power_cuts.disks += len(shown)
+    power_cuts.mounted += sum(found is not None for found in shown.values())
     assert any(shown.values())
 
 
