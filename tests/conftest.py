@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.getoption("--every-power-cut"):
         done = config.stash[POWER_CUTS]
         terminalreporter.write_line(
-            f"{done.cuts} power cuts leave {done.disks} different disks; {done.mounted} of them were mounted, the others "
+            f"{done.cuts} power cuts leave {done.disks} different disks; {done.mounted} were mounted, the rest "
             "are no deploy path yet"
         )
 

@@ -2,8 +2,9 @@
 
 What a mount costs
 ------------------
-The facts. A mount takes half a second of a processor, nine tenths of it for starting four interpreters and importing
-the same modules. A power cut may leave thousands of disks.
+The facts. A mount that is asked what is current, and taken away again, takes 0.46 s of a processor; without starting
+interpreters, and importing the same modules in each, it is 0.05 s (Linux 6.18, 2 cores). A power cut may leave
+thousands of disks.
 
 The consequence. If each mount is made as a user makes it, looking at all of them takes half an hour.
 
