@@ -75,3 +75,13 @@ def test_what_strace_says(lines: Sequence[str], expected: Sequence[Event]) -> No
 def test_what_is_not_understood_is_not_passed_over(line: str) -> None:
     with pytest.raises(NotImplementedError):
         list(parse([line], "/app"))
+
+
+def test_another_disk_is_seen_from_the_deploy_path() -> None:
+    state = _hex("/state/relfs")
+    lines = [f'1 openat(3<{state}>, "{_hex(name)}", O_RDWR|O_CREAT, 0644) = 4' for name in ("lock", "journal")]
+    lines += [f"1 syncfs(3<{state}>) = 0", f"1 syncfs(3<{_hex('/states')}>) = 0"]
+    assert list(parse(lines, "/app", ["../state"])) == [
+        Opened("../state/relfs/journal", truncate=False, append=False),
+        SyncedAll("../state/relfs"),
+    ]

@@ -31,9 +31,22 @@ from recording import (
     Truncated,
     Wrote,
 )
-from replay import LOST, Disk, Left, PowerCuts, write_out
+from replay import LOST, Disk, Disks, Left, PowerCuts, write_out
 from stories import STORIES, Story
-from verdict import EMPTY, JOURNAL, LOCK, NEITHER, RECORDS, Cut, Replayed, mounted_problems, problems, replay, show
+from verdict import (
+    EMPTY,
+    JOURNAL,
+    LOCK,
+    NEITHER,
+    RECORDS,
+    Cut,
+    Replayed,
+    Shown,
+    mounted_problems,
+    problems,
+    replay,
+    show,
+)
 from warm import lanes
 
 from relfs.layout import CURRENT
@@ -238,3 +251,49 @@ def test_what_is_left_is_written_out(tmp_path: Path) -> None:
     assert (tmp_path / "app/l/f").read_bytes() == b"x"
     assert os.readlink(tmp_path / "app/l") == "d"
     assert (tmp_path / "app/d").stat().st_mtime == 1
+
+
+# ---- several disks --------------------------------------------------------------------------------------------------
+
+OTHER = "../other"
+ON_BOTH = [*FILE, Opened(f"{OTHER}/f", truncate=False, append=False)]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        (ON_BOTH, {(False, False), (True, False), (False, True), (True, True)}),
+        ([*ON_BOTH, SyncedAll(".")], {(True, False), (True, True)}),
+        ([*ON_BOTH, SyncedAll(f"{OTHER}/f")], {(False, True), (True, True)}),
+        ([*ON_BOTH, Synced(OTHER)], {(False, True), (True, True)}),
+        ([*ON_BOTH, SyncedAll()], {(True, True)}),
+    ],
+)
+def test_each_disk_forgets_for_itself(events: Sequence[Event], expected: set[tuple[bool, bool]]) -> None:
+    disks = Disks(Disk(), {OTHER: Disk()})
+    for event in events:
+        disks.do(event)
+    found = [dict(left) for left in disks.remains()]
+    assert {("f" in left, f"{OTHER}/f" in left) for left in found} == expected
+
+
+# ---- what is said of a mount ----------------------------------------------------------------------------------------
+
+OLD_TOLD, NEW_TOLD = (("adopt", "1"),), (("adopt", "1"), ("switch", "2"))
+ONE_SWITCH = Story(Disks(Disk(), {}), [], ("1", "2"), NEW_TOLD)
+
+
+@pytest.mark.parametrize(
+    ("done", "shown", "expected"),
+    [
+        (0, Shown("1", "1", OLD_TOLD, ()), set()),
+        (0, Shown("2", "2", NEW_TOLD, ()), set()),
+        (1, Shown("1", "1", OLD_TOLD, ()), {NEITHER}),
+        (0, Shown("3", "3", NEW_TOLD, ()), {NEITHER}),
+        (0, Shown("2", "", NEW_TOLD, ()), {EMPTY}),
+        (0, Shown("2", "2", OLD_TOLD, ()), {JOURNAL}),
+        (0, Shown("2", "2", NEW_TOLD, ("a warning",)), {"a warning"}),
+    ],
+)
+def test_what_is_wrong_with_a_mount(done: int, shown: Shown, expected: set[str]) -> None:
+    assert mounted_problems(ONE_SWITCH, Cut((), done), shown) == expected

@@ -219,9 +219,26 @@ class Shown:
     loud: tuple[str, ...]
 
 
+_LATE = ("does not fork", "does not answer")
+"""What relfs says of processes that are late, as they are on a machine that has too much to do."""
+
+_LOOKS = 3
+
+
 def show(left: Remains, state: str | None) -> Shown | None:
     """Mount over what is left, with the state directory `state` (Story), and look; None if it is no deploy path yet.
-    To be called in a lane of warm.py, where all that may be left can be mounted in minutes."""
+    If processes were late, it is done again: if that is because of what is left, they are late each time.
+
+    To be called in a lane of warm.py, where all that may be left can be mounted in minutes.
+    """
+    for _ in range(_LOOKS):
+        shown = _show(left, state)
+        if shown is None or not any(late in line for line in shown.loud for late in _LATE):
+            break
+    return shown
+
+
+def _show(left: Remains, state: str | None) -> Shown | None:
     with tempfile.TemporaryDirectory(prefix="relfs-replay-", dir=memory()) as place:
         app, log = Path(place) / "left/app", Path(place) / "log"
         write_out(left, app)

@@ -42,7 +42,7 @@ _STARTERS = ("relfs.daemon.start", "relfs.daemon.supervisor", "relfs.daemon.memb
 @contextmanager
 def lanes() -> Iterator[ProcessPoolExecutor]:
     """A pool of lanes: what they are asked to call may use warm_mount()."""
-    count = 4 * (os.cpu_count() or 1)
+    count = 2 * (os.cpu_count() or 1)
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _prepare) as pool:
         yield pool
 
