@@ -47,7 +47,6 @@ NAMES = ("4", "42", "421")
 
 TIMES = ("20260101000000", "20260102000000", "20260103000000")
 
-
 _LOCKING = (["lock", "--ttl", "86400"], ["lock", "--ttl", "86400", "--reason", "again"], ["unlock"])
 
 
@@ -126,9 +125,8 @@ def followed(place: Path, disorder: str | None = None) -> Story:
 
 def with_deployer(place: Path, disorder: str | None = None) -> Story:
     """There and back, where Deployer keeps records: four lines, of which some may be lost, and others not."""
-    return _offline(
-        _deployers(place), [["switch", NAMES[1]], ["rollback"]], (*NAMES[:2], NAMES[0]), disorder
-    )  # fmt: skip
+    changes = [["switch", NAMES[1]], ["rollback"]]
+    return _offline(_deployers(place), changes, (*NAMES[:2], NAMES[0]), disorder)
 
 
 def with_capistrano(place: Path, disorder: str | None = None) -> Story:
@@ -153,13 +151,13 @@ def with_old_deployer(place: Path, disorder: str | None = None) -> Story:
 def links_again(place: Path, disorder: str | None = None) -> Story:
     """A disk that had no links has them: what the file told goes into the link, and the file goes away."""
     app = _known(_app(place, NAMES))
-    _keep_in_file(app / STATE)
+    _keep_in_file(app, STATE)
     return _offline(app, [["switch", name] for name in NAMES[1:]], NAMES, disorder, fresh=NAMES[1:])
 
 
 def recovered(place: Path, disorder: str | None = None) -> Story:
-    """What a switch had left undone when the power failed is done, and the power fails again. What it had done is what
-    was before."""
+    """What a switch had left undone when the power failed is done, and the power fails again. The release before that
+    switch is the first step, and nothing may lead back to it."""
     app = _known(_deployers(place))
     _break_off(app)
     return _offline(app, [["unlock"]], NAMES[:2], disorder)
@@ -189,9 +187,8 @@ def switches_elsewhere(place: Path, disorder: str | None = None) -> Story:
     with small_disk(place / "state"):
         app = _known(_app(place, NAMES), STATE_ELSEWHERE)
         changes = [*(["switch", name] for name in NAMES[1:]), ["rollback"]]
-        return _offline(
-            app, changes, (*NAMES, NAMES[1]), disorder, fresh=NAMES[1:], state=STATE_ELSEWHERE
-        )  # fmt: skip
+        steps = (*NAMES, NAMES[1])
+        return _offline(app, changes, steps, disorder, fresh=NAMES[1:], state=STATE_ELSEWHERE)
 
 
 def first_switch_elsewhere(place: Path, disorder: str | None = None) -> Story:
@@ -213,17 +210,15 @@ def switches_without_links_elsewhere(place: Path, disorder: str | None = None) -
     """The target is a file beside the journal, and the release on the other disk, as if that was read-only."""
     with small_disk(place / "state"):
         app = _known(_app(place, NAMES[:2]), STATE_ELSEWHERE)
-        changes = [["switch", NAMES[1]]]
-        return _offline(
-            app, changes, NAMES[:2], disorder, fresh=NAMES[1:2], links=False, state=STATE_ELSEWHERE
-        )  # fmt: skip
+        fresh, changes = NAMES[1:2], [["switch", NAMES[1]]]
+        return _offline(app, changes, NAMES[:2], disorder, fresh=fresh, links=False, state=STATE_ELSEWHERE)
 
 
 def links_again_elsewhere(place: Path, disorder: str | None = None) -> Story:
     """As `links_again`: from one disk to the other."""
     with small_disk(place / "state"):
         app = _known(_app(place, NAMES[:2]), STATE_ELSEWHERE)
-        _keep_in_file(app / STATE_ELSEWHERE)
+        _keep_in_file(app, STATE_ELSEWHERE)
         return _offline(app, [["switch", NAMES[1]]], NAMES[:2], disorder, fresh=NAMES[1:2], state=STATE_ELSEWHERE)
 
 
@@ -359,12 +354,11 @@ def _break_off(app: Path) -> None:
         path.write_bytes(data)
 
 
-def _keep_in_file(state: Path) -> None:
-    """The target is in a file, and the link is an old one."""
-    app = state.parent if state.name == STATE else state.parent.parent / "app"
-    (state / CURRENT).write_text(f"{RELEASES}/{NAMES[0]}\n")
+def _keep_in_file(app: Path, state: str) -> None:
+    """The target is in a file in the state directory, and the link says something else."""
+    (app / state / CURRENT).write_text(f"{RELEASES}/{NAMES[0]}\n")
     (app / CURRENT).unlink()
-    (app / CURRENT).symlink_to(f"{RELEASES}/{NAMES[2]}")
+    (app / CURRENT).symlink_to(f"{RELEASES}/{NAMES[-1]}")
 
 
 def _offline(
