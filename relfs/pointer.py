@@ -227,8 +227,8 @@ class Pointer:
             return self.target
 
     def flush(self) -> None:
-        """Write out what the file systems of the link and of the releases still hold in memory: ahead of a switch that
-        is coming, or behind one that somebody else has made. Raises OSError."""
+        """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a
+        switch that is coming, or behind one that somebody else has made. Raises OSError."""
         self._flush_target(RELEASES if self.deploy.leads_somewhere(RELEASES) else ".")
 
     @property
