@@ -21,7 +21,7 @@ from deploying import in_shell
 from dirstream import Directory
 from mounting import Mount, Mounts, relfs_command, relfsctl_command, wait_for
 from readers import reading
-from sandbox import link_of
+from sandbox import be_patient, link_of
 from soak.site import Pids
 from test_hooks import write_hook
 
@@ -30,6 +30,12 @@ from relfs.errors import EXIT_LOCKED
 
 EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
 EVERY_DEATH_OF_ONE = pytest.mark.parametrize("part", ["worker", "supervisor"])
+
+
+@pytest.fixture
+def app(app: Path) -> Path:
+    """What is begun here goes on after somebody has died, however long that takes."""
+    return be_patient(app)
 
 
 @contextmanager
