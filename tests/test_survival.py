@@ -80,6 +80,36 @@ def test_switches_go_on(mount: Mount, blow: str) -> None:
     assert link_of(mount.app) == "releases/42"
 
 
+_DIES_OF_BEING_ASKED = """
+import os, signal
+from relfs.daemon import methods
+
+_status = methods.status
+
+def status(mounted, seen):
+    if os.path.exists({mark!r}):
+        os.unlink({mark!r})
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _status(mounted, seen)
+
+methods.status = status
+"""
+"""A worker that has heard the question how things stand, and dies; once, if there is the file `mark`."""
+
+
+def test_who_asks_how_things_stand_is_answered(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """By the next worker, and as if nothing had happened."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_DIES_OF_BEING_ASKED.format(mark=str(mark)))
+    before = mount.status()
+    expect_deaths(mount)
+    mark.touch()
+    after = mount.status()
+    assert not mark.exists()
+    assert after["worker_pid"] not in (before["worker_pid"], None)
+    assert (after["mounted"], after["current"]) == (True, "40")
+
+
 @EVERY_BLOW
 def test_nothing_that_is_mounted_changes(mount: Mount, blow: str) -> None:
     """A native directory whose node were another one would be detached by the kernel (DESIGN.md, hazard 2)."""
