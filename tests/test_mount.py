@@ -83,9 +83,10 @@ def test_releases_elsewhere_through_a_link(app: Path, mounts: Mounts, tmp_path: 
     assert read_current(app) == "41"
 
 
-def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> None:
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts, how: str) -> None:
     """A network disk below shared/ is seen through the mount, and is still there after relfs is gone, also where mounts
-    propagate, as on every host with systemd."""
+    propagate, as on every host with systemd; and so is the disk that the deploy path is."""
     (app / "shared/storage").mkdir(parents=True)
     subprocess.run(["mount", "--bind", app, app], check=True)
     try:
@@ -94,7 +95,8 @@ def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> No
         (app / "shared/storage/file").write_text("kept")
         mount = mounts.start(app)
         assert (app / "shared/storage/file").read_text() == "kept"
-        assert mount.terminate() == 0
+        getattr(mount, how)()
+        assert mounts.start(app).terminate() == 0  # not before those who detach the first are done
         assert (app / "shared/storage/file").read_text() == "kept"
     finally:
         detach(str(app))
