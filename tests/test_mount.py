@@ -18,7 +18,7 @@ from sandbox import make_app
 
 from relfs.mountinfo import mount_at, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import detach
+from relfs.mounts import detach, detach_only
 
 NOBODY = 65534
 
@@ -562,6 +562,23 @@ def private_place(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "--bind", "--make-private", tmp_path, tmp_path], check=True)
     yield tmp_path
     detach(str(tmp_path))
+
+
+@pytest.mark.usefixtures("private_place")
+def test_who_detaches_second_takes_nothing_else(other_place: Path) -> None:
+    """Not what was below, nor what was mounted over it meanwhile."""
+    for disk in ("lower", "upper"):
+        subprocess.run(["mount", "-t", "tmpfs", disk, other_place], check=True)
+    upper = mount_at(str(other_place))
+    assert upper is not None
+    for left in ("lower", "lower"):
+        detach_only(upper)
+        found = mount_at(str(other_place))
+        assert found is not None and found.source == left
+    subprocess.run(["mount", "-t", "tmpfs", "over", other_place], check=True)
+    detach_only(found)
+    found = mount_at(str(other_place))
+    assert found is not None and found.source == "over"
 
 
 @pytest.mark.usefixtures("private_place")
