@@ -16,6 +16,7 @@ import pytest
 from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
+from relfs.mountinfo import Mount as MountInfo
 from relfs.mountinfo import mount_at, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
 from relfs.mounts import detach, detach_only
@@ -569,16 +570,20 @@ def test_who_detaches_second_takes_nothing_else(other_place: Path) -> None:
     """Not what was below, nor what was mounted over it meanwhile."""
     for disk in ("lower", "upper"):
         subprocess.run(["mount", "-t", "tmpfs", disk, other_place], check=True)
-    upper = mount_at(str(other_place))
-    assert upper is not None
-    for left in ("lower", "lower"):
+    upper = _disk_at(other_place)
+    for _ in range(2):
         detach_only(upper)
-        found = mount_at(str(other_place))
-        assert found is not None and found.source == left
+        assert _disk_at(other_place).source == "lower"
+    lower = _disk_at(other_place)
     subprocess.run(["mount", "-t", "tmpfs", "over", other_place], check=True)
-    detach_only(found)
-    found = mount_at(str(other_place))
-    assert found is not None and found.source == "over"
+    detach_only(lower)
+    assert _disk_at(other_place).source == "over"
+
+
+def _disk_at(place: Path) -> MountInfo:
+    found = mount_at(str(place))
+    assert found is not None
+    return found
 
 
 @pytest.mark.usefixtures("private_place")
