@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,22 @@ def test_a_note_of_what_is_pending_that_was_cut_short(app: Path, pointer: Pointe
     with pytest.raises(RelfsError, match=r"No space left on device; current is still 40"), watched(Calls(fault)):
         pointer.switch("41", actor, "request")
     assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
+
+
+def test_a_look_that_fails_forgets_nothing(app: Path, pointer: Pointer, actor: Actor) -> None:
+    """The journal lacks a line, which memory has: whatever call of the next look fails, memory has it still."""
+    fault = _failing(pointer, actor, "write", -1, errno.ENOSPC)
+    with watched(Calls()) as calls:
+        pointer.refresh()
+    for at in range(len(calls.names) + 10):  # there is more to do where something is missing
+        with watched(Calls(fault)):
+            pointer.switch("41", actor, f"request-{at}")
+        with watched(Calls(Fails(at, errno.EIO))), suppress(RelfsError):
+            pointer.refresh()
+        pointer.check_invariants()
+        assert pointer.history.find(f"request-{at}") is not None
+        pointer.switch("40", actor, f"another-{at}")
+    assert link_of(app) == "releases/40"
 
 
 class JournalFails(Calls):
