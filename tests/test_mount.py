@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
+from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
 from relfs.mountinfo import Mount as MountInfo
@@ -107,7 +107,7 @@ def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts, how: 
 def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
     assert mount.relfsctl("switch", "41").returncode == 0
     mount.process.send_signal(number)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
     assert not is_mounted(mount.app)
     assert mount_at(str(mount.app / "releases")) is None
     assert read_current(mount.app) == "41"
@@ -117,7 +117,7 @@ def test_unmount_command(mount: Mount) -> None:
     done = mount.relfsctl("unmount")
     assert (done.returncode, done.stderr) == (0, "")
     assert not is_mounted(mount.app)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
     again = relfsctl(mount.app, "unmount")
     assert again.returncode == 1
     assert "is not mounted" in again.stderr
@@ -125,10 +125,10 @@ def test_unmount_command(mount: Mount) -> None:
 
 def test_unmounted_by_somebody_else(mount: Mount) -> None:
     """umount -l, with a shell that still has its working directory in the mount: the daemon ends all the same."""
-    inside = subprocess.Popen(["sleep", "60"], cwd=mount.app)
+    inside = subprocess.Popen(["sleep", "1000"], cwd=mount.app)
     try:
         detach(str(mount.app))
-        assert mount.process.wait(30) == 0
+        assert mount.process.wait(END_SECONDS) == 0
     finally:
         inside.kill()
         inside.wait()
@@ -554,7 +554,7 @@ def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     assert read_current(mount.app) == "40"
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
 
 
 @pytest.fixture
