@@ -402,7 +402,16 @@ class Pointer:
     # ---- what is on disk
 
     def _take_stock(self, *, first: bool = False) -> None:
-        """Bring memory and journal in line with the disk, which others may have changed, or a crash."""
+        """Bring memory and journal in line with the disk, which others may have changed, or a crash. Where the disk
+        does not tell, memory stays as it was: it may know of a line that the journal could not take."""
+        history, behind = self.history, self._behind
+        try:
+            self._compare(first=first)
+        except (OSError, RelfsError):
+            self.history, self._behind, self._seen = history, behind, None
+            raise
+
+    def _compare(self, *, first: bool) -> None:
         self._behind = None
         text = peek(self.deploy)
         self._reload_history()

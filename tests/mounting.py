@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from relfs.mountinfo import mount_at
 from relfs.mounts import detach
 
-READY_SECONDS = 30
-END_SECONDS = 30
+READY_SECONDS = 60
+END_SECONDS = 60
 
 _LOUD = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ", re.MULTILINE)
 
@@ -225,7 +225,7 @@ def wait_ready(ready: socket.socket, process: Process, log: Path) -> None:
     raise AssertionError(f"relfs did not get ready:\n{log.read_text()}")
 
 
-def wait_for(condition: Any, what: str, seconds: float = 30.0) -> None:
+def wait_for(condition: Any, what: str, seconds: float = 60.0) -> None:
     """Poll a condition; fail with `what` if it does not come true. Never a measure of speed."""
     import time
 

@@ -36,7 +36,7 @@ from relfs.daemon.signals import noticed_signals
 from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
-from relfs.mounts import detach
+from relfs.mounts import detach_only
 from relfs.processes import process
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate, is_fleeting
@@ -436,7 +436,7 @@ class Supervisor:
         if found is None or found.fstype != FSTYPE or (number and found.id != number):
             return
         try:
-            detach(self._plan.mountpoint)
+            detach_only(found)
         except RelfsError as error:
             _log.error("%s", error)
 

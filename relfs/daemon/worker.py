@@ -60,7 +60,7 @@ from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import attach_and_hold, detach
+from relfs.mounts import attach_and_hold, detach, detach_only
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
@@ -514,10 +514,10 @@ class _Mount:
         found = next((each for each in all_mounts() if each.id == self._ledger.mounted), None)
         if not self._ledger.mounted:
             found = mount_at(self._plan.mountpoint)
-        if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
+        if found is None or found.fstype != FSTYPE:
             return
         try:
-            await in_thread(detach, found.target)
+            await in_thread(detach_only, found)
         except RelfsError as error:
             _log.error("%s", error)
 
