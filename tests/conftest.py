@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import pytest
 from conformance import Tally, render
+from hypothesis import HealthCheck, settings
 from mounting import Mount, Mounts
 from sandbox import ACTOR, make_app
 from served import Pair, Served, below_a_release, serving, top_level
 
 from relfs.journal import Actor
 from relfs.layout import DeployPath, open_deploy_path
+
+settings.register_profile("relfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relfs")  # how fast a machine is tells nothing about relfs
 
 TALLY = pytest.StashKey[Tally]()
 """What this session has compared with plain directories."""
@@ -46,6 +51,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--conformance")
     if file is not None and exitstatus == 0:
         Path(file).write_text(render(session.config.stash[TALLY]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> None:
+    """What the tests of other files left open is closed now, and not while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.fixture
