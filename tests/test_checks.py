@@ -153,8 +153,10 @@ BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
 
 
 @pytest.mark.parametrize("tool", SWAPS)
-def test_the_tool_is_told_and_the_old_release_stays(mount: Mount, tool: str) -> None:
+def test_the_tool_is_told_and_the_old_release_stays(app: Path, mounts: Mounts, tool: str) -> None:
     """Beside readers, who notice nothing of all the attempts; each ends in the journal with its reason."""
+    configure(app, "[replacement]\ngrace = 3600\n")  # for what `rm` begins not to lapse in between
+    mount = mounts.start(app)
     with reading(mount.app / "current/index.html", "40") as readers:
         for make, words in BROKEN.values():
             before = len(mount.journal())
