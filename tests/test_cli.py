@@ -798,18 +798,26 @@ def test_doctor_without_a_deploy_path(tmp_path: Path) -> None:
     assert (done.status, finding(done, "deploy path")["state"]) == (1, "fail")
 
 
+def children(pid: int) -> list[int]:
+    """Of a process with one thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str | None:
+    """What a process is called; None: it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def test_a_mount_that_nobody_serves(mount: Mount) -> None:
     """The daemon and its guards are killed, so nobody detaches: each command says what to do, and that works."""
     mount.expect_log(".")
-    helpers = {
-        child
-        for each in Path(f"/proc/{mount.process.pid}/task").glob("*/children")
-        for child in each.read_text().split()
-        if Path(f"/proc/{child}/comm").read_text() in ("fusermount3\n", "sh\n")
-    }
+    helpers = [child for child in children(mount.process.pid) if name_of(child) in ("fusermount3", "sh")]
     assert len(helpers) == 2
     for helper in helpers:
-        os.kill(int(helper), signal.SIGKILL)
+        os.kill(helper, signal.SIGKILL)
     mount.kill()
     assert mount_at(str(mount.app)) is not None, "what this test is about"
     assert_one_line(ctl("-C", mount.app, "switch", "41"), 1, str(mount.app))
