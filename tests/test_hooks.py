@@ -150,7 +150,7 @@ def _hooks_of(app: Path) -> list[str]:
     """The processes that are asked about `app`, however far they have come: by their environment (proc(5))."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
+        with suppress(OSError):  # it has ended, or shows itself to nobody
             if f"RELFS_DEPLOY_PATH={app}\0".encode() in (process / "environ").read_bytes():
                 found.append(process.name)
     return found
