@@ -133,6 +133,11 @@ def running(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterat
         process.communicate()
 
 
+def has_looked(process: subprocess.Popen[Any]) -> bool:
+    """Whether a program that looks now and then has done so, and sleeps until the next time (proc(5), stack)."""
+    return "nanosleep" in Path(f"/proc/{process.pid}/stack").read_text()
+
+
 def next_line(process: subprocess.Popen[str]) -> str:
     """The next line that `process` prints."""
     assert process.stdout is not None

@@ -28,12 +28,12 @@ from clients import (
     ctl,
     ctl_command,
     ctl_on_terminal,
+    has_looked,
     next_line,
     running,
     snapshot,
 )
 from mounting import Mount, Mounts, environment, relfs_command, wait_for
-from opened import opened_by
 from sandbox import add_release, end, link_of, make_app, start_python
 
 from relfs import locate as locate_module
@@ -677,7 +677,7 @@ def test_watch_after_a_torn_line(app: Path) -> None:
     with open(app / ".relfs/journal", "ab") as journal:
         journal.write(b'{"time":1.5,"action":"swi')
     with running("-C", app, "--json", "watch") as watcher:
-        wait_for(lambda: str(app / ".relfs") in opened_by(watcher.pid), "it watches")
+        wait_for(lambda: has_looked(watcher), "it watches")
         assert ctl("-C", app, "switch", "42").status == 0
         assert json.loads(next_line(watcher))["release"] == "42"
 
@@ -895,7 +895,7 @@ def test_a_closed_pipe_is_no_failure(app: Path, command: str) -> None:
     os.close(writing)
     try:
         if command == "watch":
-            wait_for(lambda: str(app / ".relfs") in opened_by(process.pid), "it watches")
+            wait_for(lambda: has_looked(process), "it watches")
             assert ctl("-C", app, "switch", "40").status == 0
         _, stderr = process.communicate(timeout=SECONDS)
     finally:
