@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conformance import Tally, render
+from hypothesis import HealthCheck, settings
 from mounting import Mount, Mounts
 from replay import PowerCuts
 from sandbox import ACTOR, make_app
@@ -20,6 +22,9 @@ from served import Pair, Served, below_a_release, serving, top_level
 
 from relfs.journal import Actor
 from relfs.layout import DeployPath, open_deploy_path
+
+settings.register_profile("relfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relfs")  # how fast a machine is tells nothing about relfs
 
 TALLY = pytest.StashKey[Tally]()
 """What this session has compared with plain directories."""
@@ -66,6 +71,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def power_cuts(request: pytest.FixtureRequest) -> PowerCuts:
     """What this session has mounted over so far."""
     return request.config.stash[POWER_CUTS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> None:
+    """What the tests of other files left open is closed now, and not while descriptors are counted."""
+    gc.collect()
 
 
 @pytest.fixture

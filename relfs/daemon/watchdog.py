@@ -167,10 +167,14 @@ class Disk:
             if now - self._answered < _FRESH_SECONDS:
                 return False
             self._ask(now)
-        elif now - self._asked > _NEWS_SECONDS and not self._said:
+        elif now - self._asked > _NEWS_SECONDS and not self._said and not self._has_yet_to_ask():
             self._said = True
             _log.warning("%s: the disk does not answer; whoever needs it has to wait", self._shown)
         return self._asked is not None
+
+    def _has_yet_to_ask(self) -> bool:
+        """The machine is busy; the disk may be well."""
+        return self._probe is not None and self._probe.wants_to_run()
 
     def _ask(self, now: float) -> None:
         if self._probe is None:
