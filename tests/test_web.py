@@ -13,7 +13,7 @@ from web import Load, Web, make_site, page, start_directly
 
 from relfs.control import Connection
 
-BY_RELFSCTL = 150
+BY_RELFSCTL = 500
 BY_PROTOCOL = 5_000
 
 
