@@ -7,6 +7,7 @@ needs it waits.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
@@ -31,6 +32,19 @@ async def in_thread(
             return await trio.to_thread.run_sync(
                 call, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel
             )  # fmt: skip
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+        await trio.sleep(_PAUSE)
+
+
+async def started_thread(call: Callable[[], object], name: str) -> threading.Thread:
+    """A thread that runs `call` and dies with the process, once there is one."""
+    while True:
+        thread = threading.Thread(target=call, name=name, daemon=True)
+        try:
+            thread.start()
+            return thread
         except RuntimeError as error:
             if str(error) != _NO_THREAD:
                 raise
