@@ -13,6 +13,8 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from relfs.users import known_name, user_name
+
 _NO_THREAD = "can't start new thread"  # threading.Thread.start()
 _PAUSE = 0.1
 
@@ -36,6 +38,12 @@ async def in_thread(
             if str(error) != _NO_THREAD:
                 raise
         await trio.sleep(_PAUSE)
+
+
+async def user_name_of(uid: int) -> str:
+    """user_name(), without keeping the event loop waiting."""
+    known = known_name(uid)
+    return known if known is not None else await in_thread(user_name, uid)
 
 
 async def started_thread(call: Callable[[], object], name: str) -> threading.Thread:

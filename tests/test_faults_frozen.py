@@ -59,7 +59,7 @@ def test_a_disk_that_does_not_answer(
         with reading(app / "current/index.html", "40", "41", "42") as readers:
             disk.hangs()
             with someone_who_waits(place / "file") as waiting:
-                wait_for(lambda: _waits(waiting), "it waits for the disk")
+                wait_for(lambda: waits(waiting), "it waits for the disk")
                 _assert_the_rest_goes_on(app)
                 assert mount.status()["health"] == []
                 assert waiting.poll() is None, "it did not wait"
@@ -73,7 +73,7 @@ def test_a_disk_that_does_not_answer(
         assert (place / "file").read_text() == "on the other disk", "what was mounted there before, still is"
 
 
-def _waits(process: subprocess.Popen[str]) -> bool:
+def waits(process: subprocess.Popen[str]) -> bool:
     """Whether it is inside of open(2), stat(2) or read(2) of FUSE."""
     return "request_wait_answer" in Path(f"/proc/{process.pid}/stack").read_text()
 
@@ -181,7 +181,7 @@ def test_the_deploy_path_itself_does_not_answer(app: Path, tmp_path: Path, mount
         assert os.readlink(app / "current") == "releases/40"
         disk.hangs()
         with someone_who_waits(app / "upload") as waiting:
-            wait_for(lambda: _waits(waiting), "it waits for the disk")
+            wait_for(lambda: waits(waiting), "it waits for the disk")
             wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
             assert os.readlink(app / "current") == "releases/40"
             disk.works()
