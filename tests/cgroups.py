@@ -31,7 +31,8 @@ class Group:
 
     def limit(self, number: int | None) -> None:
         """None: as much as there is. Raises OSError if more than that is in use and cannot be given back."""
-        self.limit_file.write_text("max" if number is None else str(number))
+        all_there_is = "-1" if self.limit_file.name == "memory.limit_in_bytes" else "max"
+        self.limit_file.write_text(all_there_is if number is None else str(number))
 
     @property
     def used(self) -> int:

@@ -116,7 +116,7 @@ def test_who_is_killed_for_a_memory_limit(app: Path, mounts: Mounts, part: str) 
 
 @contextmanager
 def _someone_greedy(group: Group, until: int) -> Iterator[None]:
-    """A process of the group that takes more and more memory, and is never killed, until process `until` is."""
+    """A process of the group that takes more and more memory, until process `until` is killed for it."""
     command = group.command(sys.executable, "-c", _GREEDY, str(until))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as greedy:
         assert greedy.stdout is not None
@@ -127,8 +127,6 @@ def _someone_greedy(group: Group, until: int) -> Iterator[None]:
 
 _GREEDY = """
 import os, sys
-with open("/proc/self/oom_score_adj", "w") as file:
-    file.write("-1000")
 taken = []
 while os.path.exists(f"/proc/{sys.argv[1]}/exe"):
     taken.append(bytearray(os.urandom(1 << 16)))
