@@ -151,27 +151,27 @@ def test_all_die_while_it_does_not_answer(app: Path, storage: Path, tmp_path: Pa
 
 _MANY = """
 import os, sys, threading
-path, count, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-fds = [os.open(path, os.O_RDONLY) for _ in range(count)] if how == "read" else []
+paths, how = [f"{sys.argv[1]}/{number}" for number in range(int(sys.argv[2]))], sys.argv[3]
+fds = [os.open(path, os.O_RDONLY) for path in paths] if how == "read" else []
 print("ready", flush=True)
 sys.stdin.readline()
 def ask(number):
     try:
-        os.read(fds[number], 1 << 16) if how == "read" else os.stat(path)
+        os.read(fds[number], 1 << 16) if how == "read" else os.stat(paths[number])
         print("answered", flush=True)
     except OSError as error:
         print(os.strerror(error.errno), flush=True)
-threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
+threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(paths))]
 for each in threads: each.start()
 for each in threads: each.join()
 """
 
 
 @contextmanager
-def _many(file: Path, how: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of which `MANY` threads at once read, or ask for, `file`, once it is told to."""
+def _many(directory: Path, how: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of which `MANY` threads at once read, or ask for, a file each, once it is told to."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _MANY, str(file), str(MANY), how],
+        [sys.executable, "-c", _MANY, str(directory), str(MANY), how],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     try:
@@ -187,10 +187,13 @@ def _many(file: Path, how: str) -> Iterator[subprocess.Popen[str]]:
 def test_more_who_wait_than_are_kept(app: Path, storage: Path, tmp_path: Path, mounts: Mounts, how: str) -> None:
     """Some get ETIMEDOUT, so that there is always room for who wants something else."""
     with ExitStack() as stack:
+        for number in range(MANY):
+            (storage / str(number)).write_text("a file")
         disk = stack.enter_context(broken_disk(storage, tmp_path / "mood"))
         mount = mounts.start(app, "--no-bind")
         (app / "large").write_bytes(bytes(1 << 20))
-        process = stack.enter_context(_many(storage / "file", how))
+        process = stack.enter_context(_many(storage, how))
+        stack.callback(disk.works)
         disk.hangs()
         process.stdin.write("\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
@@ -203,6 +206,7 @@ def test_more_who_wait_than_are_kept(app: Path, storage: Path, tmp_path: Path, m
         answers = process.communicate(timeout=SECONDS)[0].splitlines()
         assert answers.count("answered") >= ROOM // 2
         assert set(answers) <= {"answered", refused}
+        mount.terminate()
 
 
 def test_a_rename_that_is_not_answered_lets_others_rename(
