@@ -20,10 +20,10 @@ from chaos import Chaos
 from clients import SECONDS, ctl
 from crew import kill
 from disks import broken_disk, small_disk
-from mounting import Mount, Mounts, environment, wait_for
+from mounting import Mount, Mounts, detach_all, environment, wait_for
 from sandbox import make_app
 from sidebyside import ROOT, Script, Trace, difference, make, run, tree
-from test_faults_frozen import small_disk_at, someone_who_waits, waits
+from test_faults_frozen import someone_who_waits, waits
 
 from relfs.fuse.abroad import ROOM
 from relfs.mountinfo import mount_at
@@ -217,7 +217,7 @@ def test_a_rename_that_is_not_answered_lets_others_rename(
     (storage / "other").mkdir()
     (storage / "one/file").write_text("moved")
     with broken_disk(storage, tmp_path / "mood") as disk:
-        mounts.start(app, "--no-bind")
+        mount = mounts.start(app, "--no-bind")
         for name in ("from", "to"):
             (app / name).mkdir()
         (app / "from/file").write_text("ours")
@@ -237,6 +237,7 @@ def test_a_rename_that_is_not_answered_lets_others_rename(
         assert (app / "to/file").read_text() == "ours"
         disk.works()
         renaming.communicate(timeout=SECONDS)
+        mount.terminate()
 
 
 # ---- an ordinary user's mount, elsewhere
@@ -254,7 +255,14 @@ def live(open_place: Path, mounts: Mounts) -> tuple[Path, Mount]:
     (app / "storage/file").write_text("on the other disk")
     subprocess.run(["chown", "-R", f"{USER}:{USER}", open_place / "home"], check=True)
     place = open_place / "home/live"
-    return app, mounts.start(app, "-o", "allow_other", at=place, user=USER)
+    return app, mounts.start(app, "-o", "noallow_other", at=place, user=USER)
+
+
+def _as_user(words: str, place: Path) -> str:
+    """What a shell of the user's says, in a directory of his."""
+    shell = ["sh", "-ec", f'cd "$0"; {words}', place]
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *shell]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=SECONDS).stdout
 
 
 def test_a_users_mount(live: tuple[Path, Mount], tmp_path: Path) -> None:
@@ -262,13 +270,12 @@ def test_a_users_mount(live: tuple[Path, Mount], tmp_path: Path) -> None:
     app, mount = live
     place = mount.mountpoint
     with broken_disk(app / "storage", tmp_path / "mood") as disk:
-        assert (place / "storage/file").read_text() == "on the other disk"
+        assert _as_user("cat storage/file", place) == "on the other disk"
         disk.hangs()
-        with someone_who_waits(place / "storage/file") as waiting:
+        with someone_who_waits(place / "storage/file", user=USER) as waiting:
             wait_for(lambda: waits(waiting), "it waits for the disk")
             assert mount.relfsctl("switch", "41").returncode == 0
-            (place / "upload").write_text("at the top level")
-            assert {"upload", "storage", "releases"} <= set(os.listdir(place))
+            assert {"upload", "storage", "releases"} <= set(_as_user("echo ours > upload; ls", place).split())
             assert mount.status()["health"] == []
             assert waiting.poll() is None, "it did not wait"
             disk.works()
@@ -277,13 +284,16 @@ def test_a_users_mount(live: tuple[Path, Mount], tmp_path: Path) -> None:
 
 def test_what_the_kernel_has_forgotten_can_be_unmounted(live: tuple[Path, Mount]) -> None:
     app, mount = live
-    with small_disk_at(app / "storage") as disk:
-        (disk / "file").write_text("of the new disk")
-        assert (mount.mountpoint / "storage/file").read_text() == "of the new disk"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", app / "storage"], check=True)
+    try:
+        (app / "storage/file").write_text("of the new disk")
+        assert _as_user("cat storage/file", mount.mountpoint) == "of the new disk"
 
         def unmounted() -> bool:
             Path("/proc/sys/vm/drop_caches").write_text("2")
-            return subprocess.run(["umount", disk], capture_output=True, check=False).returncode == 0
+            return subprocess.run(["umount", app / "storage"], capture_output=True, check=False).returncode == 0
 
         wait_for(unmounted, "the disk can be unmounted")
-    assert os.listdir(mount.mountpoint / "storage") == []
+    finally:
+        detach_all(app / "storage")
+    assert _as_user("cat storage/file", mount.mountpoint) == "on the other disk"

@@ -38,10 +38,10 @@ def options(request: pytest.FixtureRequest) -> list[str]:
 
 
 @contextmanager
-def someone_who_waits(file: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that reads `file`, prints it, and ends."""
+def someone_who_waits(file: Path, user: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process (of `user`) that reads `file`, prints it, and ends."""
     command = [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), user=user, group=user)
     try:
         yield process
     finally:
