@@ -97,10 +97,13 @@ class Keeper(Protocol):
 
 @dataclass
 class _Errand:
-    """A call for the thread to make."""
+    """A call for the thread to make. `is_told`: nobody hears of it, so that what was done before may not have been
+    answered when it is made. `is_given_up`: nobody waits for it any more."""
 
     name: str
     arguments: tuple[Any, ...]
+    is_told: bool = False
+    is_given_up: bool = False
     done: bool = False
     value: Any = None
     error: BaseException | None = None
@@ -167,10 +170,13 @@ class Realm:
             self._deliver()
             errand = _Errand(name, arguments)
             self._errands.put(errand)
-            while not errand.done:
-                await trio.lowlevel.wait_readable(self._bell)
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._bell)
+            try:
+                while not errand.done:
+                    await trio.lowlevel.wait_readable(self._bell)
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(self._bell)
+            finally:
+                errand.is_given_up = not errand.done
         self._answered += 1
         if errand.error is not None:
             raise errand.error
@@ -178,7 +184,7 @@ class Realm:
 
     def tell(self, name: str, *arguments: Any) -> None:
         """The same, of what nobody waits for."""
-        self._errands.put(_Errand(name, arguments))
+        self._errands.put(_Errand(name, arguments, is_told=True))
 
     def enter(self) -> None:
         """The kernel is about to hear of its root."""
@@ -200,6 +206,8 @@ class Realm:
     def _live(self) -> None:
         opened: Plain | None = None
         while (errand := self._errands.get()) is not None:
+            if errand.is_given_up:
+                continue
             try:
                 if opened is None:
                     opened = self._opened()
@@ -210,7 +218,8 @@ class Realm:
             os.eventfd_write(self._bell, 1)  # trio's own way to be woken is not in this thread's table
 
     def _call(self, plain: Plain, errand: _Errand) -> Any:
-        self._once.settle()
+        if not errand.is_told:
+            self._once.settle()
         if errand.name == "forget":
             return self._table.forget(*errand.arguments)
         if errand.name == "expect":
