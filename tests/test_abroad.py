@@ -97,8 +97,11 @@ def test_no_name_is_moved_from_one_to_the_other(app: Path, mounts: Mounts) -> No
 # ---- whoever dies
 
 
-def test_it_outlives_a_worker(app: Path, mounts: Mounts) -> None:
+@pytest.mark.parametrize("how", ["asked again", "relayed"])
+def test_it_outlives_a_worker(app: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """What is open goes on, and so does who works in it."""
+    if how == "relayed":
+        monkeypatch.setenv("RELFS_NO_RESEND", "1")
     with small_disk(app / "storage") as disk:
         mount = mounts.start(app, "--no-bind")
         (disk / "inner").mkdir()
@@ -115,9 +118,12 @@ def test_it_outlives_a_worker(app: Path, mounts: Mounts) -> None:
         mount.terminate()
 
 
+@pytest.mark.parametrize("how", ["asked again", "relayed"])
 def test_a_worker_that_is_killed_while_it_does_not_answer(
-    app: Path, storage: Path, tmp_path: Path, mounts: Mounts
+    app: Path, storage: Path, tmp_path: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    if how == "relayed":
+        monkeypatch.setenv("RELFS_NO_RESEND", "1")
     with broken_disk(storage, tmp_path / "mood") as disk:
         mount = mounts.start(app, "--no-bind")
         disk.hangs()
@@ -260,7 +266,7 @@ def live(open_place: Path, mounts: Mounts) -> tuple[Path, Mount]:
 
 def _as_user(words: str, place: Path) -> str:
     """What a shell of the user's says, in a directory of his."""
-    shell = ["sh", "-ec", f'cd "$0"; {words}', place]
+    shell = ["sh", "-ec", f'cd "$0"; {words}', str(place)]
     command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *shell]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=SECONDS).stdout
 
