@@ -5,6 +5,7 @@ natively, outlives a worker, and keeps nobody who does not use it, however many 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -69,7 +70,7 @@ def _operations(seed: int, base: str) -> Script:
     return script
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_anything_in_any_order(sides: tuple[Path, Path], seed: int) -> None:
     here, plain = sides
     seen, natively = (run(_operations(seed, f"base{seed}"), base, ROOT) for base in (here, plain))
@@ -295,8 +296,11 @@ def test_what_the_kernel_has_forgotten_can_be_unmounted(live: tuple[Path, Mount]
         (app / "storage/file").write_text("of the new disk")
         assert _as_user("cat storage/file", mount.mountpoint) == "of the new disk"
 
+        tries = itertools.count()
+
         def unmounted() -> bool:
-            Path("/proc/sys/vm/drop_caches").write_text("2")
+            if next(tries) % 50 == 0:  # the kernel tells us some time later
+                Path("/proc/sys/vm/drop_caches").write_text("2")
             return subprocess.run(["umount", app / "storage"], capture_output=True, check=False).returncode == 0
 
         wait_for(unmounted, "the disk can be unmounted")
