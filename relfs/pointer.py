@@ -54,12 +54,13 @@ from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
 from relfs.hold import Hold
-from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
+from relfs.journal import RECOVERED, Actor, Event, Journal, new_event
 from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.pending import Pending
 from relfs.store import Owner, open_store, peek
+from relfs.users import user_name
 
 _log = logging.getLogger(__name__)
 

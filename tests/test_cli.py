@@ -740,6 +740,18 @@ def test_doctor_knows_who_may_mount_for_all(tmp_path: Path, allowed: bool) -> No
     assert ("put user_allow_other into /etc/fuse.conf" in found["text"]) != allowed
 
 
+@pytest.mark.parametrize("user", [65534, 0])
+def test_doctor_knows_who_may_unmount(user: int) -> None:
+    """In a mount name space of its own, with a /etc that has no mtab."""
+    script = 'mount -t tmpfs none /etc && exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, str(user), *ctl_command("--json", "doctor")]
+    process = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False, cwd="/")
+    found = [each for each in json.loads(process.stdout) if each["what"] == "unmounting"]
+    assert [each["state"] for each in found] == (["note"] if user else [])
+    assert not user or "/etc/mtab is missing: fusermount3 can unmount for root only" in found[0]["text"]
+    assert not [each for each in ctl("--json", "doctor", user=NOBODY).json if each["what"] == "unmounting"]
+
+
 def test_doctor_tells_of_sealing(app: Path, tmp_path: Path) -> None:
     """What this host can, and whether what the deploy path asks for can be kept."""
     (app / ".relfs").mkdir()

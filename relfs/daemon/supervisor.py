@@ -266,6 +266,8 @@ class Supervisor:
         each.kept.discard(name)
         self._estate.drop(name)
         self._pass_on(each, "drop", name=name)
+        if not is_fleeting(name):
+            self._change_store()
 
     def _drop_strays(self, worker: Comrade) -> None:
         """A worker that has outlived a supervisor has told all that it holds: what it closed meanwhile is not there."""
