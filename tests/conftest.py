@@ -67,16 +67,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
 
 
-@pytest.fixture
-def power_cuts(request: pytest.FixtureRequest) -> PowerCuts:
-    """What this session has mounted over so far."""
-    return request.config.stash[POWER_CUTS]
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _collected() -> None:
     """What the tests of other files left open is closed now, and not while descriptors are counted."""
     gc.collect()
+
+
+@pytest.fixture
+def power_cuts(request: pytest.FixtureRequest) -> PowerCuts:
+    """What this session has mounted over so far."""
+    return request.config.stash[POWER_CUTS]
 
 
 @pytest.fixture
