@@ -29,7 +29,13 @@ If `pending` names something the link does not say, the switch never happened, a
 An error in 1 to 4 changes nothing in memory. An error in 6 does not undo what everybody already sees: the line is
 written as after a crash, by whoever looks next, and until it is, `pending` is not overwritten and nothing else changes.
 
-A link that somebody else made is flushed, too, before the journal tells of it: nobody else does that.
+A link that somebody else made is flushed, too, before the journal tells of it, and so are the releases: nobody else
+does that.
+
+Several disks. The state directory may be on a disk of its own (`--state-dir`), and so may the releases. One disk may be
+found as it was long before the other, and no call orders the two but waiting for one. That is done between 3 and 4, and
+between 4 and 6: the link is never there without the release and `pending`, nor the line without the link. Between 6 and
+8 nothing has to be waited for: an old `pending` that comes back finds its line in the journal.
 """
 
 from __future__ import annotations
@@ -49,7 +55,7 @@ from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
 from relfs.hold import Hold
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
-from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
+from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.pending import Pending
@@ -221,8 +227,9 @@ class Pointer:
             return self.target
 
     def flush(self) -> None:
-        """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
-        syncfs(self.deploy.fd)
+        """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a
+        switch that is coming, or behind one that somebody else has made. Raises OSError."""
+        self._flush_target(RELEASES if self.deploy.leads_somewhere(RELEASES) else ".")
 
     @property
     def behind(self) -> str | None:

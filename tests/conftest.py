@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conformance import Tally, render
 from mounting import Mount, Mounts
+from replay import PowerCuts
 from sandbox import ACTOR, make_app
 from served import Pair, Served, below_a_release, serving, top_level
 
@@ -22,6 +23,9 @@ from relfs.layout import DeployPath, open_deploy_path
 
 TALLY = pytest.StashKey[Tally]()
 """What this session has compared with plain directories."""
+
+POWER_CUTS = pytest.StashKey[PowerCuts]()
+"""What this session has mounted over, if it was asked for all (--every-power-cut)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.stash[TALLY] = Tally()
+    config.stash[POWER_CUTS] = PowerCuts()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +51,21 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--conformance")
     if file is not None and exitstatus == 0:
         Path(file).write_text(render(session.config.stash[TALLY]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--every-power-cut"):
+        done = config.stash[POWER_CUTS]
+        terminalreporter.write_line(
+            f"{done.cuts} power cuts leave {done.disks} different disks; {done.mounted} were mounted, the rest "
+            "are no deploy path yet"
+        )
+
+
+@pytest.fixture
+def power_cuts(request: pytest.FixtureRequest) -> PowerCuts:
+    """What this session has mounted over so far."""
+    return request.config.stash[POWER_CUTS]
 
 
 @pytest.fixture

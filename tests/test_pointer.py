@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import small_disk
 from faults import Call, Calls, Crash, CrashBefore, Fails, Fault, ShortWrite, watched
-from sandbox import activations_of, end, journal_of, link_of, start_python
+from sandbox import activations_of, end, journal_of, link_of, make_app, start_python
 
+import relfs.pointer
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.journal import DONE, JOURNAL, RECOVERED, Actor, Event, encode
 from relfs.layout import DeployPath, Target, open_deploy_path
@@ -670,3 +672,12 @@ def test_a_clock_that_was_set_back(app: Path, pointer: Pointer, actor: Actor, mo
     monkeypatch.undo()
     pointer.switch("42", actor, "right again")
     assert pointer.history.activations[-1].time > then
+
+
+def test_what_is_flushed_ahead_is_the_disk_of_the_releases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app").mkdir()
+    with small_disk(tmp_path / "app/releases"), closing(open_deploy_path(str(make_app(tmp_path / "app")))) as deploy:
+        pointer, flushed = Pointer(deploy), set[int]()
+        monkeypatch.setattr(relfs.pointer, "syncfs", lambda fd: flushed.add(os.fstat(fd).st_dev))
+        pointer.flush()
+        assert flushed == {os.stat(path).st_dev for path in (tmp_path / "app", tmp_path / "app/releases")}
