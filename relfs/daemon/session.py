@@ -12,9 +12,11 @@ from relfs.config import Config
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.plan import Plan, as_text, plan_of
 from relfs.errors import RelfsError
+from relfs.hooks import Hooks
 from relfs.layout import DeployPath
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
+from relfs.verify import Verify
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,14 @@ def load_session(ledger: Ledger) -> Session:
 
 
 def _config(told: dict[str, Any]) -> Config:
-    checks = told["checks"]
-    return Config(**{**told, "checks": Checks(**{**checks, "unfinished": tuple(checks["unfinished"])})})
+    checks, hooks = told["checks"], told["hooks"]
+    commands = tuple((name, tuple(words)) for name, words in hooks["commands"])
+    sections = {
+        "checks": Checks(**{**checks, "unfinished": tuple(checks["unfinished"])}),
+        "hooks": Hooks(**{**hooks, "commands": commands}),
+        "verify": Verify(**told["verify"]),
+    }
+    return Config(**{**told, **sections})
 
 
 def deploy_path(session: Session, estate: Estate) -> DeployPath:
