@@ -42,7 +42,8 @@ def _try(wanted: Verify, url: SplitResult) -> str | None:
         with _ended_after(connection.sock, wanted.timeout):
             path = (url.path or "/") + (f"?{url.query}" if url.query else "")
             connection.request("GET", path, headers={"User-Agent": "relfs", **_host(wanted), "Connection": "close"})
-            return _trouble_with(connection.getresponse(), wanted)
+            trouble = _trouble_with(connection.getresponse(), wanted)
+        return trouble
     except TimeoutError:
         return f"no answer within {wanted.timeout:g} s"
     except (OSError, HTTPException) as error:
@@ -64,7 +65,7 @@ def _host(wanted: Verify) -> dict[str, str]:
 @contextmanager
 def _ended_after(endpoint: socket.socket, seconds: float) -> Iterator[None]:
     """A socket's own timeout is for each byte: who sends one now and then would keep us for ever. Raises TimeoutError
-    when the time is up."""
+    when the time is up, whatever was made of the answer until then: its end may look like a good one."""
     over = threading.Event()
 
     def end() -> None:
@@ -76,12 +77,10 @@ def _ended_after(endpoint: socket.socket, seconds: float) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except (OSError, HTTPException) as error:
-        if over.is_set():
-            raise TimeoutError from error
-        raise
     finally:
         timer.cancel()
+        if over.is_set():
+            raise TimeoutError
 
 
 def _trouble_with(response: HTTPResponse, wanted: Verify) -> str | None:
