@@ -25,6 +25,8 @@ contains = "ok"
 tries = 3
 pause = 1            # seconds between tries
 timeout = 5          # seconds that one may take
+
+[shared]             # what is linked into each new release: releases/shared.py
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from relfs.beneath import read_with_status
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
 from relfs.hooks import NAMES, Hooks, owner_of_commands
+from relfs.releases.shared import Shared, parse_shared
 from relfs.verify import Verify, check_url
 
 CONFIG = "config.toml"
@@ -53,6 +56,7 @@ _KNOWN = {
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout", *_HOOKS},
     "verify": {"url", "host", "status", "contains", "tries", "pause", "timeout"},
+    "shared": {"directories", "files", "required", "writable", "group"},
 }
 
 
@@ -65,6 +69,7 @@ class Config:
     checks: Checks = field(default_factory=Checks)
     hooks: Hooks = field(default_factory=Hooks)
     verify: Verify = field(default_factory=Verify)
+    shared: Shared = field(default_factory=Shared)
     seal: bool = False
 
 
@@ -106,6 +111,7 @@ def _parse(document: dict[str, Any]) -> Config:
         checks=_checks(document.get("checks", {})),
         hooks=_hooks(document.get("hooks", {})),
         verify=_verify(document.get("verify", {})),
+        shared=parse_shared(document.get("shared", {})),
         seal=_switch(_SEAL, seal),
     )
 

@@ -42,8 +42,7 @@ def _try(wanted: Verify, url: SplitResult) -> str | None:
         with _ended_after(connection.sock, wanted.timeout):
             path = (url.path or "/") + (f"?{url.query}" if url.query else "")
             connection.request("GET", path, headers={"User-Agent": "relfs", **_host(wanted), "Connection": "close"})
-            trouble = _trouble_with(connection.getresponse(), wanted)
-        return trouble
+            return _trouble_with(connection.getresponse(), wanted)
     except TimeoutError:
         return f"no answer within {wanted.timeout:g} s"
     except (OSError, HTTPException) as error:

@@ -17,6 +17,7 @@ _COMMANDS = {
     "switch": "Make a release current.",
     "confirm": "Let what `switch --confirm` made current stay.",
     "rollback": "Go back to the last good release.",
+    "shared": "What outlives releases, and whether it is as it should be.",
     "lock": "Let nobody else make a release current.",
     "unlock": "End that.",
     "log": "The history of `current`.",

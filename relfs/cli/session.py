@@ -72,15 +72,22 @@ def ask(place: Place, method: str) -> Any:
 
 
 def change_current(
-    place: Place, method: str, release: str | None, *, force: bool = False, confirm: float | None = None
+    place: Place,
+    method: str,
+    release: str | None,
+    *,
+    force: bool = False,
+    confirm: float | None = None,
+    request_id: str | None = None,
 ) -> dict[str, Any]:
     """Switch or roll back, through the daemon or here, with all that follows; the journal event, as JSON. What hooks
-    print is shown on standard error. Raises RelfsError.
+    print is shown on standard error. Asked again with the same `request_id`, it finishes what was begun. Raises
+    RelfsError.
 
     If the mount ends while we ask, it is done here under the same id, so that it is done once.
     """
     refuse_in_hook(place)
-    request_id = os.urandom(16).hex()
+    request_id = request_id or os.urandom(16).hex()
     params: dict[str, Any] = {"release": release}
     if force:
         params["force"] = True
@@ -161,6 +168,25 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
     return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
+
+
+def named_release(deploy: DeployPath, reference: str | None) -> str | None:
+    """The release that `reference` names, which exists; without one, the current release, if there is one.
+
+    Raises UsageError, RefusedError.
+    """
+    from relfs.history import History, resolve
+    from relfs.journal import Journal
+    from relfs.store import peek
+
+    text = peek(deploy)
+    current = deploy.target(text).release if text is not None else None
+    if reference is None:
+        return current
+    history = History(Journal(deploy.state_fd).events())
+    name = resolve(reference, history, current, deploy.releases(), deploy.is_good)
+    deploy.check_release(name, allow_empty=True)
+    return name
 
 
 def _change_here(place: Place, method: str, params: dict[str, Any], request_id: str) -> Event:
