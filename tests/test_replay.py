@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ from replay import LOST, Disk, Left, write_out
 from stories import STORIES, Story
 from verdict import EMPTY, JOURNAL, NEITHER, RECORDS, Cut, Replayed, mounted_problems, problems, replay
 
-from relfs.layout import CURRENT
+from relfs.layout import CURRENT, open_deploy_path
 from relfs.names import STATE
 from relfs.pending import PENDING
+from relfs.pointer import Pointer
 
 FOUND_OUT = [
     ("flush-nothing", "switches", {EMPTY, NEITHER}),
@@ -90,6 +92,23 @@ def test_a_mount_over_what_is_left(told: Told, place: Path, mounts: Mounts, requ
         write_out(cut.left, app)
         wrong = mounted_problems(story, cut, app, mounts)
         assert not wrong, _explained(story, replayed, cut, wrong)
+
+
+def test_what_waits_goes_on_waiting(place: Path) -> None:
+    """Wherever it is current, it is known by when it has to be confirmed."""
+    story = STORIES["to-be-confirmed"](place, None)
+    _, waiting, after = story.steps
+    found = set()
+    for cut in replay(story).cuts:
+        write_out(cut.left, place / "left")
+        with closing(open_deploy_path(f"{place}/left")) as deploy:
+            pointer = Pointer(deploy)
+        current = pointer.target.label if pointer.target is not None else None
+        waits = pointer.history.unconfirmed is not None
+        assert waits == (current == waiting), f"{current}, from {cut.left}"
+        found.add(current)
+        shutil.rmtree(place / "left")
+    assert {waiting, after} <= found
 
 
 @pytest.mark.parametrize(("disorder", "name", "expected"), FOUND_OUT)
