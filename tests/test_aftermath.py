@@ -70,15 +70,15 @@ def test_that_it_fails_changes_nothing(anywhere: Path) -> None:
     assert (told["outcome"].startswith("failed: "), told["output"]) == (True, "no php here")
 
 
-def test_what_was_refused_is_not_told(anywhere: Path) -> None:
-    write_hook(anywhere, "pre-switch", "exit 1")
-    write_hook(anywhere, "post-switch", "echo told")
-    assert "told" not in ctl("-C", anywhere, "switch", "41").err
+def test_what_was_refused_is_not_told(app: Path) -> None:
+    write_hook(app, "pre-switch", "exit 1")
+    write_hook(app, "post-switch", "echo told")
+    assert "told" not in ctl("-C", app, "switch", "41").err
 
 
 def test_tools_have_it_run_too(mount: Mount) -> None:
     write_hook(mount.app, "post-switch", "cat $RELFS_DEPLOY_PATH/current/index.html")
-    for number, tool in enumerate(SWAPS):
+    for number, tool in enumerate(list(SWAPS)[:3]):
         release = ("41", "42")[number % 2]
         assert swap(mount.app, tool, f"releases/{release}").status == 0
         wait_for(lambda: mount.journal()[-1]["action"] == "post-switch", f"it is run after {tool}")
@@ -124,10 +124,10 @@ def test_with_nowhere_to_go_it_stays(app: Path) -> None:
     assert "it is still current: no earlier release to go back to" in done.err
 
 
-def test_going_back_is_not_verified(anywhere: Path) -> None:
-    assert ctl("-C", anywhere, "switch", "41").status == 0
-    write_hook(anywhere, "verify", "exit 1")
-    assert ctl("-C", anywhere, "rollback").status == 0
+def test_going_back_is_not_verified(app: Path) -> None:
+    assert ctl("-C", app, "switch", "41").status == 0
+    write_hook(app, "verify", "exit 1")
+    assert ctl("-C", app, "rollback").status == 0
 
 
 def test_what_is_current_by_then_is_left_alone(app: Path) -> None:
@@ -138,10 +138,10 @@ def test_what_is_current_by_then_is_left_alone(app: Path) -> None:
     assert "something else has become current since" in done.err
 
 
-def test_with_a_confirmation_outstanding(anywhere: Path) -> None:
-    write_hook(anywhere, "verify", "exit 1")
-    assert ctl("-C", anywhere, "switch", "41", "--confirm", "600").status == EXIT_REFUSED
-    assert ctl("-C", anywhere, "--json", "status").json["confirm"] is None
+def test_with_a_confirmation_outstanding(mount: Mount) -> None:
+    write_hook(mount.app, "verify", "exit 1")
+    assert ctl("-C", mount.app, "switch", "41", "--confirm", "600").status == EXIT_REFUSED
+    assert ctl("-C", mount.app, "--json", "status").json["confirm"] is None
 
 
 def test_it_goes_on_when_relfsctl_is_killed(mount: Mount) -> None:
@@ -368,10 +368,10 @@ def test_the_journal_keeps_the_last_of_it(app: Path, deploy: DeployPath) -> None
     assert len(output) < 4100
 
 
-def test_a_refusal_is_journalled_with_what_was_said(anywhere: Path) -> None:
-    write_hook(anywhere, "pre-switch", "echo one; echo two; exit 1")
-    assert ctl("-C", anywhere, "switch", "41").status == EXIT_REFUSED
-    told = json.loads(ctl("-C", anywhere, "--json", "log", "-n", "1").out)
+def test_a_refusal_is_journalled_with_what_was_said(app: Path) -> None:
+    write_hook(app, "pre-switch", "echo one; echo two; exit 1")
+    assert ctl("-C", app, "switch", "41").status == EXIT_REFUSED
+    told = json.loads(ctl("-C", app, "--json", "log", "-n", "1").out)
     assert (told["action"], told["release"], told["output"]) == ("switch", "41", "one\ntwo")
     assert told["outcome"].startswith("refused: ")
 
