@@ -18,6 +18,7 @@ from crew import kill
 from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import ACTOR, journal_of, link_of
+from test_checks import configure
 
 from relfs.confirm import as_json, overdue, protected
 from relfs.deadline import Deadline, deadline_in
@@ -321,6 +322,18 @@ def test_the_daemon_takes_it_back(mount: Mount) -> None:
     assert (seen.failed, seen.neither) == ({}, 0)
     assert mount.journal()[-1]["why"] == "41 was not confirmed in time"
     assert ctl("-C", app, "confirm").status == EXIT_REFUSED
+
+
+def test_the_seal_goes_back_too(app: Path, mounts: Mounts) -> None:
+    configure(app, "seal = true\n")
+    mount = mounts.start(app)
+    mount.expect_log(TAKEN_BACK)
+    assert ctl("-C", app, "switch", "41", "--confirm", "0.5").status == 0
+    wait_for(lambda: (app / "current/index.html").read_text() == "40", "it is taken back")
+    wait_for(lambda: mount.status()["sealed"] == ["40"], "the seal has followed")
+    with pytest.raises(OSError, match="Read-only"):
+        (app / "releases/40/index.html").write_text("changed")
+    (app / "releases/41/index.html").write_text("changed")
 
 
 def test_confirmed_while_mounted(mount: Mount) -> None:
