@@ -4,15 +4,20 @@ order. How each of them decides is in hold.py, checks.py and hooks.py; nothing h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from relfs import hold
 from relfs.checks import Checks
 from relfs.config import Config
 from relfs.errors import RefusedError
 from relfs.history import History
-from relfs.hooks import PRE_SWITCH, run_hook
+from relfs.hooks import PRE_SWITCH, Show, releases_of, run_hook, variables_of
 from relfs.journal import Actor
-from relfs.layout import RELEASES, DeployPath, Target
+from relfs.layout import DeployPath, Target
+from relfs.releases.registry import Registry
 
+_SPENT = frozenset({"given-up", "removed"})
 _NO_CHECKS = Checks(empty=False, unfinished=(), bad=False)
 
 
@@ -32,9 +37,15 @@ class Admission:
         if tools:
             hold.require_no_tool(self._deploy)
 
-    def is_good(self, name: str) -> bool:
-        """Whether nothing in a release speaks against going back to it."""
-        return self._deploy.is_good(name, self._config.checks.unfinished)
+    def judge(self) -> Callable[[str], bool]:
+        """Tells of a release whether nothing speaks against going back to it: neither what is in it, nor that it was
+        given up, or removed, so that what has its name now is another."""
+        spent = cache(self._spent)
+        return lambda name: self._deploy.is_good(name, self._config.checks.unfinished) and name not in spent()
+
+    def _spent(self) -> frozenset[str]:
+        """Names that no release has any more."""
+        return frozenset(each.name for each in Registry(self._deploy.state_fd).records() if each.state in _SPENT)
 
     def check_release(self, name: str, history: History, *, force: bool) -> None:
         """Raises UsageError, RefusedError for what may not be switched to; with `force`, for what cannot be."""
@@ -53,21 +64,12 @@ class Admission:
         if name in history.bad or self._deploy.is_marked_bad(name):
             raise RefusedError(f"{name}: is marked bad; `relfsctl switch --force` makes it current and lifts the mark")
 
-    def ask_hook(self, target: Target, previous: str | None, actor: Actor) -> None:
-        """Raises RefusedError if the hook says no. Asked last, when nothing else can be in the way."""
-        releases = f"{self._deploy.path}/{RELEASES}"
-        variables = {
-            "RELFS_HOOK": PRE_SWITCH,
-            "RELFS_DEPLOY_PATH": self._deploy.path,
-            "RELFS_RELEASE": target.label,
-            "RELFS_RELEASE_PATH": self._path_of(target),
-            "RELFS_PREVIOUS": previous or "",
-            "RELFS_PREVIOUS_PATH": f"{releases}/{previous}" if previous else "",
-            "RELFS_USER": actor.user,
-            "RELFS_PID": str(actor.pid),
-            "RELFS_COMMAND": actor.command,
-        }
-        run_hook(PRE_SWITCH, self._deploy, variables, seconds=self._config.hook_timeout, hide=self._hide)
+    def ask_hook(self, target: Target, previous: str | None, actor: Actor, show: Show | None) -> str:
+        """The last that the hook printed. Raises HookError if it says no. Asked last, when nothing else can be in the
+        way."""
+        told = {**releases_of(self._deploy, target.label, previous), "release_path": self._path_of(target)}
+        variables = variables_of(PRE_SWITCH, self._deploy, actor, **told)
+        return run_hook(PRE_SWITCH, self._deploy, variables, hooks=self._config.hooks, hide=self._hide, show=show)
 
     def _path_of(self, target: Target) -> str:
         inner = self._deploy.inside(target.text)

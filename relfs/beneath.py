@@ -85,9 +85,14 @@ def open_file(directory: int, path: str, flags: int, mode: int = 0o644) -> int:
 
 def read_file(directory: int, path: str, limit: int) -> bytes:
     """All that a regular file holds. Raises OSError, also EFBIG if that is more than `limit` bytes."""
+    return read_with_status(directory, path, limit)[0]
+
+
+def read_with_status(directory: int, path: str, limit: int) -> tuple[bytes, os.stat_result]:
+    """The same, and whose the file is that was read. Raises as read_file() does."""
     fd = open_file(directory, path, os.O_RDONLY)
     try:
-        return _read(fd, path, limit)
+        return _read(fd, path, limit), os.fstat(fd)
     finally:
         os.close(fd)
 

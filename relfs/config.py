@@ -14,7 +14,17 @@ unfinished = ["DEPLOY_UNFINISHED"]     # a release that holds one of these names
 bad = false          # a release that is marked bad, as rolling back from it does
 
 [hooks]
-timeout = 10         # seconds that .relfs/hooks/pre-switch may take
+timeout = 10         # seconds that a hook may take
+post_switch = "systemctl reload php-fpm"       # a shell's line, or a list of words; likewise the others (hooks.py)
+
+[verify]             # what is asked of the web site once a release is current, for it to stay
+url = "http://127.0.0.1/health"
+host = "www.example.org"                       # the name to ask that server for
+status = 200
+contains = "ok"
+tries = 3
+pause = 1            # seconds between tries
+timeout = 5          # seconds that one may take
 
 [shared]             # what is linked into each new release: releases/shared.py
 """
@@ -22,36 +32,43 @@ timeout = 10         # seconds that .relfs/hooks/pre-switch may take
 from __future__ import annotations
 
 import grp
+import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from relfs.beneath import read_file
+from relfs.beneath import read_with_status
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
+from relfs.hooks import NAMES, Hooks, owner_of_commands
 from relfs.releases.shared import Shared, parse_shared
+from relfs.verify import Verify, check_url
 
 CONFIG = "config.toml"
 
 _BYTES_MAX = 1 << 20
 _SEAL = "seal"
+_HOOKS = {name.replace("-", "_"): name for name in NAMES}
+_TRIES_MAX = 100
 _KNOWN = {
     "control": {"group"},
     "replacement": {"grace"},
     "checks": {"empty", "unfinished", "bad"},
-    "hooks": {"timeout"},
+    "hooks": {"timeout", *_HOOKS},
+    "verify": {"url", "host", "status", "contains", "tries", "pause", "timeout"},
     "shared": {"directories", "files", "required", "writable", "group"},
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """`group` is a gid, or None; `grace` and `hook_timeout` are in seconds; `seal`: the live release is guarded."""
+    """`group` is a gid, or None; `grace` is in seconds; `seal`: the live release is guarded."""
 
     group: int | None = None
     grace: float = 10.0
     checks: Checks = field(default_factory=Checks)
-    hook_timeout: float = 10.0
+    hooks: Hooks = field(default_factory=Hooks)
+    verify: Verify = field(default_factory=Verify)
     shared: Shared = field(default_factory=Shared)
     seal: bool = False
 
@@ -59,7 +76,8 @@ class Config:
 def load_config(state_fd: int, shown: str) -> Config:
     """Read the configuration in a state directory; `shown` is its path, for messages. Raises RelfsError."""
     try:
-        document = tomllib.loads(read_file(state_fd, CONFIG, _BYTES_MAX).decode())
+        data, status = read_with_status(state_fd, CONFIG, _BYTES_MAX)
+        document = tomllib.loads(data.decode())
     except FileNotFoundError:
         return Config()
     except OSError as error:
@@ -67,7 +85,11 @@ def load_config(state_fd: int, shown: str) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RelfsError(f"{shown}/{CONFIG}: {error}") from error
     try:
-        return _parse(document)
+        config = _parse(document)
+        if not config.hooks.commands:
+            return config
+        owner = owner_of_commands(status, os.fstat(state_fd))
+        return replace(config, hooks=replace(config.hooks, owner=owner))
     except ValueError as error:
         raise RelfsError(f"{shown}/{CONFIG}: {error}") from error
 
@@ -83,12 +105,12 @@ def _parse(document: dict[str, Any]) -> Config:
                 raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")
     group = document.get("control", {}).get("group")
     grace = document.get("replacement", {}).get("grace", 10.0)
-    timeout = document.get("hooks", {}).get("timeout", 10.0)
     return Config(
         group=_gid(group) if group is not None else None,
         grace=_seconds("replacement.grace", grace),
         checks=_checks(document.get("checks", {})),
-        hook_timeout=_seconds("hooks.timeout", timeout),
+        hooks=_hooks(document.get("hooks", {})),
+        verify=_verify(document.get("verify", {})),
         shared=parse_shared(document.get("shared", {})),
         seal=_switch(_SEAL, seal),
     )
@@ -104,6 +126,45 @@ def _checks(section: dict[str, Any]) -> Checks:
         unfinished=tuple(unfinished),
         bad=_switch("checks.bad", section.get("bad", default.bad)),
     )
+
+
+def _hooks(section: dict[str, Any]) -> Hooks:
+    commands = tuple((name, _words(f"hooks.{key}", section[key])) for key, name in _HOOKS.items() if key in section)
+    return Hooks(_seconds("hooks.timeout", section.get("timeout", Hooks.timeout)), commands)
+
+
+def _words(key: str, command: object) -> tuple[str, ...]:
+    words = ["/bin/sh", "-c", command] if isinstance(command, str) and command.strip() else command
+    if isinstance(words, list) and words and all(isinstance(word, str) and "\0" not in word for word in words):
+        return tuple(words)
+    raise ValueError(f"{key} must be a line for the shell, or a list of words: a program and its arguments")
+
+
+def _verify(section: dict[str, Any]) -> Verify:
+    default = Verify()
+    if section and "url" not in section:
+        raise ValueError("verify.url is missing; without it, nothing is asked")
+    return Verify(
+        url=check_url(section["url"]) if section else None,
+        status=_count("verify.status", section.get("status", default.status), 100, 599),
+        contains=_text("verify.contains", section.get("contains")),
+        host=_text("verify.host", section.get("host")),
+        tries=_count("verify.tries", section.get("tries", default.tries), 1, _TRIES_MAX),
+        pause=_seconds("verify.pause", section.get("pause", default.pause)),
+        timeout=_seconds("verify.timeout", section.get("timeout", default.timeout)),
+    )
+
+
+def _text(key: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value or not value.isprintable()):
+        raise ValueError(f"{key} must be a line of text")
+    return value
+
+
+def _count(key: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{key} must be a whole number from {least} to {most}")
+    return value
 
 
 def _is_name(value: object) -> bool:

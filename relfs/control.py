@@ -5,6 +5,8 @@
     errors       {"code": -32000 - STATUS, "message": ONE LINE}, STATUS being the exit status of the contract
     changes      carry "request": an id made by the client; asking again with it changes nothing twice; and may carry
                  "state": which state directory is meant (trust.identity); a daemon of another one refuses
+    output       with "live": true beside "params", {"method": "output", "params": {"line": LINE}} before the answer, as
+                 hooks print lines
     watch        after its result, {"method": "event", "params": {...}} as events happen
 
 Standard library only, and imported by every relfsctl: nothing here may be slow to import.
@@ -67,6 +69,7 @@ class Connection:
         Raises NoDaemon if none does; RelfsError for one that is not to be believed.
         """
         self._buffer = b""
+        self._kept: dict[str, Any] | None = None
         self._id = 0
         self._state_paths = state_paths
         for state_path in state_paths:
@@ -97,20 +100,34 @@ class Connection:
         self._wait(seconds)
         return self.answer()
 
-    def ask(self, method: str, params: dict[str, Any]) -> None:
-        """Send a request; `answer` is to follow."""
+    def ask(self, method: str, params: dict[str, Any], *, live: bool = False) -> None:
+        """Send a request; `answer` is to follow. `live`: what hooks print is to be sent."""
         self._id += 1
-        message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
+        message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params, "live": live}
         with suppress(BrokenPipeError):  # turned away: why, it has said before it closed, and `answer` hears it
             self._socket.sendall(json.dumps(message).encode("ascii") + b"\n")
 
     def answered(self) -> bool:
-        """Whether there is an answer, or the end of the connection, within a moment."""
-        return bool(select.select([self._socket], [], [], _ANSWER_SECONDS)[0])
+        """Whether there is something to receive, or the end of the connection, within a moment."""
+        return b"\n" in self._buffer or bool(select.select([self._socket], [], [], _ANSWER_SECONDS)[0])
+
+    def output(self) -> str | None:
+        """Receive the next line that a hook has printed; None: it is the answer, which `answer` is to tell.
+
+        Raises RelfsError, ConnectionError.
+        """
+        message = self._receive()
+        if message.get("method") != "output":
+            self._kept = message
+            return None
+        try:
+            return str(message["params"]["line"])
+        except (KeyError, TypeError) as error:
+            raise RelfsError(_GIBBERISH) from error
 
     def answer(self) -> Any:
         """Receive what was asked for last. Raises as `call` does."""
-        answer = self._receive()
+        answer, self._kept = self._kept or self._receive(), None
         try:
             if "error" not in answer:
                 return answer["result"]
@@ -160,8 +177,10 @@ def change(
     *,
     request_id: str | None = None,
     mounted: Callable[[], bool] = lambda: True,
+    show: Callable[[str], None] | None = None,
 ) -> Any:
-    """Ask for a change, and ask again with the same id (made here if none is given) if the connection is lost.
+    """Ask for a change, and ask again with the same id (made here if none is given) if the connection is lost. `show`
+    is called with each line that a hook prints meanwhile.
 
     Raises NoDaemon if there is no daemon, also if it went away and `mounted` says that there is no mount any more;
     RelfsError.
@@ -171,15 +190,23 @@ def change(
     connection = Connection(state_paths)
     while True:
         try:
-            connection.ask(method, {**params, "state": connection.state})
-            while not connection.answered():  # a switch waits for the disk; but is there anybody?
-                _require_life(state_paths)
-            return connection.answer()
+            connection.ask(method, {**params, "state": connection.state}, live=show is not None)
+            return _await_answer(connection, state_paths, show)
         except ConnectionError as error:
             lost = error
         finally:
             connection.close()
         connection = _reconnect(state_paths, deadline, lost, mounted)
+
+
+def _await_answer(connection: Connection, state_paths: tuple[str, ...], show: Callable[[str], None] | None) -> Any:
+    while True:
+        while not connection.answered():  # a switch waits for the disk, or for hooks; but is there anybody?
+            _require_life(state_paths)
+        line = connection.output() if show is not None else None
+        if show is None or line is None:
+            return connection.answer()
+        show(line)
 
 
 def _require_life(state_paths: tuple[str, ...]) -> None:

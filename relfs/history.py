@@ -15,6 +15,7 @@ from relfs.journal import IMPORTED, Event
 from relfs.layout import Release
 
 _ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
+CONFIRM = "confirm"
 _KEEP_ACTIVATIONS = 10_000
 _KEEP_IDS = 4_096
 
@@ -35,6 +36,8 @@ class History:
     so `path[-1]` is current, and going back again goes further back, not forth.
     INVARIANT: no release in `bad` is current.
     `written` is what the current link was given for a text, where the real link says it otherwise.
+    `unconfirmed` is the event that made current what is to be confirmed by its deadline, until it is, or something else
+    becomes current. `active` is the id of the last one that made anything current.
     `witnessed` is the time of the last event that relfs saw itself (None: it knows of others' records only).
     """
 
@@ -44,6 +47,8 @@ class History:
         self.bad: set[str] = set()
         self.written: str | None = None
         self.witnessed: float | None = None
+        self.unconfirmed: Event | None = None
+        self.active: str | None = None
         self._by_id: OrderedDict[str, Event] = OrderedDict()
         for event in events:
             self.add(event)
@@ -58,6 +63,10 @@ class History:
         if event.succeeded and event.action in _ACTIVATIONS and event.release is not None:
             self._activate(event, event.release)
             self.written = event.text
+            self.active = event.id
+            self.unconfirmed = event if event.confirm is not None else None
+        if event.succeeded and event.action == CONFIRM:
+            self.unconfirmed = None
 
     def _activate(self, event: Event, release: str) -> None:
         if event.action == "rollback":

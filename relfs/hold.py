@@ -11,10 +11,8 @@ relfsctl itself for as long as it runs a command under the lock. When that proce
 sudo of `sudo relfsctl lock` ends at once, so the holder is the shell that ran it.) What descends from the holder may
 take the lock again, and it remains the holder's, which needs it for longer.
 
-With a time to live it does not depend on the process: it ends when the time is over, and once the process is gone it is
-nobody's, so that it stops everybody. A clock that is set does not change how long that is: until the next boot it is
-kept in time since this one (CLOCK_BOOTTIME, clock_gettime(2)), only then in wall-clock time, which a reboot does not
-reset. A process that was started before the last boot is gone.
+With a time to live it does not depend on the process: it ends when the time is over (deadline.py), and once the process
+is gone it is nobody's, so that it stops everybody. A process that was started before the last boot is gone.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ import os
 import stat
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from relfs.beneath import below, open_file, read_file
+from relfs.deadline import Deadline, since_boot, time_of
 from relfs.durable import remove_file, replace_file
 from relfs.errors import LockedError, RelfsError, UsageError, reason
 from relfs.journal import Actor, command_line
@@ -40,7 +38,6 @@ _FILE_MAX = 1 << 16  # bytes; as JSON has them, a character has six, and the lon
 _REASON_MAX = 1000
 _SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
-_TIME_MAX = float(1 << 40)
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,7 @@ class Hold:
         """Whether the time is up, or nobody is left who could give it back."""
         if self.until is None:
             return not self._lives()
-        if self.ends is not None and self.boot == boot_id():
-            return _since_boot() >= self.ends
-        return time.time() >= self.until
+        return Deadline(self.until, self.ends, self.boot).is_over()
 
     def belongs_to(self, pid: int) -> bool:
         """Whether process `pid` is the holder, or descends from it."""
@@ -131,7 +126,7 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     start = found.start if found is not None else -1
     until = now + seconds if seconds is not None else None
     command = command_line(holder) or actor.command
-    ends = _since_boot() + seconds if seconds is not None else None
+    ends = since_boot() + seconds if seconds is not None else None
     hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why, ends)
     _write(directory, hold)
     return hold
@@ -203,18 +198,11 @@ def _decode(data: bytes) -> Hold | None:
         until, ends = fields["until"], fields.get("ends")
         return Hold(
             int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
-            _time(fields["since"]), _time(until) if until is not None else None, str(fields["reason"]),
-            _time(ends) if ends is not None else None,
+            time_of(fields["since"]), time_of(until) if until is not None else None, str(fields["reason"]),
+            time_of(ends) if ends is not None else None,
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-
-
-def _time(value: Any) -> float:
-    """Whoever owns the state directory may have written what is no time."""
-    if not 0 <= (number := float(value)) < _TIME_MAX:
-        raise ValueError("not a time")
-    return number
 
 
 def _write(directory: int, hold: Hold) -> None:
@@ -223,10 +211,6 @@ def _write(directory: int, hold: Hold) -> None:
         replace_file(directory, HELD, json.dumps(asdict(hold)).encode("ascii"))
     except OSError as error:
         raise RelfsError(f"{HELD}: the deploy lock cannot be written: {reason(error)}") from error
-
-
-def _since_boot() -> float:
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _moment(seconds: float) -> str:

@@ -1,11 +1,13 @@
 """The history of `current`: one JSON object a line, only ever appended to.
 
-    time     seconds since the epoch        action   switch, rollback, adopt, follow, replace
+    time     seconds since the epoch        action   switch, rollback, adopt, follow, replace, confirm; a hook's name
     release  the release (or link text)     from     the release before it, or null
     uid user pid command                    who asked
     host     this host's name               id       the request id, made by whoever asked
     text     what a tool wrote into the link, if the real link must say it otherwise (a path through a mountpoint)
-    outcome  done, recovered, imported, failed: WHY, lapsed: WHY
+    outcome  done, recovered, imported, failed: WHY, lapsed: WHY, refused: WHY
+    why      why relfs did it by itself             output   the last that a hook said
+    confirm  until when it has to be confirmed (deadline.py), or it is taken back
 
 Lines are written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
 the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
@@ -20,10 +22,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from relfs.beneath import open_file
+from relfs.deadline import Deadline, time_of
 from relfs.errors import RelfsError, reason
 from relfs.users import user_name
 
@@ -36,7 +39,6 @@ IMPORTED = "imported"
 
 _TAIL = 1 << 18  # bytes; longer than any line: names and commands are bounded
 _READ_MAX = 1 << 26  # bytes; some hundred thousand lines: whoever owns the directory cannot make us read for ever
-TIME_MAX = float(1 << 40)  # seconds since the epoch; localtime(3) has a year for it
 _COMMAND_MAX = 4096
 
 
@@ -63,6 +65,9 @@ class Event:
     id: str
     outcome: str
     text: str | None = None
+    confirm: Deadline | None = None
+    why: str | None = None
+    output: str | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -83,7 +88,9 @@ class Event:
             "id": self.id,
             "outcome": self.outcome,
         }
-        return fields if self.text is None else {**fields, "text": self.text}
+        confirm = asdict(self.confirm) if self.confirm is not None else None
+        more = {"text": self.text, "confirm": confirm, "why": self.why, "output": self.output}
+        return {**fields, **{name: value for name, value in more.items() if value is not None}}
 
 
 def encode(event: Event) -> bytes:
@@ -96,7 +103,7 @@ def decode(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
         return Event(
-            time=_time(fields["time"]),
+            time=time_of(fields["time"]),
             action=str(fields["action"]),
             release=_optional(fields.get("release")),
             origin=_optional(fields.get("from")),
@@ -105,16 +112,19 @@ def decode(line: bytes) -> Event | None:
             id=str(fields["id"]),
             outcome=str(fields["outcome"]),
             text=_optional(fields.get("text")),
+            confirm=_deadline(fields.get("confirm")),
+            why=_optional(fields.get("why")),
+            output=_optional(fields.get("output")),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
-def _time(value: Any) -> float:
-    """One that localtime(3) has a year for: whoever owns the state directory may have written what is no time."""
-    if not 0 <= (number := float(value)) < TIME_MAX:
-        raise ValueError("not a time")
-    return number
+def _deadline(value: Any) -> Deadline | None:
+    if value is None:
+        return None
+    ends = value.get("ends")
+    return Deadline(time_of(value["until"]), time_of(ends) if ends is not None else None, str(value.get("boot")))
 
 
 def _optional(value: object) -> str | None:
@@ -127,13 +137,16 @@ class Journal:
     def __init__(self, directory: int | None) -> None:
         self._directory = directory
 
-    def events(self) -> Iterator[Event]:
-        """Every event, oldest first; lines that are none are passed over. Raises RelfsError if it cannot be read."""
+    def events(self, *, most: int = _READ_MAX) -> Iterator[Event]:
+        """Every event in the last `most` bytes, oldest first; lines that are none are passed over.
+
+        Raises RelfsError if it cannot be read.
+        """
         if self._directory is None:
             return
         try:
             with open(JOURNAL, "rb", opener=self._opener) as file:
-                for line in _lines(file):
+                for line in _lines(file, most):
                     event = decode(line)  # whole or None, even where the last newline is missing: see _repair
                     if event is not None:
                         yield event
@@ -183,11 +196,11 @@ class Journal:
         return open_file(self._directory, path, flags)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of the last _READ_MAX bytes; one that is longer than any of ours comes in pieces, which are none."""
+def _lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """The lines of the last `most` bytes; one that is longer than any of ours comes in pieces, which are none."""
     size = os.fstat(file.fileno()).st_size
-    if size > _READ_MAX:
-        file.seek(size - _READ_MAX)
+    if size > most:
+        file.seek(size - most)
         file.readline(_TAIL)
     while line := file.readline(_TAIL):
         yield line

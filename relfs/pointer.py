@@ -47,14 +47,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from relfs import confirm as confirming
 from relfs import hold, pending, records
 from relfs import journal as journal_module
 from relfs.admission import Admission
 from relfs.config import Config
+from relfs.deadline import Deadline
 from relfs.errors import RefusedError, RelfsError, reason
-from relfs.history import History, resolve, rollback_target
+from relfs.history import CONFIRM, History, resolve, rollback_target
 from relfs.hold import Hold
-from relfs.journal import RECOVERED, Actor, Event, Journal, new_event
+from relfs.hooks import HookError, Show
+from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, this_actor
 from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
@@ -67,6 +70,11 @@ _log = logging.getLogger(__name__)
 _INTERRUPTED = "failed: interrupted before it took effect"
 
 _NOBODY_KNOWN = Actor(-1, "unknown", 0, "")
+
+
+def remark_id(about: Event, action: str) -> str:
+    """The id of what is written about an event: whoever asks again finds that it was done."""
+    return f"{about.id}.{action}"
 
 
 class Pointer:
@@ -100,7 +108,7 @@ class Pointer:
         journal, by whichever thread wrote it. `on_target` is called with each new target before anybody can see it,
         under both locks; OSError keeps the one there is. `on_flip` is called, likewise, once the disk has it. `served`
         is what another process has served up to now, and this one goes on with, without looking at anything, until
-        refresh() or a change.
+        refresh() or a change. `taken_back` is what this has taken back at once, nobody having confirmed it in time.
         Raises RelfsError if the target on disk cannot be read, LockedError if somebody keeps the change lock.
         """
         self.deploy = deploy
@@ -117,54 +125,118 @@ class Pointer:
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: Event | None = None
         self._behind: OSError | None = None
+        self._in_vain: str | None = None
         self._blind = served is not None
+        self.taken_back: Event | None = None
         if not self._blind:
             with self._locked():
-                self._take_stock(first=True)
+                self.taken_back = self._take_stock(first=True)
 
     # ---- changes ----------------------------------------------------------------------------------------------
 
     def switch(
-        self, reference: str, actor: Actor, request_id: str, *, force: bool = False, owner: Owner | None = None
+        self,
+        reference: str,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool = False,
+        confirm: float | None = None,
+        owner: Owner | None = None,
+        show: Show | None = None,
     ) -> Event:
         """Make the release that `reference` names current. See history.resolve() for `@` names.
 
-        `force` passes over the checks that the configuration asks for, and over the lock file of a deploy tool; never
-        over relfs's own lock, or a hook. Asked again with the same `request_id`, it changes nothing and tells what the
-        first asking led to. Raises UsageError, RefusedError, LockedError, RelfsError.
+        If it is not confirmed within `confirm` seconds, it is taken back (confirm.py). `show` is called with what the
+        hook prints. `force` passes over the checks that the configuration asks for, and over the lock file of a deploy
+        tool; never over relfs's own lock, or a hook. Asked again with the same `request_id`, it changes nothing and
+        tells what the first asking led to. Raises UsageError, RefusedError, LockedError, RelfsError.
         """
         if not reference.startswith("@"):
             check_name(reference)
+        until = confirming.deadline(confirm) if confirm is not None else None
         with self._locked():
             self._take_stock()
             known = self._known(request_id)
             if known is not None:
                 return known
             self._admission.require_unlocked(actor, tools=not force)
-            current, releases = self._current_release(), self.deploy.releases()
-            name = resolve(reference, self.history, current, releases, self._admission.is_good)
+            current, is_good = self._current_release(), self._admission.judge()
+            name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
             self._admission.check_release(name, self.history, force=force)
-            return self._ask_and_change("switch", self._text_for(name), actor, request_id, owner, tell=True)
+            if until is not None:
+                confirming.require_way_back(name, current, usable=current is not None and self._is_usable(current))
+            return self._ask_and_change(
+                "switch", self._text_for(name), actor, request_id, owner, tell=True, until=until, show=show
+            )  # fmt: skip
 
-    def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
-        """Go back to the last good release, or to `reference`; the one that is left is marked bad. Raises as switch."""
+    def rollback(
+        self,
+        reference: str | None,
+        actor: Actor,
+        request_id: str,
+        *,
+        owner: Owner | None = None,
+        show: Show | None = None,
+    ) -> Event:
+        """Go back to the last good release, or to `reference`; the one that is left is marked bad. If one has been
+        taken back in this moment, because nobody had confirmed it, that was what is asked for. Raises as switch."""
+        with self._locked():
+            taken_back = self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            if taken_back is not None and reference is None:
+                return taken_back
+            self._admission.require_unlocked(actor, tools=True)
+            current = self._current_release()
+            if reference is None:
+                name = self._way_back()
+            else:
+                name = resolve(reference, self.history, current, self.deploy.releases(), self._admission.judge())
+            if name == current:
+                raise RefusedError(f"{name}: is current already; there is nothing to roll back")
+            self._admission.check_release(name, self.history, force=False)
+            return self._ask_and_change(
+                "rollback", self._text_for(name), actor, request_id, owner, tell=True, show=show
+            )  # fmt: skip
+
+    def take_back(self, event: Event, why: str, *, owner: Owner | None = None) -> Event | None:
+        """Undo the switch `event`: a rollback that asks nobody, done once, however often it is asked for. None:
+        something else has become current since.
+
+        Raises RefusedError if there is nowhere to go; LockedError,
+        RelfsError.
+        """
+        with self._locked():
+            self._take_stock()
+            if self.history.active == event.id:
+                return self._take_back(why, event.actor, owner)
+            last = self.history.find(self.history.active or "")
+            return last if last is not None and (last.origin, last.why) == (event.release, why) else None
+
+    def confirm(self, release: str | None, actor: Actor, request_id: str) -> Event:
+        """Let what waits for being confirmed stay; `release` says which that is, if given.
+
+        Raises RefusedError if nothing waits, or another release; LockedError, RelfsError.
+        """
         with self._locked():
             self._take_stock()
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._admission.require_unlocked(actor, tools=True)
-            releases = self.deploy.releases()
-            current = self._current_release()
-            if reference is None:
-                usable = (release.name for release in releases if self._admission.is_good(release.name))
-                name = rollback_target(self.history, current, usable)
-            else:
-                name = resolve(reference, self.history, current, releases, self._admission.is_good)
-            if name == current:
-                raise RefusedError(f"{name}: is current already; there is nothing to roll back")
-            self._admission.check_release(name, self.history, force=False)
-            return self._ask_and_change("rollback", self._text_for(name), actor, request_id, owner, tell=True)
+            waiting = self.history.unconfirmed
+            if waiting is None or release not in (None, waiting.release):
+                raise RefusedError(confirming.nothing_waits(self.history, release))
+            event = self._event(CONFIRM, waiting.release, waiting.origin, actor, request_id)
+            self._write_or_fail(event)
+            return event
+
+    def take_stock(self) -> Event | None:
+        """Bring all in line with the disk and the clock; what was taken back, if nobody has confirmed it in time.
+        Raises LockedError, RelfsError."""
+        with self._locked():
+            return self._take_stock()
 
     def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner | None = None) -> Event:
         """Make a link text current that somebody's deploy tool wrote; the caller has checked what it leads to. What the
@@ -182,9 +254,17 @@ class Pointer:
             return self._ask_and_change("switch", text, actor, request_id, owner)
 
     def record(
-        self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None = None
+        self,
+        action: str,
+        actor: Actor,
+        request_id: str,
+        outcome: str,
+        *,
+        wanted: Target | None = None,
+        output: str = "",
     ) -> Event:
-        """Write an event that changes nothing: a replacement that was given up, or one that was refused (`wanted`).
+        """Write an event that changes nothing: a replacement that was given up, or one that was refused (`wanted`),
+        by a hook that printed `output`.
 
         Raises LockedError, RelfsError.
         """
@@ -192,11 +272,22 @@ class Pointer:
             self._reload_history()
             label = self.target.label if self.target is not None else None
             release = wanted.label if wanted is not None else label
-            event = replace(self._event(action, release, label, actor, request_id), outcome=outcome)
-            try:
-                self._write_line(event)
-            except OSError as error:
-                raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
+            event = replace(
+                self._event(action, release, label, actor, request_id), outcome=outcome, output=output or None
+            )  # fmt: skip
+            self._write_or_fail(event)
+            return event
+
+    def remark(self, about: Event, action: str, outcome: str, output: str) -> Event:
+        """Write what came of a hook (`action`) that was run because of event `about`.
+
+        Raises LockedError, RelfsError.
+        """
+        with self._locked():
+            self._reload_history()
+            event = self._event(action, about.release, about.origin, about.actor, remark_id(about, action))
+            event = replace(event, outcome=outcome, output=output or None)
+            self._write_or_fail(event)
             return event
 
     def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
@@ -270,12 +361,64 @@ class Pointer:
         return event
 
     def _ask_and_change(
-        self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool = False
+        self,
+        action: str,
+        text: str,
+        actor: Actor,
+        request_id: str,
+        owner: Owner | None,
+        *,
+        tell: bool = False,
+        until: Deadline | None = None,
+        show: Show | None = None,
     ) -> Event:
         """The hook is asked last, when nothing else can be in the way; deploy tools are told (`tell`) afterwards."""
         self._require_journal()
-        self._admission.ask_hook(self._target_of(text), self._current_release(), actor)
-        return self._change(action, text, actor, request_id, owner, tell=tell)
+        target = self._target_of(text)
+        try:
+            said = self._admission.ask_hook(target, self._current_release(), actor, show)
+        except HookError as error:
+            if tell:  # a tool's refusal is noted by whoever answers the tool
+                self._note_refusal(action, target, actor, error)
+            raise
+        event = replace(self._event_of(action, target, actor, request_id), confirm=until, output=said or None)
+        return self._change(event, target, owner, tell=tell)
+
+    def _note_refusal(self, action: str, target: Target, actor: Actor, error: HookError) -> None:
+        """Under an id of its own: whoever asks again under his own is to be heard again."""
+        event = self._event_of(action, target, actor, os.urandom(8).hex())
+        self._write_or_owe(replace(event, outcome=f"refused: {error}", output=error.output or None))
+
+    def _take_back(self, why: str, actor: Actor, owner: Owner | None = None) -> Event:
+        """Neither the deploy lock nor a hook is asked: confirm.py tells why."""
+        self._require_journal()
+        target = self._target_of(self._text_for(self._way_back()))
+        back = replace(self._event_of("rollback", target, actor, os.urandom(8).hex()), why=why)
+        return self._change(back, target, owner, tell=True)
+
+    def _take_back_overdue(self) -> Event | None:
+        """What fails is said once, and tried again by whoever comes next: what that one wants, he may have."""
+        event = confirming.overdue(self.history)
+        if event is None or self.diverged is not None:
+            return None
+        why = confirming.why_taken_back(event)
+        try:
+            back = self._take_back(why, this_actor())
+        except RelfsError as error:
+            if self._in_vain != event.id:
+                _log.warning("%s, but cannot be taken back: %s", why, error)
+            self._in_vain = event.id
+            return None
+        _log.warning("%s: %s is current again", why, back.release)
+        return back
+
+    def _way_back(self) -> str:
+        """Where going back leads to. Raises RefusedError."""
+        usable = filter(self._admission.judge(), (release.name for release in self.deploy.releases()))
+        return rollback_target(self.history, self._current_release(), usable)
+
+    def _is_usable(self, name: str) -> bool:
+        return any(release.name == name for release in self.deploy.releases()) and self._admission.judge()(name)
 
     def _text_for(self, name: str) -> str:
         style = self._style
@@ -290,13 +433,14 @@ class Pointer:
                 f"the journal cannot be written: {reason(self._behind)}; nothing was changed"
             ) from self._behind
 
-    def _change(
-        self, action: str, text: str, actor: Actor, request_id: str, owner: Owner | None, *, tell: bool
-    ) -> Event:
-        """Steps 1 to 8; `tell` deploy tools of it, in their records."""
-        target = self._target_of(text)
+    def _event_of(self, action: str, target: Target, actor: Actor, request_id: str) -> Event:
+        """The event of making `target` current."""
         origin = self.target.label if self.target is not None else None
-        event = replace(self._event(action, target.label, origin, actor, request_id), text=target.written)
+        return replace(self._event(action, target.label, origin, actor, request_id), text=target.written)
+
+    def _change(self, event: Event, target: Target, owner: Owner | None, *, tell: bool) -> Event:
+        """Steps 1 to 8; `tell` deploy tools of it, in their records."""
+        origin = event.origin
         try:
             self._journal.probe()
             self._announce(target)
@@ -373,6 +517,12 @@ class Pointer:
             if self._on_event is not None:
                 self._on_event(event)
 
+    def _write_or_fail(self, event: Event) -> None:
+        try:
+            self._write_line(event)
+        except OSError as error:
+            raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
+
     def _write_or_owe(self, event: Event) -> None:
         """Write the line; if that fails, whoever takes stock next finds that it is missing, and tries again."""
         try:
@@ -402,15 +552,17 @@ class Pointer:
 
     # ---- what is on disk
 
-    def _take_stock(self, *, first: bool = False) -> None:
-        """Bring memory and journal in line with the disk, which others may have changed, or a crash. Where the disk
-        does not tell, memory stays as it was: it may know of a line that the journal could not take."""
+    def _take_stock(self, *, first: bool = False) -> Event | None:
+        """Bring memory and journal in line with the disk, which others may have changed, or a crash; then take back
+        what nobody has confirmed in time. Where the disk does not tell, memory stays as it was: it may know of a line
+        that the journal could not take."""
         history, behind = self.history, self._behind
         try:
             self._compare(first=first)
         except (OSError, RelfsError):
             self.history, self._behind, self._seen = history, behind, None
             raise
+        return self._take_back_overdue()
 
     def _compare(self, *, first: bool) -> None:
         self._behind = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from relfs import confirm
 from relfs.history import History
 from relfs.hold import Hold
 from relfs.layout import Target
@@ -40,6 +41,7 @@ class Host:
 class Status:
     """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon.
 
+    `confirm` tells what waits for being confirmed, until when, and where it goes back to otherwise.
     `gave_up` tells when and why a mount was detached because nobody could serve it.
     `sealed` names the releases that cannot be changed now (None: sealing is not asked for, or nothing is mounted);
     `unsealing` those that can be, but whose directory somebody's use of an old seal keeps from being removed. `health`
@@ -59,6 +61,7 @@ class Status:
     standby_pid: int | None
     host: Host
     lock: dict[str, object] | None = None
+    confirm: dict[str, object] | None = None
     views: tuple[View, ...] = ()
     diverged: str | None = None
     sealed: tuple[str, ...] | None = None
@@ -90,6 +93,7 @@ def unmounted_status(
         standby_pid=None,
         host=Host(kernel),
         lock=lock.as_json() if lock is not None else None,
+        confirm=confirm.as_json(history),
     )
 
 

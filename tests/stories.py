@@ -101,6 +101,13 @@ def rollback(place: Path, disorder: str | None = None) -> Story:
     return _offline(app, [["switch", NAMES[1]], ["rollback"]], (*NAMES[:2], NAMES[0]), disorder, fresh=NAMES[1:2])
 
 
+def to_be_confirmed(place: Path, disorder: str | None = None) -> Story:
+    """The first switch waits for being confirmed, until there is another."""
+    app = _known(_app(place, NAMES))
+    changes = [["switch", NAMES[1], "--confirm", "3600"], ["switch", NAMES[2]]]
+    return _offline(app, changes, NAMES, disorder, fresh=NAMES[1:])
+
+
 def adoption(place: Path, disorder: str | None = None) -> Story:
     """A real directory `current` becomes a release."""
     app = place / "app"
@@ -284,6 +291,7 @@ STORIES: dict[str, Teller] = {
         switches_without_links,
         first_switch,
         rollback,
+        to_be_confirmed,
         adoption,
         initialisation,
         followed,

@@ -39,6 +39,7 @@ from relfs.daemon.endpoint import listen
 from relfs.daemon.server import ControlServer, EventHub, Method, Peer
 from relfs.daemon.service import notify
 from relfs.errors import RelfsError, UsageError
+from relfs.hooks import Hooks
 from relfs.journal import Actor, Event
 from relfs.mountinfo import mount_at
 
@@ -839,7 +840,7 @@ def test_config_values(tmp_path: Path) -> None:
     assert config_of(tmp_path, "seal = true\n" + text) == Config(gid, 2.5, seal=True)
     assert config_of(tmp_path, "seal = false") == Config()
     text = '[checks]\nempty = false\nunfinished = ["A", ".b c"]\nbad = true\n[hooks]\ntimeout = 60\n'
-    assert config_of(tmp_path, text) == Config(checks=Checks(False, ("A", ".b c"), True), hook_timeout=60.0)
+    assert config_of(tmp_path, text) == Config(checks=Checks(False, ("A", ".b c"), True), hooks=Hooks(60.0))
     assert config_of(tmp_path, "checks.unfinished = []") == Config(checks=Checks(unfinished=()))
 
 

@@ -19,6 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sandbox import journal_of, link_of, make_app
 
+from relfs.aftermath import Aftermath
+from relfs.config import Config
 from relfs.control import INTERNAL_ERROR, MESSAGE_MAX
 from relfs.daemon.endpoint import listen
 from relfs.daemon.methods import Mounted, methods
@@ -31,6 +33,8 @@ from relfs.seal import Seals
 # What a client says of the state directory, and `watch`, are the server's own.
 CALLS: list[dict[str, Any]] = [
     {"method": "switch", "params": {"request": "r", "release": "41", "force": False, "state": "1:2"}},
+    {"method": "switch", "params": {"request": "s", "release": "41", "confirm": 60}, "live": True},
+    {"method": "confirm", "params": {"request": "c", "release": None}},
     {"method": "rollback", "params": {"request": "r", "release": None}},
     {"method": "lock", "params": {"request": "r", "own": True, "reason": "why", "ttl": 5.0}},
     {"method": "unlock", "params": {"request": "r"}},
@@ -65,7 +69,7 @@ class _NoKernel(Changes):
 
 def _methods(deploy: DeployPath) -> ControlServer:
     pointer = Pointer(deploy)
-    changes = _NoKernel(pointer, Seals(deploy), mock.Mock())
+    changes = _NoKernel(pointer, Seals(deploy), mock.Mock(), Aftermath(pointer, Config()))
     parts: dict[str, Any] = {name: mock.Mock() for name in Mounted.__annotations__}
     offered = methods(Mounted(**{**parts, "pointer": pointer, "changes": changes}))
     for about_the_mount in ("status", "unmount", "reload"):

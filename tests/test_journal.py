@@ -14,11 +14,14 @@ from faults import Calls, Crash, CrashTorn, DiskFull, Fails, Fault, watched
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relfs.deadline import Deadline
 from relfs.errors import RelfsError
 from relfs.journal import DONE, JOURNAL, Actor, Event, Journal, command_line, decode, encode, new_event, this_actor
 
 names = st.binary(max_size=40).map(os.fsdecode)
 numbers = st.integers(-(2**31), 2**31)
+moments = st.floats(0, 1e11)
+deadlines = st.builds(Deadline, until=moments, ends=st.none() | moments, boot=names)
 actors = st.builds(Actor, numbers, names, numbers, names)
 events = st.builds(
     Event,
@@ -30,6 +33,9 @@ events = st.builds(
     host=names,
     id=names,
     outcome=st.sampled_from([DONE, "recovered", "failed: No space left on device"]),
+    confirm=st.none() | deadlines,
+    why=st.none() | names,
+    output=st.none() | names,
 )
 
 FIRST, SECOND, THIRD = (

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,10 @@ from verdict import (
 )
 from warm import lanes
 
-from relfs.layout import CURRENT
+from relfs.layout import CURRENT, open_deploy_path
 from relfs.names import STATE
 from relfs.pending import PENDING
+from relfs.pointer import Pointer
 
 FOUND_OUT = [
     ("flush-nothing", "switches", {EMPTY, NEITHER}),
@@ -139,6 +141,23 @@ def test_a_mount_over_what_is_left(
     power_cuts.disks += len(shown)
     power_cuts.mounted += sum(found is not None for found in shown.values())
     assert any(shown.values())
+
+
+def test_what_waits_goes_on_waiting(place: Path) -> None:
+    """Wherever it is current, it is known by when it has to be confirmed."""
+    story = STORIES["to-be-confirmed"](place, None)
+    _, waiting, after = story.steps
+    found = set()
+    for cut in replay(story).cuts:
+        write_out(cut.left, place / "left")
+        with closing(open_deploy_path(f"{place}/left")) as deploy:
+            pointer = Pointer(deploy)
+        current = pointer.target.label if pointer.target is not None else None
+        waits = pointer.history.unconfirmed is not None
+        assert waits == (current == waiting), f"{current}, from {cut.left}"
+        found.add(current)
+        shutil.rmtree(place / "left")
+    assert {waiting, after} <= found
 
 
 @pytest.mark.parametrize(("disorder", "name", "expected"), FOUND_OUT)

@@ -17,6 +17,11 @@ def say(text: str) -> None:
     _echo(plain(text))
 
 
+def say_error(text: str) -> None:
+    """A line on standard error: what is not the command's own answer."""
+    click.echo(plain(text), err=True)
+
+
 def show_json(document: Any) -> None:
     """One document on one line."""
     _echo(json.dumps(document))

@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "What is current, since when, by whom, and how the mount is.",
     "releases": "List the releases.",
     "switch": "Make a release current.",
+    "confirm": "Let what `switch --confirm` made current stay.",
     "rollback": "Go back to the last good release.",
     "shared": "What outlives releases, and whether it is as it should be.",
     "lock": "Let nobody else make a release current.",

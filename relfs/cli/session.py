@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from relfs.cli.output import say_error
 from relfs.control import Connection, NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place, locate, mounted_paths
 
 if TYPE_CHECKING:
+    from relfs.aftermath import Aftermath
     from relfs.journal import Event
     from relfs.layout import DeployPath
     from relfs.pointer import Pointer
@@ -34,8 +36,16 @@ class Session:
     state_dir: str | None
 
     def place(self) -> Place:
-        """Raises UsageError if it is not clear which deploy path is meant."""
-        return locate(self.path, self.state_dir)
+        """Where there is no mount to do it, what was not confirmed in time is taken back first.
+
+        Raises UsageError if it is not clear which deploy path is meant.
+        """
+        place = locate(self.path, self.state_dir)
+        if place.mountpoint is None:
+            from relfs.cli.waiter import take_back_overdue
+
+            take_back_overdue(place)
+        return place
 
 
 pass_session = click.make_pass_decorator(Session)
@@ -66,22 +76,53 @@ def ask(place: Place, method: str) -> Any:
         time.sleep(_PAUSE)
 
 
-def change_current(place: Place, method: str, release: str | None, *, force: bool = False) -> dict[str, Any]:
-    """Switch or roll back, through the daemon or here; the journal event, as JSON. Raises RelfsError.
+def change_current(
+    place: Place,
+    method: str,
+    release: str | None,
+    *,
+    force: bool = False,
+    confirm: float | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    """Switch or roll back, through the daemon or here, with all that follows; the journal event, as JSON. What hooks
+    print is shown on standard error. Asked again with the same `request_id`, it finishes what was begun. Raises
+    RelfsError.
 
     If the mount ends while we ask, it is done here under the same id, so that it is done once.
     """
     refuse_in_hook(place)
-    request_id = os.urandom(16).hex()
+    request_id = request_id or os.urandom(16).hex()
     params: dict[str, Any] = {"release": release}
-    if method == "switch":
-        params["force"] = force
+    if force:
+        params["force"] = True
+    if confirm is not None:
+        from relfs.cli.waiter import start_waiter
+
+        params["confirm"] = confirm
+        start_waiter(place, request_id)
+    return _ask_or(place, method, params, request_id, lambda: _change_here(place, method, params, request_id))
+
+
+def confirm_current(place: Place, release: str | None) -> dict[str, Any]:
+    """Confirm what waits for it, likewise."""
+    refuse_in_hook(place, before_only=True)
+    request_id = os.urandom(16).hex()
+    params = {"release": release}
+    return _ask_or(place, "confirm", params, request_id, lambda: _change_here(place, "confirm", params, request_id))
+
+
+def _ask_or(
+    place: Place, method: str, params: dict[str, Any], request_id: str, do_it: Callable[[], Event]
+) -> dict[str, Any]:
+    """Ask the daemon; where there is none, and no mount either, do it here."""
     deadline = time.monotonic() + _BETWEEN_SECONDS
     while True:
         try:
             result: dict[str, Any] = change(
-                place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
-            )
+                place.state_paths, method, params,
+                request_id=request_id, mounted=lambda: is_mounted(place), show=say_error,
+            )  # fmt: skip
             return result
         except NoDaemon:
             if not is_mounted(place):
@@ -89,7 +130,7 @@ def change_current(place: Place, method: str, release: str | None, *, force: boo
             if time.monotonic() > deadline:
                 refuse_behind_mount(place)
         time.sleep(_PAUSE)
-    return _change_here(place, method, release, request_id, force=force).as_json()
+    return do_it().as_json()
 
 
 def is_mounted(place: Place) -> bool:
@@ -106,12 +147,17 @@ def refuse_behind_mount(place: Place) -> None:
         )
 
 
-def refuse_in_hook(place: Place) -> None:
+def refuse_in_hook(place: Place, *, before_only: bool = False) -> None:
     """Raises RefusedError for a hook that wants to change what it is being asked about: each waits for the other, until
-    the hook's time is up; then its own change is next, for which the hook is asked, and so on for ever."""
+    the hook's time is up; then its own change is next, for which the hook is asked, and so on for ever. So it would go
+    on with one that is run after a switch, and switches; `before_only`: that one may."""
     hook = os.environ.get("RELFS_HOOK")
-    if hook and os.environ.get("RELFS_DEPLOY_PATH") == place.deploy_path:
+    if not hook or os.environ.get("RELFS_DEPLOY_PATH") != place.deploy_path:
+        return
+    if hook.startswith("pre-"):
         raise RefusedError(f"{place.deploy_path}: the hook {hook} is asked before a change here, and cannot make one")
+    if not before_only:
+        raise RefusedError(f"{place.deploy_path}: the hook {hook} is run after a change here, and cannot make another")
 
 
 def open_here(place: Place, *, create_state: bool) -> DeployPath:
@@ -148,24 +194,43 @@ def named_release(deploy: DeployPath, reference: str | None) -> str | None:
     return name
 
 
-def _change_here(place: Place, method: str, release: str | None, request_id: str, *, force: bool) -> Event:
+def _change_here(place: Place, method: str, params: dict[str, Any], request_id: str) -> Event:
     from relfs.journal import this_actor
     from relfs.layout import check_name
 
+    release = params["release"]
     if release is not None and not release.startswith("@"):
         check_name(release)  # before anything is made
-    with pointer_here(place) as pointer:
+    with _pointer_and_more(place) as (pointer, aftermath):
+        if method == "confirm":
+            return pointer.confirm(release, this_actor(), request_id)
         if method == "rollback":
-            return pointer.rollback(release, this_actor(), request_id)
-        assert release is not None
-        return pointer.switch(release, this_actor(), request_id, force=force)
+            event = pointer.rollback(release, this_actor(), request_id, show=say_error)
+            aftermath.tell(event, say_error)
+            return event
+        event = pointer.switch(
+            release, this_actor(), request_id,
+            force=params.get("force", False), confirm=params.get("confirm"), show=say_error,
+        )  # fmt: skip
+        aftermath.tell(event, say_error)
+        why = aftermath.verify(event, say_error)
+        if why is not None:
+            aftermath.take_back(event, why)
+        return event
 
 
 @contextmanager
 def pointer_here(place: Place) -> Iterator[Pointer]:
     """The pointer, for changing things without a daemon. Raises RelfsError."""
+    with _pointer_and_more(place) as (pointer, _):
+        yield pointer
+
+
+@contextmanager
+def _pointer_and_more(place: Place) -> Iterator[tuple[Pointer, Aftermath]]:
     import logging
 
+    from relfs.aftermath import Aftermath
     from relfs.config import load_config
     from relfs.pointer import Pointer
 
@@ -173,6 +238,11 @@ def pointer_here(place: Place) -> Iterator[Pointer]:
     deploy = open_here(place, create_state=True)
     try:
         assert deploy.state_fd is not None, "it was made"
-        yield Pointer(deploy, config=load_config(deploy.state_fd, deploy.state_path))
+        config = load_config(deploy.state_fd, deploy.state_path)
+        pointer = Pointer(deploy, config=config)
+        aftermath = Aftermath(pointer, config)
+        if pointer.taken_back is not None:
+            aftermath.tell(pointer.taken_back, say_error)
+        yield pointer, aftermath
     finally:
         deploy.close()

@@ -62,7 +62,8 @@ def methods(mounted: Mounted) -> dict[str, Method]:
     request: dict[str, type | tuple[type, ...]] = {"request": str}
     return {
         "status": Method(_status(mounted), changes=False, params={}),
-        "switch": Method(_switch(mounted), changes=True, params={**request, "release": str, "force": bool}),
+        "switch": Method(_switch(mounted), changes=True, params={**request, **_SWITCH_PARAMS}),
+        "confirm": Method(_confirm(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
         "unlock": Method(_unlock(mounted), changes=True, params=request),
@@ -71,6 +72,9 @@ def methods(mounted: Mounted) -> dict[str, Method]:
     }
 
 
+_SWITCH_PARAMS: dict[str, type | tuple[type, ...]] = {
+    "release": str, "force": bool, "confirm": (int, float, type(None)),
+}  # fmt: skip
 _LOCK_PARAMS: dict[str, type | tuple[type, ...]] = {"own": bool, "reason": str, "ttl": (int, float, type(None))}
 
 _Run = Callable[[Peer, dict[str, Any]], Any]
@@ -80,7 +84,7 @@ def _switch(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         event = await mounted.changes.switch(
             str(params.get("release", "")), await peer.actor(), params["request"],
-            force=bool(params.get("force", False)), owner=peer.owner,
+            force=bool(params.get("force", False)), confirm=params.get("confirm"), owner=peer.owner, show=peer.show,
         )  # fmt: skip
         return event.as_json()
 
@@ -90,9 +94,16 @@ def _switch(mounted: Mounted) -> _Run:
 def _rollback(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         event = await mounted.changes.rollback(
-            params.get("release"), await peer.actor(), params["request"], owner=peer.owner
+            params.get("release"), await peer.actor(), params["request"], owner=peer.owner, show=peer.show
         )  # fmt: skip
         return event.as_json()
+
+    return run
+
+
+def _confirm(mounted: Mounted) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        return (await mounted.changes.confirm(params.get("release"), await peer.actor(), params["request"])).as_json()
 
     return run
 

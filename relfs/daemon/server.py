@@ -14,7 +14,7 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
@@ -32,6 +32,7 @@ from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
 from relfs.descriptors import descriptors
 from relfs.errors import RefusedError, RelfsError, one_line
+from relfs.hooks import Show
 from relfs.journal import Actor, Event, command_line
 from relfs.store import Owner
 from relfs.threads import user_name_of
@@ -43,6 +44,7 @@ _MESSAGE_SECONDS = 10.0
 
 _REQUEST_ID_MAX = 128
 _EVENTS_MAX = 1000
+_LINES_MAX = 1000
 _SO_PEERGROUPS = 59
 _GROUPS_MAX = 256
 """As many as fit into the 1024 bytes that Python's getsockopt() takes; a peer with more has none here."""
@@ -50,12 +52,14 @@ _GROUPS_MAX = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is on the other end. `pid` is 0 if it lives outside our pid name space."""
+    """Who is on the other end. `pid` is 0 if it lives outside our pid name space. `show`, which any thread may call,
+    sends it a line of what a hook prints, if that was asked for."""
 
     pid: int
     uid: int
     gid: int
     groups: frozenset[int]
+    show: Show | None = None
 
     async def actor(self) -> Actor:
         """As the journal names him."""
@@ -143,7 +147,7 @@ class ControlServer:
                 await _send_quietly(stream, _error(None, INVALID_REQUEST, text))
             except _ProtocolError as error:
                 await _send_quietly(stream, _error(None, error.code, str(error)))
-            except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
                 pass  # it went away, or was cut off: its own affair
             except Exception:
                 _log.exception("a control connection failed")
@@ -157,19 +161,24 @@ class ControlServer:
         """Answer one message. False: the conversation is over."""
         request_id: object = None
         try:
-            request_id, name, params = _parse(line)
+            request_id, name, params, live = _parse(line)
             if name == "watch":
                 await self._watch(stream, request_id)
                 return False
             with client.busy():
-                result = await self._call(peer, name, params)
+                if live:
+                    result = await _with_output(
+                        stream, lambda show: self._call(replace(peer, show=show), name, params)
+                    )  # fmt: skip
+                else:
+                    result = await self._call(peer, name, params)
             await _send(stream, {"jsonrpc": "2.0", "id": request_id, "result": result})
         except _ProtocolError as error:
             await _send(stream, _error(request_id, error.code, str(error)))
             return not error.fatal
         except RelfsError as error:
             await _send(stream, _error(request_id, FAILED_BASE - error.status, str(error)))
-        except (trio.BrokenResourceError, trio.TooSlowError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             raise
         except Exception as error:
             _log.exception("a request on the control socket failed")
@@ -260,7 +269,7 @@ async def _lines(stream: trio.SocketStream) -> AsyncIterator[bytes]:
         buffer = rest
 
 
-def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
+def _parse(line: bytes) -> tuple[object, str, dict[str, Any], bool]:
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -271,7 +280,43 @@ def _parse(line: bytes) -> tuple[object, str, dict[str, Any]]:
     if not isinstance(params, dict):
         raise _ProtocolError(INVALID_PARAMS, "params must be an object")
     request_id = message.get("id")
-    return request_id if isinstance(request_id, str | int) else None, message["method"], params
+    shown = request_id if isinstance(request_id, str | int) else None
+    return shown, message["method"], params, message.get("live") is True
+
+
+async def _with_output(stream: trio.SocketStream, call: Callable[[Show], Awaitable[Any]]) -> Any:
+    """Run a method, and send the client the lines that it shows, all of them before the answer. Raises what it does."""
+    token = trio.lowlevel.current_trio_token()
+    sender, receiver = trio.open_memory_channel[str](_LINES_MAX)
+    result: Any = None
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_pass_on, stream, receiver)
+        try:
+            result = await call(lambda line: token.run_sync_soon(_offer, sender, line))
+        except Exception as error:  # raised below, so that it is not wrapped in the nursery's exception group
+            failure = error
+        finally:
+            sender.close()
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _offer(sender: trio.MemorySendChannel[str], line: str) -> None:
+    """A client that does not keep up loses lines, and nobody waits for it."""
+    with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+        sender.send_nowait(line)
+
+
+async def _pass_on(stream: trio.SocketStream, lines: trio.MemoryReceiveChannel[str]) -> None:
+    """Until there are no more. A client that is gone, or does not read at all, is cut off."""
+    async with lines:
+        try:
+            async for line in lines:
+                await _send(stream, {"jsonrpc": "2.0", "method": "output", "params": {"line": line}})
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await trio.aclose_forcefully(stream)
 
 
 def _error(request_id: object, code: int, message: str) -> dict[str, Any]:

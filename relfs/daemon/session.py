@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from relfs.checks import Checks
 from relfs.config import Config
 from relfs.daemon.log import log_to_state, log_to_stderr
 from relfs.daemon.plan import Plan, as_text, plan_of
@@ -59,8 +58,18 @@ def load_session(ledger: Ledger) -> Session:
 
 
 def _config(told: dict[str, Any]) -> Config:
-    checks = told["checks"]
-    return Config(**{**told, "checks": Checks(**{**checks, "unfinished": tuple(checks["unfinished"])})})
+    """Each section of the configuration is a dataclass of its own, whose lists are tuples."""
+    kinds: dict[str, Any] = {each.name: each.default_factory for each in fields(Config)}
+    sections = {
+        name: kinds[name](**{key: _tuples(value) for key, value in section.items()})
+        for name, section in told.items()
+        if isinstance(section, dict)
+    }
+    return Config(**{**told, **sections})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def deploy_path(session: Session, estate: Estate) -> DeployPath:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from relfs.aftermath import Aftermath
 from relfs.config import load_config
 from relfs.daemon.background import Answer
 from relfs.daemon.command import estate_of, start
@@ -120,7 +121,10 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
         log_to_state(deploy.state_fd)
     config = load_config(deploy.state_fd, deploy.state_path)
     lock = take_daemon_lock(plan, deploy.state_fd)
-    require_servable(Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint))
+    pointer = Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint)
+    if pointer.taken_back is not None:
+        Aftermath(pointer, config).tell(pointer.taken_back)
+    require_servable(pointer)
     forget_giving_up(deploy.state_fd)
     apart = set_apart(deploy, plan)
     until_readable(standby, _STANDBY_SECONDS)

@@ -30,6 +30,8 @@ import pyfuse3
 import trio
 
 from relfs import libc
+from relfs.aftermath import Aftermath
+from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, methods
@@ -188,7 +190,8 @@ class _Mount:
         """Run everything until the end of the connection. What went wrong is returned, not raised, so that it is not
         wrapped in the nursery's exception group. `session` outlives the nursery."""
         async with trio.open_nursery() as nursery:
-            changes = Changes(pointer, self._seals, Teller(self._member["connection"]))
+            aftermath = Aftermath(pointer, self._config)
+            changes = Changes(pointer, self._seals, Teller(self._member["connection"]), aftermath)
             current = CurrentLink(
                 pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
                 show=self._show, checks=self._config.checks, grace=self._config.grace,
@@ -286,6 +289,7 @@ class _Mount:
         nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
+        nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes)
         self._say_serving(mounted.pointer.target)
         if self._adopting:
             await self._take_stock(mounted.changes)

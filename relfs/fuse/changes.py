@@ -19,9 +19,11 @@ from typing import TypeVar
 import trio
 from pyfuse3 import InodeT
 
+from relfs.aftermath import Aftermath
 from relfs.fuse.inodes import ROOT
 from relfs.fuse.teller import Teller
 from relfs.hold import Hold
+from relfs.hooks import Show
 from relfs.journal import Actor, Event
 from relfs.layout import CURRENT, Target
 from relfs.pointer import Pointer
@@ -43,34 +45,76 @@ _RETRY_SECONDS_MAX = 1.0
 class Changes:
     """The trio side of a Pointer. LOCK ORDERING: `_changing` is never held while `_telling` is waited for."""
 
-    def __init__(self, pointer: Pointer, seals: Seals, teller: Teller) -> None:
+    def __init__(self, pointer: Pointer, seals: Seals, teller: Teller, aftermath: Aftermath) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
-        their prepare()."""
+        their prepare(). `aftermath` follows each switch."""
         self._pointer = pointer
+        self._aftermath = aftermath
         self._teller = teller
         self._seals = seals
         self._left_over = trio.Event()
         self._changing = trio.CapacityLimiter(1)
         self._telling = trio.CapacityLimiter(1)
 
-    async def switch(self, reference: str, actor: Actor, request_id: str, *, force: bool, owner: Owner) -> Event:
-        """Pointer.switch(); when it returns, no new lookup can see anything else. Raises as that does."""
-        call = partial(self._pointer.switch, reference, actor, request_id, force=force, owner=owner)
-        return await self._then_tell(call)
+    async def switch(
+        self,
+        reference: str,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool,
+        confirm: float | None,
+        owner: Owner,
+        show: Show | None,
+    ) -> Event:
+        """Pointer.switch(); when it returns, no new lookup can see anything else, and all that follows a switch has
+        been done. Raises as that does; RefusedError if the release did not verify."""
+        call = partial(
+            self._pointer.switch, reference, actor, request_id, force=force, confirm=confirm, owner=owner, show=show
+        )  # fmt: skip
+        event = await self._then_tell(call)
+        await in_thread(self._aftermath.tell, event, show, abandon_on_cancel=True)
+        why = await in_thread(self._aftermath.verify, event, show, abandon_on_cancel=True)
+        if why is not None:
+            await self._then_tell(partial(self._aftermath.take_back, event, why, owner))
+        return event
 
-    async def rollback(self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner) -> Event:
-        """Pointer.rollback(), likewise."""
-        return await self._then_tell(partial(self._pointer.rollback, reference, actor, request_id, owner=owner))
+    async def rollback(
+        self, reference: str | None, actor: Actor, request_id: str, *, owner: Owner, show: Show | None
+    ) -> Event:
+        """Pointer.rollback(), likewise; going back is not verified."""
+        event = await self._then_tell(
+            partial(self._pointer.rollback, reference, actor, request_id, owner=owner, show=show)
+        )  # fmt: skip
+        await in_thread(self._aftermath.tell, event, show, abandon_on_cancel=True)
+        return event
+
+    async def confirm(self, release: str | None, actor: Actor, request_id: str) -> Event:
+        """Pointer.confirm(); what was overdue has been taken back first."""
+        return await self._then_tell(partial(self._pointer.confirm, release, actor, request_id))
+
+    async def take_stock(self) -> None:
+        """Pointer.take_stock(), and what follows if something was taken back."""
+        event = await self._then_tell(self._pointer.take_stock)
+        if event is not None:
+            await in_thread(self._aftermath.tell, event, abandon_on_cancel=True)
+
+    async def follow_up(self, event: Event) -> None:
+        """What follows a tool's swap, of which nobody waits for the end."""
+        await self.drop_current()
+        await in_thread(self._aftermath.tell, event, abandon_on_cancel=True)
 
     async def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner) -> Event:
         """Pointer.replace(), for a request handler: the kernel is not told, its caller holds the directory."""
         return await self._run(partial(self._pointer.replace, text, actor, request_id, owner=owner))
 
     async def record(
-        self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None = None
+        self, action: str, actor: Actor, request_id: str, outcome: str, *, wanted: Target | None, output: str
     ) -> Event:
         """Pointer.record(), likewise: nothing has changed."""
-        return await self._run(partial(self._pointer.record, action, actor, request_id, outcome, wanted=wanted))
+        return await self._run(
+            partial(self._pointer.record, action, actor, request_id, outcome, wanted=wanted, output=output)
+        )  # fmt: skip
 
     async def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
         """Pointer.hold()."""

@@ -26,6 +26,7 @@ from relfs.fuse.changes import Changes
 from relfs.fuse.inodes import InodeTable
 from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import FOR_EVER, fill
+from relfs.hooks import HookError
 from relfs.journal import Actor, command_line
 from relfs.layout import CURRENT, DeployPath, Target
 from relfs.pointer import Pointer
@@ -275,7 +276,7 @@ class CurrentLink:
         actor = await _actor(context)
         try:
             await self._check(text)
-            await self._changes.replace(text, actor, request_id, owner=Owner(context.uid, context.gid))
+            event = await self._changes.replace(text, actor, request_id, owner=Owner(context.uid, context.gid))
         except (OSError, RelfsError) as error:
             if mine is not None:
                 mine.refused(thread_group(context.pid))
@@ -285,6 +286,7 @@ class CurrentLink:
         if mine in self.replacements:
             self.replacements.remove(mine)
             self._keep()
+        self._nursery.start_soon(self._changes.follow_up, event)
 
     def _refusal(self, error: OSError | RelfsError, text: str, actor: Actor) -> FUSEError:
         """All that the tool gets to hear is an errno; the rest is for the log, and the journal unless that knows."""
@@ -293,7 +295,8 @@ class CurrentLink:
         level = logging.INFO if refused else logging.WARNING
         _log.log(level, "a swap by pid %d (%s) was not done: %s", actor.pid, actor.command, why)
         if refused and self._is_news((actor.uid, text, why)):
-            self._nursery.start_soon(self._note_refusal, self._deploy.target(text), actor, why)
+            said = error.output if isinstance(error, HookError) else ""
+            self._nursery.start_soon(self._note_refusal, self._deploy.target(text), actor, why, said)
         return FUSEError(_errno_of(error))
 
     def _is_news(self, refusal: tuple[int, str, str]) -> bool:
@@ -306,8 +309,8 @@ class CurrentLink:
         self._noted[refusal] = now
         return True
 
-    async def _note_refusal(self, wanted: Target, actor: Actor, why: str) -> None:
-        await self._record("replace", actor, f"refused: {why}", wanted)
+    async def _note_refusal(self, wanted: Target, actor: Actor, why: str, said: str) -> None:
+        await self._record("replace", actor, f"refused: {why}", wanted, said)
 
     async def _check(self, text: str) -> None:
         """Refuse a target that can serve nobody. Raises as check_content() does, and ELOOP for one that leads back."""
@@ -330,11 +333,13 @@ class CurrentLink:
         self._keep()
         await self._changes.drop_current()
         outcome = f"lapsed: {CURRENT} was removed and not made again within {self._grace:g} s"
-        await self._record("replace", replacement.actor, outcome, None)
+        await self._record("replace", replacement.actor, outcome)
 
-    async def _record(self, action: str, actor: Actor, outcome: str, wanted: Target | None) -> None:
+    async def _record(
+        self, action: str, actor: Actor, outcome: str, wanted: Target | None = None, said: str = ""
+    ) -> None:
         try:
-            await self._changes.record(action, actor, os.urandom(16).hex(), outcome, wanted=wanted)
+            await self._changes.record(action, actor, os.urandom(16).hex(), outcome, wanted=wanted, output=said)
         except RelfsError as error:
             _log.warning("this is not in the journal: %s by pid %d, %s: %s", action, actor.pid, outcome, error)
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from relfs.deadline import TIME_MAX
 from relfs.errors import UsageError
 from relfs.history import History
-from relfs.journal import IMPORTED, TIME_MAX, Actor, Event
+from relfs.journal import IMPORTED, Actor, Event
 from relfs.layout import check_name
 
 _USER_MAX = 200  # characters; what a log calls a user may be anything

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import click
 
 from relfs.cli.output import moment, show_json, show_table
 from relfs.cli.session import Session, open_here, pass_session
+
+if TYPE_CHECKING:
+    from relfs.journal import Event
 
 
 @click.command("log", epilog="\b\nExample:\n  relfsctl log -n 10\n  relfsctl --json log | tail -1")
@@ -31,8 +35,12 @@ def command(session: Session, number: int | None) -> None:
         [
             [
                 moment(event.time), event.action, event.release or "", event.origin or "", event.actor.user,
-                str(event.actor.pid), event.outcome, event.actor.command,
+                str(event.actor.pid), _outcome(event), event.actor.command,
             ]
             for event in events
         ],
     )  # fmt: skip
+
+
+def _outcome(event: Event) -> str:
+    return event.outcome if event.why is None else f"{event.outcome}: {event.why}"

@@ -51,6 +51,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
         states = {
             "current": release.name == current,
             "previous": release.name == history.previous,
+            "unconfirmed": history.unconfirmed is not None and release.name == history.unconfirmed.release,
             "bad": release.name in history.bad or deploy.is_marked_bad(release.name),
             "dirty": deploy.is_dirty(release.name),
             "unfinished": deploy.unfinished_marker(release.name, markers) is not None,

@@ -59,6 +59,8 @@ def _fields(status: dict[str, Any], *, answers: bool) -> list[tuple[str, str]]:
     fields += [("attention", wrong) for wrong in status["health"]]
     if status["gave_up"] is not None:
         fields.append(("gave up", status["gave_up"]))
+    if status.get("confirm"):  # a daemon of an older version has none
+        fields.append(("unconfirmed", _unconfirmed(status["confirm"])))
     if status["lock"]:
         fields.append(("locked", _locked(status["lock"])))
     fields.append(("mounted", _mounted(status, answers=answers)))
@@ -82,6 +84,11 @@ _IN_FLIGHT = {
     "resend": "requests outlive a worker: the kernel sends them again",
     "relay": "requests outlive a worker: relfs keeps them itself, and is slower for it (`relfsctl doctor` says why)",
 }
+
+
+def _unconfirmed(confirm: dict[str, Any]) -> str:
+    until = f"back to {confirm['back_to']} at {moment(confirm['until'])}"
+    return f"{confirm['release']}: {until}, unless `relfsctl confirm` comes first"
 
 
 def _locked(lock: dict[str, Any]) -> str:

@@ -1,0 +1,38 @@
+"""The worker's look at the clock: what is not confirmed in time is taken back (confirm.py), whoever asked for it."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from relfs.confirm import overdue
+from relfs.errors import RelfsError
+from relfs.fuse.changes import Changes
+from relfs.pointer import Pointer
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
+_AGAIN_SECONDS = 1.0
+_AGAIN_SECONDS_MAX = 60.0
+
+
+async def take_back_in_time(pointer: Pointer, changes: Changes) -> None:
+    """Never returns. A look costs nothing, and what is to be looked at changes with every switch, and with every worker
+    that takes over and does not know yet; the clock may also have gone on while the machine slept."""
+    if pointer.taken_back is not None:
+        await changes.follow_up(pointer.taken_back)
+    pause = _AGAIN_SECONDS
+    while True:
+        await trio.sleep(_LOOK_SECONDS)
+        if overdue(pointer.history) is None:
+            pause = _AGAIN_SECONDS
+            continue
+        try:
+            await changes.take_stock()
+        except RelfsError as error:  # somebody keeps the change lock, or the disk does
+            _log.info("what was not confirmed cannot be taken back yet: %s", error)
+        if overdue(pointer.history) is not None:  # the pointer has said why
+            await trio.sleep(pause)
+            pause = min(2 * pause, _AGAIN_SECONDS_MAX)
