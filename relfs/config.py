@@ -17,6 +17,12 @@ bad = false          # a release that is marked bad, as rolling back from it doe
 timeout = 10         # seconds that .relfs/hooks/pre-switch may take
 
 [shared]             # what is linked into each new release: releases/shared.py
+
+[prune]              # which releases `relfsctl prune` leaves: releases/pruning.py
+keep = 5             # so many finished ones; or
+age = "90d"          # those that relfs has known for less than this; or
+budget = "20G"       # as many as this has room for
+unseen = false       # an ordinary user removes releases that others' processes may use
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ from typing import Any
 from relfs.beneath import read_file
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
+from relfs.releases.pruning import Policy, parse_prune
 from relfs.releases.shared import Shared, parse_shared
 
 CONFIG = "config.toml"
@@ -41,6 +48,7 @@ _KNOWN = {
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout"},
     "shared": {"directories", "files", "required", "writable", "group"},
+    "prune": {"keep", "age", "budget", "unseen"},
 }
 
 
@@ -53,6 +61,7 @@ class Config:
     checks: Checks = field(default_factory=Checks)
     hook_timeout: float = 10.0
     shared: Shared = field(default_factory=Shared)
+    prune: Policy = field(default_factory=Policy)
     seal: bool = False
 
 
@@ -90,6 +99,7 @@ def _parse(document: dict[str, Any]) -> Config:
         checks=_checks(document.get("checks", {})),
         hook_timeout=_seconds("hooks.timeout", timeout),
         shared=parse_shared(document.get("shared", {})),
+        prune=parse_prune(document.get("prune", {})),
         seal=_switch(_SEAL, seal),
     )
 

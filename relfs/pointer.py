@@ -53,6 +53,8 @@ from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.pending import Pending
+from relfs.releases import trash
+from relfs.releases.inventory import PRUNE, live_releases
 from relfs.store import Owner, open_store, peek
 
 _log = logging.getLogger(__name__)
@@ -190,6 +192,25 @@ class Pointer:
                 self._write_line(event)
             except OSError as error:
                 raise RelfsError(f"the journal cannot be written: {reason(error)}") from error
+            return event
+
+    def discard(self, name: str, actor: Actor, request_id: str) -> Event:
+        """Move release `name`, which nobody can make current meanwhile, to the trash (releases/trash.py).
+
+        Asked again with the same `request_id`, it tells what the first asking led to. Raises as switch();
+        RefusedError also for the release that is current.
+        """
+        with self._locked():
+            self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            self._admission.require_unlocked(actor, tools=True)
+            if name in live_releases(self.deploy, self.target):
+                raise RefusedError(f"{name}: is current, and stays")
+            trash.put(self.deploy, name)
+            event = self._event(PRUNE, name, None, actor, request_id)
+            self._write_or_owe(event)
             return event
 
     def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:

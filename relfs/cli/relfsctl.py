@@ -16,6 +16,8 @@ _COMMANDS = {
     "releases": "List the releases.",
     "switch": "Make a release current.",
     "rollback": "Go back to the last good release.",
+    "prune": "Remove the releases that nobody needs any more.",
+    "who": "The processes that use a release.",
     "shared": "What outlives releases, and whether it is as it should be.",
     "lock": "Let nobody else make a release current.",
     "unlock": "End that.",

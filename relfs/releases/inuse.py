@@ -33,18 +33,19 @@ import os
 import stat
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from relfs.beneath import open_directory
 from relfs.errors import reason
 from relfs.journal import command_line, user_name
 from relfs.layout import RELEASES, DeployPath
 from relfs.libc import capabilities_of
 from relfs.mountinfo import FSTYPE, Mount, mount_id, mounts
 from relfs.processes import all_pids, is_of_the_kernel, process, user_of
-from relfs.releases.tree import enter, walk
+from relfs.releases.tree import walk
 
 _Key = tuple[int, int]
 """st_dev and st_ino."""
@@ -103,19 +104,26 @@ def who_uses(deploy: DeployPath, names: Iterable[str], *, but: Collection[int] =
     with suppress(FileNotFoundError):
         releases = os.open(RELEASES, _LOOK, dir_fd=deploy.fd)
         try:
-            return _who_uses(deploy, releases, sorted(set(names)), {os.getpid(), *but})
+            return _who_uses(_Ground(releases, deploy.path), names, but, _may_be_in)
         finally:
             os.close(releases)
     return Uses({})
 
 
-def _who_uses(deploy: DeployPath, releases: int, names: list[str], but: Collection[int]) -> Uses:
-    look = _Look(_Ground(deploy, releases))
-    for pid in sorted(all_pids() - set(but)):
+def who_uses_below(directory: int, names: Iterable[str], *, but: Collection[int] = ()) -> Uses:
+    """The same, of directories that are not releases any more, in `directory` (a descriptor)."""
+    return _who_uses(_Ground(directory, None), names, but, lambda path, name: name in path.split("/"))
+
+
+def _who_uses(
+    ground: _Ground, names: Iterable[str], but: Collection[int], may_be_in: Callable[[str, str], bool]
+) -> Uses:
+    look = _Look(ground, may_be_in)
+    for pid in sorted(all_pids() - {os.getpid(), *but}):
         look.at(pid)
     found, unread = {}, 0
-    for name in names:
-        traces, errors = look.traces_in(releases, name)
+    for name in sorted(set(names)):
+        traces, errors = look.traces_in(name)
         unread += errors
         found[name] = tuple(sorted({look.use(trace) for trace in traces}, key=lambda use: (use.pid, use.how, use.path)))
     blind = not (capabilities_of(0) or 0) >> _CAP_SYS_PTRACE & 1
@@ -126,9 +134,10 @@ def _who_uses(deploy: DeployPath, releases: int, names: list[str], but: Collecti
 
 
 class _Ground:
-    """What there is to know of the file systems that hold the releases, before any process is looked at."""
+    """What there is to know of where releases are, before any process is looked at."""
 
-    def __init__(self, deploy: DeployPath, releases: int) -> None:
+    def __init__(self, releases: int, deploy_path: str | None) -> None:
+        self.releases = releases
         self.device = os.fstat(releases).st_dev
         own = {mount.id: mount for mount in mounts()}
         at = own.get(mount_id(releases))
@@ -136,7 +145,7 @@ class _Ground:
         """As mountinfo and maps have it, which may be another than st_dev (btrfs has one for each subvolume)."""
         self.root = _path_in(at, os.readlink(f"/proc/self/fd/{releases}")) if at is not None else None
         """The path of releases/ in its file system."""
-        self.served = {each.device for each in own.values() if each.fstype == FSTYPE and each.source == deploy.path}
+        self.served = {each.device for each in own.values() if each.fstype == FSTYPE and each.source == deploy_path}
         """The devices of relfs's mounts of this deploy path."""
         self.wanted = self.served | {self.raw_device}
 
@@ -191,9 +200,11 @@ class _Trace:
 class _Look:
     """What all processes use, of what may be in releases."""
 
-    def __init__(self, ground: _Ground) -> None:
+    def __init__(self, ground: _Ground, may_be_in: Callable[[str, str], bool]) -> None:
+        """`may_be_in` says of a file with several names whether the one that it was opened by may be in a release."""
         self.unseen = 0
         self._ground = ground
+        self._may_be_in = may_be_in
         self._held: defaultdict[_Key, list[_Trace]] = defaultdict(list)
         self._named: defaultdict[str, list[_Trace]] = defaultdict(list)  # by the release's name
         self._names: dict[str, _Names | None] = {}
@@ -306,19 +317,19 @@ class _Look:
 
     # ---- and at releases
 
-    def traces_in(self, releases: int, name: str) -> tuple[list[_Trace], int]:
+    def traces_in(self, name: str) -> tuple[list[_Trace], int]:
         """What is used of a release; and in how many directories of it could not be looked."""
         errors: list[str] = []
         found = list(self._named[name])
         try:
-            top = enter(releases, name)
+            top = open_directory(self._ground.releases, name)  # which may be sealed: that is a mount
         except OSError:
-            return found, 0  # it is gone, or sealed: then it is not removed, either
+            return found, 0  # it is gone
         try:
             found += self._held.get((self._ground.device, os.fstat(top).st_ino), [])
             for _, entry in walk(top, lambda path, error: errors.append(f"{path}: {reason(error)}")):
                 for trace in self._held.get((self._ground.device, entry.inode()), ()):
-                    if not (trace.shared and _is_in_another(trace.path, name)):
+                    if not trace.shared or self._may_be_in(trace.path, name):
                         found.append(trace)
         finally:
             os.close(top)
@@ -344,11 +355,11 @@ def _identity(status: os.stat_result) -> tuple[_Key, bool]:
     return (status.st_dev, status.st_ino), shared
 
 
-def _is_in_another(path: str, name: str) -> bool:
-    """Whether `path` says that it is in a release, and in none that is called `name`."""
+def _may_be_in(path: str, name: str) -> bool:
+    """Whether `path` does not say that it is in a release, or says that it is in the one that is called `name`."""
     steps = path.split("/")
     named = [steps[number + 1] for number, step in enumerate(steps[:-2]) if step == RELEASES]
-    return bool(named) and name not in named
+    return not named or name in named
 
 
 def _raw_device(field: bytes) -> str:
@@ -366,7 +377,3 @@ def main() -> None:
     question = json.load(sys.stdin)
     deploy = DeployPath(question["path"], question["fd"], question["path"], None)
     json.dump(who_uses(deploy, question["releases"], but=question["but"]).as_json(), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from relfs.errors import UsageError
 
@@ -139,6 +139,27 @@ class _Limits:
 
 
 # ---- what people write --------------------------------------------------------------------------------------------
+
+
+def parse_prune(section: dict[str, Any]) -> Policy:
+    """What [prune] of config.toml says. Raises ValueError that names the key."""
+    keep, unseen = section.get("keep"), section.get("unseen", False)
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+        raise ValueError("prune.keep must be a number of releases, at least 1")
+    if not isinstance(unseen, bool):
+        raise ValueError("prune.unseen must be true or false")  # noqa: TRY004 (a fault of the file's content)
+    try:
+        age = parse_span(str(section["age"])) if "age" in section else None
+        budget = parse_size(str(section["budget"])) if "budget" in section else None
+    except UsageError as error:
+        raise ValueError(f"prune: {error}") from error
+    return limited(keep, age, budget, unseen=unseen)
+
+
+def limited(keep: int | None, age: float | None, budget: int | None, *, unseen: bool = False) -> Policy:
+    """A policy with these limits; with the usual one, if there is none."""
+    usual = keep is None and age is None and budget is None
+    return Policy(KEEP if usual else keep, age, budget, unseen=unseen)
 
 
 def parse_span(text: str) -> float:
