@@ -221,32 +221,28 @@ class _Look:
             pass  # it has ended
 
     def _look_at(self, pid: int) -> None:
-        names = self._names_of(pid)
-        threads = [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
-        places: set[tuple[str, str]] = set()
-        for thread in threads:
-            for how in ("cwd", "root"):
-                place = how, _readlink(f"{thread}/{how}")
-                if place not in places:
-                    places.add(place)
-                    self._note(pid, how, f"{thread}/{how}", place[1], names)
-        for thread in threads:  # the first may have ended, and have none, while the process goes on
-            if descriptors := os.listdir(f"{thread}/fd"):
-                self._note(pid, "exe", f"{thread}/exe", _readlink(f"{thread}/exe"), names)
-                for fd in descriptors:
-                    link = f"{thread}/fd/{fd}"
-                    self._note(pid, "open", link, _readlink(link), names)
-                break
-        self._look_at_mappings(pid, names)
+        threads = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+        whole = next((tid for tid in threads if _readlink(f"/proc/{tid}/ns/mnt")), None)
+        if whole is None:  # the first may have ended (pthread_exit(3)), and have nothing, while the process goes on
+            return
+        names = self._names_of(pid, whole)
+        self._note(pid, "exe", f"/proc/{whole}/exe", names)
+        for fd in os.listdir(f"/proc/{whole}/fd"):
+            self._note(pid, "open", f"/proc/{whole}/fd/{fd}", names)
+        for how in ("cwd", "root"):
+            links = {_readlink(link): link for link in (f"/proc/{tid}/{how}" for tid in threads)}
+            for link in links.values():
+                self._note(pid, how, link, names)
+        self._look_at_mappings(pid, whole, names)
 
-    def _names_of(self, pid: int) -> _Names | None:
-        """The mount name space of a process; None if all its processes so far have their root elsewhere in it, so that
-        paths cannot be told by their mounts."""
-        space = os.readlink(f"/proc/{pid}/ns/mnt")
+    def _names_of(self, pid: int, tid: int) -> _Names | None:
+        """The mount name space of a thread; None if all in it so far have their root elsewhere, so that paths cannot be
+        told by their mounts."""
+        space = os.readlink(f"/proc/{tid}/ns/mnt")
         if self._names.get(space) is None:
             is_ours = space == os.readlink("/proc/self/ns/mnt")
-            usable = is_ours or _readlink(f"/proc/{pid}/root") == "/"
-            mountinfo = "/proc/self/mountinfo" if is_ours else f"/proc/{pid}/mountinfo"
+            usable = is_ours or _readlink(f"/proc/{tid}/root") == "/"
+            mountinfo = "/proc/self/mountinfo" if is_ours else f"/proc/{tid}/mountinfo"
             self._names[space] = names = _Names(mountinfo) if usable else None
             if names is not None:
                 self._note_mounts(pid, names)
@@ -258,8 +254,8 @@ class _Look:
             if found is not None:
                 self._named[found].append(_Trace(pid, "mounted", each.target))
 
-    def _look_at_mappings(self, pid: int, names: _Names | None) -> None:
-        with open(f"/proc/{pid}/maps", "rb") as file:
+    def _look_at_mappings(self, pid: int, tid: int, names: _Names | None) -> None:
+        with open(f"/proc/{tid}/maps", "rb") as file:
             lines = file.read().splitlines()
         seen: set[tuple[str, int]] = set()
         for line in lines:
@@ -269,17 +265,16 @@ class _Look:
             raw = _raw_device(fields[3]), int(fields[4])
             if raw not in seen:
                 seen.add(raw)
-                self._note_mapping(pid, fields[0], raw, os.fsdecode(fields[5]), names)
+                first, _, last = fields[0].partition(b"-")
+                link = f"/proc/{tid}/map_files/{int(first, 16):x}-{int(last, 16):x}"
+                self._note_mapping(pid, link, raw, os.fsdecode(fields[5]), names)
 
-    def _note_mapping(
-        self, pid: int, place: bytes, raw: tuple[str, int], path: str, names: _Names | None
-    ) -> None:
+    def _note_mapping(self, pid: int, link: str, raw: tuple[str, int], path: str, names: _Names | None) -> None:
         """Files that many have mapped, as libraries are, are looked at once."""
         if self._note_served(pid, "mapped", path, names) or not self._is_near(path, names):
             return
         if raw not in self._mapped:
-            first, _, last = place.partition(b"-")
-            self._mapped[raw] = self._identify(f"/proc/{pid}/map_files/{int(first, 16):x}-{int(last, 16):x}", raw)
+            self._mapped[raw] = self._identify(link, raw)
         found = self._mapped[raw]
         if found is not None:
             self._held[found[0]].append(_Trace(pid, "mapped", path, found[1]))
@@ -290,7 +285,8 @@ class _Look:
         except OSError:
             return ((self._ground.device, raw[1]), True) if raw[0] == self._ground.raw_device else None
 
-    def _note(self, pid: int, how: str, link: str, path: str, names: _Names | None) -> None:
+    def _note(self, pid: int, how: str, link: str, names: _Names | None) -> None:
+        path = _readlink(link)
         if self._note_served(pid, how, path, names) or not self._is_near(path, names):
             return
         with suppress(FileNotFoundError, ProcessLookupError, NotADirectoryError):
