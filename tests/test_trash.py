@@ -86,12 +86,16 @@ def test_the_registry_knows(deploy: DeployPath, app: Path) -> None:
     """Also of what somebody else has removed, once anything is."""
     registry = Registry(deploy.state_fd)
     for name in ("41", "42", "43"):
-        registry.note(registry.reserve(lambda _, name=name: name, source="", user=""), "finished")  # type: ignore[misc]
+        finish(registry, name)
     assert not (app / "releases/43").exists()
     put(deploy, "41")
     assert [(record.name, record.state) for record in registry.records()] == [
         ("41", "removed"), ("42", "finished"), ("43", "removed"),
     ]  # fmt: skip
+
+
+def finish(registry: Registry, name: str) -> None:
+    registry.note(registry.reserve(lambda _: name, source="", user=""), "finished")
 
 
 def test_state_on_another_file_system(app: Path, tmp_path: Path) -> None:
@@ -281,11 +285,12 @@ def test_one_at_a_time(trash: int, app: Path) -> None:
 def test_what_comes_in_meanwhile(deploy: DeployPath, app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not overlooked, at whichever moment it comes."""
     put(deploy, "41")
-    came = []
+    came: list[str] = []
 
     def note_left(trash: int, told: dict[str, str]) -> None:  # the last thing that a run does
         if not came:
-            came.append(put(deploy, "42"))
+            put(deploy, "42")
+            came.append("42")
         trash_module.note_left(trash, told)
 
     monkeypatch.setattr("relfs.releases.deleter.note_left", note_left)

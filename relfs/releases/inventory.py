@@ -99,8 +99,8 @@ def _protected(
 def arrange(known: Sequence[Record], events: Iterable[Event], logged: Mapping[str, float]) -> dict[str, _Place]:
     """The place of each release that the registry, the journal's `events` or a tool's log name. Pure.
 
-    The order of the registry is that of its sequence numbers, and of the journal, that of its lines. What was removed
-    and is there again is known anew.
+    The order of the registry is that of its sequence numbers, and of the journal, that of its lines; what a log names,
+    too, was begun before it was current. What was removed and is there again is known anew.
     """
     latest = float("inf")
     made: dict[str, _Place] = {}
@@ -119,7 +119,8 @@ def arrange(known: Sequence[Record], events: Iterable[Event], logged: Mapping[st
         elif event.action in ACTIVATIONS:
             seen.setdefault(event.release, (moment, number))
     begun = {name: (time, number) for number, (name, time) in enumerate(logged.items())}
-    return {**begun, **seen, **made}
+    earliest = {name: min(place, begun.get(name, place)) for name, place in seen.items()}
+    return {**begun, **earliest, **made}
 
 
 def _states(known: Iterable[Record], events: Iterable[Event]) -> dict[str, State]:

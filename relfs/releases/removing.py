@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from relfs.errors import RelfsError
+from relfs.errors import LockedError, RelfsError
 from relfs.layout import DeployPath
 from relfs.releases.inuse import Uses, why_in_use
 from relfs.releases.inventory import Inventory, take_inventory
@@ -76,7 +76,7 @@ def carry_out(
     decisions: Iterable[Decision], discard: Callable[[str], None], before: Callable[[str], None]
 ) -> tuple[Decision, ...]:
     """Let `discard` remove what is to go, each after `before`, which may refuse that by RefusedError. Returns what
-    became of all."""
+    became of all. Raises LockedError if somebody does not want anything to be changed."""
     return tuple(each if each.keep else _carry_out(each, discard, before) for each in decisions)
 
 
@@ -84,6 +84,8 @@ def _carry_out(decision: Decision, discard: Callable[[str], None], before: Calla
     try:
         before(decision.name)
         discard(decision.name)
+    except LockedError:
+        raise
     except RelfsError as error:
         return Decision(decision.name, True, str(error), failed=True)
     return decision
