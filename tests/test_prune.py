@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from clients import Done, RawClient, assert_one_line, ctl, running, snapshot
+from clients import Done, RawClient, assert_one_line, clean_environment, ctl, ctl_command, snapshot
 from mounting import Mount, Mounts, wait_for
 from sandbox import ACTOR, add_release, end, make_app, make_recorded_app, start_python
 
@@ -354,16 +355,19 @@ def test_what_a_client_may_not_discard(mounted: Mount, name: str) -> None:
     assert snapshot(mounted.app) == before
 
 
-@only("offline")
-def test_who_prunes_respects_the_deploy_lock(anywhere: Path) -> None:
-    before = releases(anywhere)
-    with running("-C", anywhere, "lock", "--", "sleep", "120") as holder:
-        wait_for(lambda: (anywhere / ".relfs/held").exists(), "the lock is held")
-        done = ctl("-C", anywhere, "prune", "--keep", "1")
-        assert (done.status, len(done.err.splitlines())) == (4, 1)
-        assert "the deploy lock is held" in done.err
-        holder.kill()
-    assert releases(anywhere) == before
+def test_who_prunes_respects_the_deploy_lock(five: Path) -> None:
+    command = shlex.join(map(str, ctl_command("-C", five, "lock")))
+    holder = subprocess.Popen(
+        ["sh", "-c", f"{command} && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment()
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert b"deploy lock is yours" in holder.stdout.readline()
+    done = ctl("-C", five, "prune", "--keep", "1")
+    assert_one_line(done, 4, "the deploy lock is held")
+    assert releases(five) == ["40", "41", "42", "43", "44"]
+    holder.kill()
+    holder.communicate()
+    assert ctl("-C", five, "prune", "--keep", "1").status == 0
 
 
 def test_what_a_crash_has_left_is_deleted_by_the_next_mount(app: Path, deploy: DeployPath, mounts: Mounts) -> None:

@@ -26,6 +26,7 @@ from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.health import health
 from relfs.hold import Hold, held
+from relfs.layout import check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.releases.deleter import start_deleting
@@ -132,8 +133,10 @@ def _who(mounted: Mounted) -> _Run:
     looking = trio.CapacityLimiter(1)
 
     async def run(_peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        names, but = [str(name) for name in params.get("releases", [])], _own_pids(mounted)
-        ask = partial(ask_who_uses, mounted.pointer.deploy, names, but)
+        names = [str(name) for name in params.get("releases", [])]
+        for name in names:
+            check_name(name)
+        ask = partial(ask_who_uses, mounted.pointer.deploy, names, _own_pids(mounted))
         return (await in_thread(ask, limiter=looking, abandon_on_cancel=True)).as_json()
 
     return run
