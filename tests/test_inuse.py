@@ -209,10 +209,10 @@ def test_after_a_lazy_unmount(deploy: DeployPath, release: Path, tmp_path: Path)
         assert by(pid, found(deploy)) == ["cwd"]
 
 
-def test_what_is_mounted_in_a_release_is_not_looked_at(deploy: DeployPath, release: Path) -> None:
-    """It is somebody else's, and may not answer. That the release cannot be removed then, its removal tells."""
+def test_what_is_mounted_in_a_release(deploy: DeployPath, release: Path) -> None:
+    """It would go with the release, and who is in there is not looked at: it may not answer."""
     with contained('mount -t tmpfs none "$1/sub"; cd "$1/sub"', release) as pid:
-        assert not by(pid, found(deploy))
+        assert by(pid, found(deploy)) == ["mounted"]
 
 
 # ---- by whom

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,6 +221,12 @@ def test_what_was_made_current_a_moment_ago_stays(anywhere: Path) -> None:
     assert (failed.name, failed.why) == ("40", "40: is current, and stays")
     assert releases(anywhere) == ["40", "41", "42", "43", "44"]
     assert (anywhere / "current/index.html").read_text() == "40"
+
+
+def test_what_somebody_else_removes_meanwhile_is_removed(five: Path) -> None:
+    became = prune(Place(str(five), None), Policy(keep=4), before=lambda name: shutil.rmtree(five / "releases" / name))
+    assert not became.failed
+    assert releases(five) == ["41", "42", "43", "44"]
 
 
 def test_current_by_way_of_a_link_in_releases(five: Path) -> None:

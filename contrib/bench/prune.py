@@ -22,7 +22,6 @@ from pathlib import Path
 from common import BIN, make_deploy_path, option_parser, positive, run, run_benchmark, scratch_directory
 
 _FILES_A_DIRECTORY = 100
-_IDLE_SECONDS = 5
 _PAUSE = 0.002
 _READS_A_FLUSH = 10
 
@@ -70,13 +69,14 @@ class Report:
 def main() -> None:
     parser = option_parser("prune", "What removing a release costs, measured.")
     parser.add_argument("--files", type=positive, default=50_000, help="how many it has (%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=5, help="how long to serve undisturbed (%(default)s)")
     run_benchmark(parser, _measure, _as_text)
 
 
 def _measure(options: argparse.Namespace) -> Report:
     with scratch_directory(options.directory) as scratch:
         site = _Site(scratch / "site")
-        idle = site.served_during(("sleep", str(_IDLE_SECONDS)))
+        idle = site.served_during(("sleep", str(options.seconds)))
         with _old_release(scratch / "rm", options.files) as release:
             rm = site.served_during(("rm", "-rf", release))
         with _old_release(scratch / "relfs", options.files) as release:

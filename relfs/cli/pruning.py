@@ -65,7 +65,7 @@ def prune(
         planned = plan(deploy, chosen, config.checks.unfinished, lambda names: look(place, deploy, names), protected)
         if dry_run:
             return Pruned(planned.decisions, _left(deploy), planned.unseen, planned.blind)
-        decisions = carry_out(planned.decisions, lambda name: _discard(place, name), before)
+        decisions = carry_out(planned.decisions, lambda name: _discard(place, deploy, name), before)
         decisions += _remove_staged(place, deploy)
         _clean(place, deploy)
         if wait:
@@ -96,8 +96,22 @@ def _ask(place: Place, names: list[str]) -> Uses | None:
     return Uses(of, max(part.unseen for part in parts), any(part.blind for part in parts)) if parts else Uses({})
 
 
-def _discard(place: Place, name: str) -> None:
-    """Raises RelfsError. What somebody else has removed meanwhile is removed."""
+def _discard(place: Place, deploy: DeployPath, name: str) -> None:
+    """Raises RelfsError. What is not there any more is removed: by somebody else, or by a daemon that has died before
+    it could say so."""
+    from relfs.layout import RELEASES
+
+    try:
+        _ask_or_discard(place, name)
+    except RefusedError:
+        try:
+            os.lstat(f"{RELEASES}/{name}", dir_fd=deploy.fd)
+        except FileNotFoundError:
+            return
+        raise
+
+
+def _ask_or_discard(place: Place, name: str) -> None:
     from relfs.journal import this_actor
 
     request_id = os.urandom(16).hex()
@@ -119,7 +133,7 @@ def _remove_staged(place: Place, deploy: DeployPath) -> tuple[Decision, ...]:
 
     why = "whoever was making it has ended before it was finished"
     staged = [Decision(name, False, why) for name in abandoned(deploy)]
-    return carry_out(staged, lambda name: _discard(place, name), lambda _name: None)
+    return carry_out(staged, lambda name: _discard(place, deploy, name), lambda _name: None)
 
 
 def _clean(place: Place, deploy: DeployPath) -> None:

@@ -20,7 +20,7 @@ CAP_CHECKPOINT_RESTORE) is known by what /proc/PID/maps says of it. Of threads t
 directory (CLONE_FS) all are looked at; of those that have unshared their descriptors (CLONE_FILES), only the first.
 
 A container may have a release bound into it, and use it only now and then; so what is mounted from a release counts as
-used by the first process of that name space.
+used by the first process of that name space, and so does what something is mounted in.
 
 Who cannot be looked at is counted. There may be such processes for root, too: those of an outer user name space, which
 no host can see into. Only one without CAP_SYS_PTRACE is `blind`: for him, whatever another user runs is hidden.
@@ -155,11 +155,23 @@ class _Ground:
         return names[2] if len(names) > 2 and names[1] == RELEASES else None
 
     def name_mounted(self, at: Mount) -> str | None:
-        """The release that `at` shows something of, or is in. A seal shows a release at its own place."""
-        if self.root is None or at.device != self.raw_device or not at.root.startswith(f"{self.root}/"):
-            return None
-        name, _, rest = at.root[len(self.root) + 1 :].partition("/")
+        """The release that `at` shows something of. A seal shows a release at its own place."""
+        name, rest = self._release_at(at.device, at.root)
         return None if not rest and at.target.endswith(f"/{RELEASES}/{name}") else name
+
+    def name_mounted_in(self, around: Mount | None, at: Mount) -> str | None:
+        """The release that `at` is mounted in; `around` is what that place belongs to."""
+        if around is None:
+            return None
+        name, rest = self._release_at(around.device, _path_in(around, at.target))
+        return name if rest else None
+
+    def _release_at(self, device: str, path: str) -> tuple[str | None, str]:
+        """The release that a path in a file system is in, and where in it."""
+        if self.root is None or device != self.raw_device or not path.startswith(f"{self.root}/"):
+            return None, ""
+        name, _, rest = path[len(self.root) + 1 :].partition("/")
+        return name, rest
 
 
 def _path_in(at: Mount, path: str) -> str:
@@ -250,7 +262,8 @@ class _Look:
 
     def _note_mounts(self, pid: int, names: _Names) -> None:
         for each in names:
-            found = self._ground.name_mounted(each)
+            around = names.mount_of(os.path.dirname(each.target))
+            found = self._ground.name_mounted(each) or self._ground.name_mounted_in(around, each)
             if found is not None:
                 self._named[found].append(_Trace(pid, "mounted", each.target))
 
