@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -352,6 +353,35 @@ def test_asked_twice(mounted: Mount) -> None:
         assert client.ask("discard", {"release": "41", "request": "again"})["error"]["code"] == -32003
         assert client.ask("discard", {"release": "44", "request": "live"})["error"]["code"] == -32003
     assert releases(mounted.app) == ["40", "42", "43", "44"]
+
+
+def test_a_worker_that_is_killed_while_releases_are_removed(mounted: Mount) -> None:
+    """Who asked asks the next one."""
+    mounted.expect_log("the worker .* has ended")
+    place = Place(str(mounted.app), str(mounted.app))
+    became = prune(place, Policy(keep=2), before=lambda _: os.kill(mounted.worker_pid, signal.SIGKILL), wait=True)
+    assert not became.failed
+    assert releases(mounted.app) == ["43", "44"]
+    assert os.listdir(mounted.app / ".relfs/trash") == []
+    assert [event["release"] for event in mounted.journal() if event["action"] == "prune"] == ["40", "41", "42"]
+
+
+def test_killed_before_all_is_removed(five: Path) -> None:
+    """Some releases have gone, whole, the others are as they were; the next one goes on."""
+    program = (
+        "import os, signal, sys; from relfs.cli.pruning import prune; from relfs.locate import Place\n"
+        "from relfs.releases.pruning import Policy\n"
+        "def before(name):\n    if name == '41': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prune(Place(sys.argv[1], None), Policy(keep=2), before=before)"
+    )
+    process = start_python(program, str(five))
+    assert process.wait() == -signal.SIGKILL
+    end(process)
+    assert releases(five) == ["41", "42", "43", "44"]
+    assert os.listdir(five / ".relfs/trash") == ["40.1"]
+    pruned(five, "--keep", "2", "--wait")
+    assert releases(five) == ["43", "44"]
+    assert os.listdir(five / ".relfs/trash") == []
 
 
 @pytest.mark.parametrize("name", ["", "..", "../shared", ".git", "x\ny"])

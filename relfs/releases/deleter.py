@@ -7,8 +7,8 @@ waits for all that was in the journal before. The scheduler of the disk has no s
 directory is locked while a name in it is removed, but only that one, which nobody else uses. What is read of a
 directory takes memory as long as it is kept.
 
-The choice. It works in short turns and rests between them for as long as it worked, so that a journal is never full of
-it; of each directory, no more is known than the kernel hands out at a time; and a tree is gone through depth first,
+The choice. It works in short turns and rests after each for twice as long, so that a journal is never full of it
+(`contrib/bench/prune` measures who waits for it); of each directory, no more is known than the kernel hands out at a time; and a tree is gone through depth first,
 with at most _DEPTH directories open: what lies deeper is moved up, to the top of the trash, and is an entry like
 others.
 
@@ -40,7 +40,7 @@ from relfs.releases.trash import entries, left, note_left, opened
 from relfs.releases.tree import enter
 
 _DEPTH = 32
-_TURN_SECONDS = 0.02
+_TURN_SECONDS = 0.005
 _NICE = 19
 
 
@@ -86,7 +86,7 @@ def _come_last() -> None:
         libc.set_idle_io()
 
 
-def empty(trash: int, *, but: Collection[int] = (), pace: float = 1.0) -> None:
+def empty(trash: int, *, but: Collection[int] = (), pace: float = 2.0) -> None:
     """Delete all that is in an opened trash, unless somebody else does; for `but`, see above. `pace` is how long it
     rests, for each second that it works. Raises OSError."""
     tried: frozenset[str] = frozenset()
