@@ -19,6 +19,7 @@ from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.releases import trash as trash_module
 from relfs.releases.deleter import empty, start_deleting, wait_until_deleted
+from relfs.releases.inuse import Uses
 from relfs.releases.registry import Registry
 from relfs.releases.space import Space
 from relfs.releases.trash import abandoned, entries, left, opened, put
@@ -197,8 +198,11 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["bind", "tmpfs"])
-def test_what_is_mounted_in_it_is_not_entered(trash: int, app: Path, tmp_path: Path, how: str) -> None:
-    """Be it of the same file system; the rest goes."""
+def test_what_is_mounted_in_it_is_not_entered(
+    trash: int, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Be it of the same file system, and mounted after it was looked whether somebody uses it; the rest goes."""
+    monkeypatch.setattr("relfs.releases.deleter.who_uses_below", lambda *_, **__: Uses({}))
     precious = tmp_path / "precious"
     precious.mkdir()
     inside = place(app) / "41.1/storage"
@@ -212,6 +216,15 @@ def test_what_is_mounted_in_it_is_not_entered(trash: int, app: Path, tmp_path: P
         assert "storage" in left(trash)["41.1"]
     empty(trash, pace=0)
     assert os.listdir(place(app)) == []
+
+
+def test_what_something_is_mounted_in_is_left_whole(trash: int, app: Path) -> None:
+    inside = place(app) / "41.1/storage"
+    inside.mkdir()
+    with mounted("-t", "tmpfs", "none", inside):
+        empty(trash, pace=0)
+        assert sorted(os.listdir(place(app) / "41.1")) == ["index.html", "storage"]
+        assert "in use" in left(trash)["41.1"]
 
 
 def test_what_cannot_be_deleted_keeps_nothing_else(deploy: DeployPath, app: Path) -> None:

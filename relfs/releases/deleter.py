@@ -8,9 +8,10 @@ directory is locked while a name in it is removed, but only that one, which nobo
 directory takes memory as long as it is kept.
 
 The choice. It works in short turns and rests after each for twice as long, so that a journal is never full of it
-(`contrib/bench/prune` measures who waits for it); of each directory, no more is known than the kernel hands out at a time; and a tree is gone through depth first,
-with at most _DEPTH directories open: what lies deeper is moved up, to the top of the trash, and is an entry like
-others.
+(`contrib/bench/prune` measures who waits for it); of each directory, no more is known than the kernel hands out at a
+time; and a tree is gone through depth first, with at most _DEPTH directories open: what lies deeper is moved up, to the
+top of the trash, and is an entry like others. Being so nice has a price where no processor is free: who flushes may
+have to wait until the deleter, interrupted in the middle of an unlink(2), has its next turn.
 
 Nothing outside of the trash is ever touched: no link is followed, and what is mounted in a release is not entered
 (tree.py). What cannot be deleted is told of, and left; the next run tries again. What somebody uses is left, too: he
