@@ -268,7 +268,7 @@ def test_odd_things_among_the_releases(five: Path) -> None:
     assert became.keys() == {"lost+found", "40", "41", "42", "43", "44"}
     assert "--unknown" in str(became["lost+found"]["why"])
     assert sorted(os.listdir(five / "releases")) == [".git", "43", "44", "file", "link", "lost+found"]
-    assert "lost+found" not in pruned(five, "--keep", "2", "--unknown")["44"]
+    assert not pruned(five, "--keep", "2", "--unknown")["lost+found"]["keep"]
     assert sorted(os.listdir(five / "releases")) == [".git", "43", "44", "file", "link"]
 
 

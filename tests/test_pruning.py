@@ -161,8 +161,8 @@ def test_whatever_the_policy(items: list[Item], policy: Policy, data: st.DataObj
         assert policy.unknown is False or len(kept) <= policy.keep
 
 
-def test_a_decision_says_what_failed() -> None:
-    assert not Decision("a", True, "why").failed
+def test_a_decision_is_of_one_release() -> None:
+    assert decide([item("a")], Policy(keep=1), {}, now=NOW) == [Decision("a", True, "within the limits")]
 
 
 # ---- spans, sizes, configuration
