@@ -33,6 +33,7 @@ from relfs.mounts import detach
 from relfs.store import peek
 
 _FUSE_CONF = "/etc/fuse.conf"
+_MTAB = "/etc/mtab"
 _REQUEST_TIMEOUT = "/proc/sys/fs/fuse/max_request_timeout"
 
 State = Literal["ok", "note", "fail"]
@@ -50,8 +51,8 @@ class Finding:
 def examine(place: Place | None) -> list[Finding]:
     """All findings, the host's first. Raises nothing that belongs to a check: that is its finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
-        _kernel, _device, _helper, _library, _allow_other, _handshake, _native, _sealing, _privileges, _paths,
-        _request_timeout, _tools,
+        _kernel, _device, _helper, _unmounting, _library, _allow_other, _handshake, _native, _sealing, _privileges,
+        _paths, _request_timeout, _tools,
     ]  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if place is not None:
@@ -91,6 +92,16 @@ def _helper() -> Iterator[Finding]:
         yield Finding("fail", "fusermount3", f"{path} {version} is not setuid root, so only root can mount")
         return
     yield Finding("ok", "fusermount3", f"{path} {version}")
+
+
+def _unmounting() -> Iterator[Finding]:
+    """For a user, fusermount3 looks there whether a mount is his (libfuse, util/fusermount.c, may_unmount())."""
+    if os.geteuid() != 0 and not os.path.exists(_MTAB):
+        yield Finding(
+            "note", "unmounting",
+            f"{_MTAB} is missing: fusermount3 can unmount for root only, so that a user's mount stays when relfs has "
+            f"ended; ln -s /proc/self/mounts {_MTAB}",
+        )  # fmt: skip
 
 
 def _library() -> Iterator[Finding]:

@@ -27,9 +27,10 @@ def replace_file(directory: int, name: str, data: bytes) -> None:
 
 
 def remove_file(directory: int, name: str) -> None:
-    """Remove file `name` of `directory`, if it is there. Raises OSError."""
+    """Remove file `name` of `directory`, if it is there, durably. Raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
 
 
 def _make(directory: int, name: str, data: bytes) -> None:

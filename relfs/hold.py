@@ -138,12 +138,13 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
 
 
 def give_back(directory: int) -> Hold | None:
-    """End whatever hold there is, and tell which it was, if it tells. The caller holds lock.py's, and may do so."""
+    """End whatever hold there is, for good, and tell which it was, if it tells. The caller holds lock.py's, and may do
+    so. Raises OSError."""
     try:
         hold = held(directory)
     except RelfsError:  # it stops everybody all the same, and nothing else ends that
         hold = None
-    remove_file(directory, HELD)
+    remove_file(directory, HELD)  # durably, or a power cut brings one back that has a time to live
     return hold
 
 

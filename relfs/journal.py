@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pwd
 import socket
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO
 
 from relfs.beneath import open_file
 from relfs.errors import RelfsError, reason
+from relfs.users import user_name
 
 JOURNAL = "journal"
 
@@ -216,14 +216,6 @@ def this_actor() -> Actor:
 def new_event(action: str, release: str | None, origin: str | None, actor: Actor, request_id: str) -> Event:
     """An event that happens now, on this host, and succeeds."""
     return Event(time.time(), action, release, origin, actor, socket.gethostname(), request_id, DONE)
-
-
-def user_name(uid: int) -> str:
-    """The login name of `uid`, or its number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
 
 
 def command_line(pid: int) -> str:

@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from relfs.errors import RefusedError, RelfsError, UsageError, reason
+from relfs.libc import syncfs
 from relfs.names import CURRENT, RELEASES, SHARED, STATE
 
 __all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
-__all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "is_empty", "open_deploy_path"]
+__all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "is_empty", "make_state"]
+__all__ += ["open_deploy_path"]
 
 UNFINISHED_MARKER = "DEPLOY_UNFINISHED"
 """What ansible's deploy_helper leaves in a release, and appends to a link, until it is done."""
@@ -394,12 +396,38 @@ def _open_state(fd: int, state_path: str, given: str | None, *, create: bool) ->
     except OSError as error:
         raise RelfsError(f"{state_path}: cannot be opened: {reason(error)}") from error
     try:
-        with contextlib.suppress(FileExistsError):  # another process came first
-            os.mkdir(name, 0o755, dir_fd=dir_fd)
-        return os.open(name, flags, dir_fd=dir_fd)
+        return make_state(name, dir_fd)
     except OSError as error:
         hint = "; name a writable one with --state-dir" if error.errno == errno.EROFS else ""
         raise RelfsError(f"{state_path}: cannot be made: {reason(error)}{hint}") from error
+
+
+def make_state(name: str, directory: int | None) -> int:
+    """A descriptor of the state directory `name`, which is made, and lasts. Raises OSError.
+
+    What is written there is flushed with its own directory (fsync(2)), and that does not keep the directory's name.
+    """
+    with contextlib.suppress(FileExistsError):  # another process came first
+        os.mkdir(name, 0o755, dir_fd=directory)
+    made = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        _flush_name_of(made)
+    except OSError:
+        os.close(made)
+        raise
+    return made
+
+
+def _flush_name_of(made: int) -> None:
+    try:
+        parent = os.open("..", _DIRECTORY, dir_fd=made)
+    except PermissionError:  # one may be allowed to make what one may not list
+        syncfs(made)
+        return
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def _require_releases(fd: int, path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -60,6 +61,42 @@ def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) ->
     makes = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY)
     how = (ctypes.c_uint64 * 3)(flags, mode if makes else 0, resolve)  # struct open_how
     return _check(_libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))))
+
+
+def hold_here(directory: int, name: bytes) -> int:
+    """The inode `name` in `directory`, as O_PATH. Raises OSError(EXDEV) where something is mounted on it (openat2(2),
+    RESOLVE_NO_XDEV), unless the kernel has no such call."""
+    fd = _libc.syscall(_SYS_OPENAT2, directory, name, _HOLD_HERE, _HOLD_HERE_SIZE)
+    if fd >= 0:
+        return int(fd)
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or in a sandbox that does not know it
+        return os.open(name, _HOLD, dir_fd=directory)
+    raise OSError(number, os.strerror(number))
+
+
+_HOLD = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
+_HOLD_HERE = (ctypes.c_uint64 * 3)(_HOLD, 0, RESOLVE_NO_XDEV)  # made once: it is on the way of every lookup
+_HOLD_HERE_SIZE = ctypes.c_size_t(ctypes.sizeof(_HOLD_HERE))
+
+
+def glance(directory: int, name: bytes = b"") -> tuple[int, tuple[int, int]]:
+    """Type and mode, and (st_dev, st_ino), of what has this name (no link is followed), or of the descriptor itself: as
+    lstat(2) tells, but no file system asks anybody else for it (statx(2), AT_STATX_DONT_SYNC), so that one that does
+    not answer keeps nobody waiting. The type is true, and so is the number; the mode may be old."""
+    if not hasattr(_libc, "statx"):
+        status = os.lstat(name, dir_fd=directory) if name else os.fstat(directory)
+        return status.st_mode, (status.st_dev, status.st_ino)
+    told = ctypes.create_string_buffer(_STATX_ROOM)
+    _check(_libc.statx(directory, name, _GLANCE, _STATX_KEY, told))
+    mode, inode, major, minor = _STATX.unpack_from(told)
+    return mode, (os.makedev(major, minor), inode)
+
+
+_GLANCE = 0x4000 | 0x800 | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH  # AT_STATX_DONT_SYNC, AT_NO_AUTOMOUNT
+_STATX_KEY = 0x103  # STATX_TYPE, STATX_MODE, STATX_INO
+_STATX_ROOM = 256
+_STATX = struct.Struct("=28xH2xQ96xII")  # struct statx: stx_mode, stx_ino, stx_dev_major, stx_dev_minor
 
 
 def chown_open(fd: int, uid: int, gid: int) -> None:
@@ -225,15 +262,18 @@ _CLONE_FS = 0x200
 _CLONE_FILES = 0x400
 
 
-def keep_only(fd: int) -> bool:
-    """Give this thread a descriptor table of its own, with nothing in it but `fd` (unshare(2), CLONE_FILES).
+def keep_only(*fds: int) -> bool:
+    """Give this thread a descriptor table of its own, with nothing in it but `fds` (unshare(2), CLONE_FILES).
 
     False where a sandbox forbids that; then nothing has happened.
     """
     if not hasattr(_libc, "unshare") or _libc.unshare(_CLONE_FILES) < 0:
         return False
-    os.closerange(0, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 0
+    for fd in sorted(fds):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
     return True
 
 

@@ -14,6 +14,7 @@ follows nested mounts and costs speed only.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 from relfs import libc
 from relfs.errors import RelfsError, reason
-from relfs.mountinfo import mount_id
+from relfs.mountinfo import Mount, mount_id
 
 _ATTRIBUTES = {
     "ro": libc.MOUNT_ATTR_RDONLY,
@@ -101,16 +102,42 @@ def alone(directory: int) -> int:
 
 
 def detach(mountpoint: str) -> None:
-    """Unmount lazily, with all that is mounted below: as root by itself, as a user through fusermount3.
+    """Unmount what is on top there lazily, with all that is mounted below: as root by itself, as a user through
+    fusermount3.
 
     Raises RelfsError.
     """
+    _detach(mountpoint, mountpoint)
+
+
+def detach_only(mount: Mount) -> None:
+    """The same for this mount, and nothing else that is on top there by now. Raises RelfsError.
+
+    umount2(2) goes by the path: of two that have seen a mount and detach it, the second takes what was below. A
+    descriptor means one mount, which cannot be detached twice, and whose id nobody else gets as long as it is open.
+    """
+    mountpoint = mount.target
     try:
-        libc.detach(mountpoint)
+        place = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
+    try:
+        if mount_id(place) == mount.id:
+            _detach(f"/proc/self/fd/{place}", mountpoint)
+    finally:
+        os.close(place)
+
+
+def _detach(path: str, mountpoint: str) -> None:
+    """`path` leads to the mount, too. What is no mount any more was detached by somebody else (EINVAL)."""
+    try:
+        libc.detach(path)
         return
     except PermissionError:
         pass
     except OSError as error:
+        if path != mountpoint and error.errno == errno.EINVAL:
+            return
         raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
     helper = shutil.which("fusermount3") or "fusermount3"
     done = subprocess.run([helper, "-u", "-z", "--", mountpoint], capture_output=True, check=False)

@@ -29,7 +29,13 @@ If `pending` names something the link does not say, the switch never happened, a
 An error in 1 to 4 changes nothing in memory. An error in 6 does not undo what everybody already sees: the line is
 written as after a crash, by whoever looks next, and until it is, `pending` is not overwritten and nothing else changes.
 
-A link that somebody else made is flushed, too, before the journal tells of it: nobody else does that.
+A link that somebody else made is flushed, too, before the journal tells of it, and so are the releases: nobody else
+does that.
+
+Several disks. The state directory may be on a disk of its own (`--state-dir`), and so may the releases. One disk may be
+found as it was long before the other, and no call orders the two but waiting for one. That is done between 3 and 4, and
+between 4 and 6: the link is never there without the release and `pending`, nor the line without the link. Between 6 and
+8 nothing has to be waited for: an old `pending` that comes back finds its line in the journal.
 """
 
 from __future__ import annotations
@@ -48,14 +54,15 @@ from relfs.config import Config
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.history import History, resolve, rollback_target
 from relfs.hold import Hold
-from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, user_name
-from relfs.layout import CURRENT, DeployPath, LinkStyle, Target, check_name
+from relfs.journal import RECOVERED, Actor, Event, Journal, new_event
+from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check_name
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.pending import Pending
 from relfs.releases import trash
 from relfs.releases.inventory import PRUNE, live_releases
 from relfs.store import Owner, open_store, peek
+from relfs.users import user_name
 
 _log = logging.getLogger(__name__)
 
@@ -242,8 +249,9 @@ class Pointer:
             return self.target
 
     def flush(self) -> None:
-        """Write out what the releases' file system still holds in memory, ahead of a switch that is coming."""
-        syncfs(self.deploy.fd)
+        """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a
+        switch that is coming, or behind one that somebody else has made. Raises OSError."""
+        self._flush_target(RELEASES if self.deploy.leads_somewhere(RELEASES) else ".")
 
     @property
     def behind(self) -> str | None:
@@ -416,7 +424,16 @@ class Pointer:
     # ---- what is on disk
 
     def _take_stock(self, *, first: bool = False) -> None:
-        """Bring memory and journal in line with the disk, which others may have changed, or a crash."""
+        """Bring memory and journal in line with the disk, which others may have changed, or a crash. Where the disk
+        does not tell, memory stays as it was: it may know of a line that the journal could not take."""
+        history, behind = self.history, self._behind
+        try:
+            self._compare(first=first)
+        except (OSError, RelfsError):
+            self.history, self._behind, self._seen = history, behind, None
+            raise
+
+    def _compare(self, *, first: bool) -> None:
         self._behind = None
         text = peek(self.deploy)
         self._reload_history()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -86,6 +87,17 @@ def state_of(pid: int) -> str:
         return ""
     at = stat.rindex(b")") + 2
     return stat[at : at + 1].decode("ascii")
+
+
+def waited_for_processor(pid: int) -> float:
+    """For how many seconds the threads of process `pid` have been able to run, and waited for a processor, all together
+    (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat); 0 where that cannot be seen."""
+    waited = 0
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # it may have ended
+                waited += int(file.read().split()[1])
+    return waited / 1e9
 
 
 def starter(pid: int) -> int:

@@ -7,10 +7,13 @@ needs it waits.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
 import trio
+
+from relfs.users import known_name, user_name
 
 _NO_THREAD = "can't start new thread"  # threading.Thread.start()
 _PAUSE = 0.1
@@ -31,6 +34,25 @@ async def in_thread(
             return await trio.to_thread.run_sync(
                 call, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel
             )  # fmt: skip
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+        await trio.sleep(_PAUSE)
+
+
+async def user_name_of(uid: int) -> str:
+    """user_name(), without keeping the event loop waiting."""
+    known = known_name(uid)
+    return known if known is not None else await in_thread(user_name, uid)
+
+
+async def started_thread(call: Callable[[], object], name: str) -> threading.Thread:
+    """A thread that runs `call` and dies with the process, once there is one."""
+    while True:
+        thread = threading.Thread(target=call, name=name, daemon=True)
+        try:
+            thread.start()
+            return thread
         except RuntimeError as error:
             if str(error) != _NO_THREAD:
                 raise

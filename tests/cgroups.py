@@ -15,6 +15,8 @@ _END_SECONDS = 30.0
 _LIMITS = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
 _USES = ("memory.current", "memory.usage_in_bytes", "pids.current")
 
+_EVENTS = ("memory.events", "memory.oom_control")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -29,12 +31,19 @@ class Group:
 
     def limit(self, number: int | None) -> None:
         """None: as much as there is. Raises OSError if more than that is in use and cannot be given back."""
-        self.limit_file.write_text("max" if number is None else str(number))
+        all_there_is = "-1" if self.limit_file.name == "memory.limit_in_bytes" else "max"
+        self.limit_file.write_text(all_there_is if number is None else str(number))
 
     @property
     def used(self) -> int:
         """How much is in use; of memory, what the kernel keeps for the sake of speed included."""
         return next(int((self.path / name).read_text()) for name in _USES if (self.path / name).exists())
+
+    @property
+    def kills(self) -> int:
+        """How many processes were killed for want of memory."""
+        told = next(file.read_text() for name in _EVENTS if (file := self.path / name).exists())
+        return int(next(line.split()[1] for line in told.splitlines() if line.startswith("oom_kill ")))
 
 
 @contextmanager

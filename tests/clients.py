@@ -11,6 +11,7 @@ import pty
 import select
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -132,6 +133,11 @@ def running(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterat
         process.communicate()
 
 
+def has_looked(process: subprocess.Popen[Any]) -> bool:
+    """Whether a program that looks now and then has done so, and sleeps until the next time (proc(5), stack)."""
+    return "nanosleep" in Path(f"/proc/{process.pid}/stack").read_text()
+
+
 def next_line(process: subprocess.Popen[str]) -> str:
     """The next line that `process` prints."""
     assert process.stdout is not None
@@ -175,11 +181,12 @@ class RawClient:
     def __init__(self, state: Path) -> None:
         directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(SECONDS)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SECONDS), 0))
         try:
             self.socket.connect(f"/proc/self/fd/{directory}/control")
         finally:
             os.close(directory)
+        self.socket.settimeout(SECONDS)  # not before: it would not wait for a place in the queue (EAGAIN)
         self._buffer = b""
 
     def __enter__(self) -> RawClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -13,15 +14,23 @@ from pathlib import Path
 
 import pytest
 from conformance import Tally, render
+from hypothesis import HealthCheck, settings
 from mounting import Mount, Mounts
+from replay import PowerCuts
 from sandbox import ACTOR, make_app
 from served import Pair, Served, below_a_release, serving, top_level
 
 from relfs.journal import Actor
 from relfs.layout import DeployPath, open_deploy_path
 
+settings.register_profile("relfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relfs")  # how fast a machine is tells nothing about relfs
+
 TALLY = pytest.StashKey[Tally]()
 """What this session has compared with plain directories."""
+
+POWER_CUTS = pytest.StashKey[PowerCuts]()
+"""What this session has mounted over, if it was asked for all (--every-power-cut)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.stash[TALLY] = Tally()
+    config.stash[POWER_CUTS] = PowerCuts()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +56,27 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--conformance")
     if file is not None and exitstatus == 0:
         Path(file).write_text(render(session.config.stash[TALLY]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--every-power-cut"):
+        done = config.stash[POWER_CUTS]
+        terminalreporter.write_line(
+            f"{done.cuts} power cuts leave {done.disks} different disks; {done.mounted} were mounted, the rest "
+            "are no deploy path yet"
+        )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> None:
+    """What the tests of other files left open is closed now, and not while descriptors are counted."""
+    gc.collect()
+
+
+@pytest.fixture
+def power_cuts(request: pytest.FixtureRequest) -> PowerCuts:
+    """What this session has mounted over so far."""
+    return request.config.stash[POWER_CUTS]
 
 
 @pytest.fixture

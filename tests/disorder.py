@@ -12,8 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
-from relfs import adopt, journal, pending, pointer, store
+from recording import STATE_ELSEWHERE
+
+from relfs import adopt, hold, journal, layout, pending, pointer, store
 from relfs.cli.relfsctl import main
+from relfs.layout import CURRENT, STATE
+from relfs.libc import syncfs
 from relfs.pending import Pending
 from relfs.records import files
 
@@ -84,6 +88,18 @@ def _write_records_in_place() -> Patch:
     return mock.patch.object(files, "_put", side_effect=PermissionError)
 
 
+def _forget_what_was_left_undone() -> Patch:
+    """Before it has been done."""
+    read = pending.read
+
+    def early(directory: int | None) -> Pending | None:
+        note = read(directory)
+        pending.forget(directory)
+        return note
+
+    return mock.patch.object(pending, "read", early)
+
+
 def _leave_half_a_line() -> Patch:
     return mock.patch.object(files, "_torn", lambda *_: 0)
 
@@ -95,16 +111,72 @@ def _forget_that_tools_are_to_be_told() -> Patch:
     )
 
 
+def _make_the_state_directory_and_leave_it() -> Patch:
+    return mock.patch.object(layout, "_flush_name_of", _nothing)
+
+
+def _leave_the_state_directory() -> Patch:
+    """What is made, renamed or removed in it is not flushed."""
+    fsync = os.fsync
+
+    def all_but_that(fd: int) -> None:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) not in (STATE, os.path.basename(STATE_ELSEWHERE)):
+            fsync(fd)
+
+    return mock.patch.object(os, "fsync", all_but_that)
+
+
+def _flush_the_deploy_path_alone() -> Patch:
+    """And what is on its disk."""
+
+    def flush(self: pointer.Pointer, _: str) -> None:
+        syncfs(self.deploy.fd)
+
+    return mock.patch.object(pointer.Pointer, "_flush_target", flush)
+
+
+def _flush_the_state_alone() -> Patch:
+    def flush(self: pointer.Pointer, _: str) -> None:
+        assert self.deploy.state_fd is not None
+        syncfs(self.deploy.state_fd)
+
+    return mock.patch.object(pointer.Pointer, "_flush_target", flush)
+
+
+def _put_the_file_away_before_the_link_is_there() -> Patch:
+    write = store.LinkStore.write
+
+    def late(self: store.LinkStore, text: str, *owner: Any, flush: Callable[[], None] | None = None) -> None:
+        if flush is None:
+            state = self._deploy.state_fd
+            os.unlink(CURRENT, dir_fd=state)
+            os.fsync(state if state is not None else -1)
+        write(self, text, *owner, flush=flush)
+
+    return mock.patch.object(store.LinkStore, "write", late)
+
+
+def _give_the_lock_back_for_now() -> Patch:
+    give_back = hold.give_back
+
+    def for_now(directory: int) -> hold.Hold | None:
+        with mock.patch.object(os, "fsync", _nothing):
+            return give_back(directory)
+
+    return mock.patch.object(hold, "give_back", for_now)
+
+
 def _adopt_without_flushing() -> Patch:
     return mock.patch.object(adopt, "syncfs", _nothing)
 
 
 @contextmanager
 def _init_and_leave_directories() -> Iterator[None]:
-    """The pointer flushes, too, when it is opened for the first time."""
+    """The pointer flushes, too, when it is opened for the first time; and so does who makes the state directory."""
     with (
         mock.patch.multiple(adopt, _sync_directories=_nothing, _flush=_nothing),
         mock.patch.object(pointer.Pointer, "flush", _nothing),
+        _make_the_state_directory_and_leave_it(),
     ):
         yield
 
@@ -124,8 +196,15 @@ DISORDERS: dict[str, Callable[[], Patch]] = {
         _note_the_text_apart,
         _note_nothing,
         _write_records_in_place,
+        _forget_what_was_left_undone,
         _leave_half_a_line,
         _forget_that_tools_are_to_be_told,
+        _make_the_state_directory_and_leave_it,
+        _leave_the_state_directory,
+        _flush_the_deploy_path_alone,
+        _flush_the_state_alone,
+        _put_the_file_away_before_the_link_is_there,
+        _give_the_lock_back_for_now,
         _adopt_without_flushing,
         _init_and_leave_directories,
         _follow_without_flushing,

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from relfs.mountinfo import mount_at
 from relfs.mounts import detach
 
-READY_SECONDS = 30
-END_SECONDS = 30
+READY_SECONDS = 60
+END_SECONDS = 60
 
 _LOUD = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ", re.MULTILINE)
 
@@ -57,6 +57,13 @@ def relfsctl(app: str | Path, *arguments: str, user: int | None = None) -> subpr
         group=user,
         extra_groups=[] if user is not None else None,
     )
+
+
+class Process(Protocol):
+    """What runs, or has ended."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None: it runs."""
 
 
 @dataclass
@@ -126,10 +133,12 @@ class Mount:
 
     def loud_lines(self) -> list[str]:
         """What was logged above INFO and not announced."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [
-            line for line in lines if _LOUD.match(line) and not any(re.search(each, line) for each in self.expected)
-        ]
+        return [line for line in loud_lines(self.log) if not any(re.search(each, line) for each in self.expected)]
+
+
+def loud_lines(log: Path) -> list[str]:
+    """What was logged above INFO."""
+    return [line for line in log.read_text(errors="replace").splitlines() if _LOUD.match(line)]
 
 
 class Mounts:
@@ -167,7 +176,7 @@ class Mounts:
             )
             mount = Mount(app, at if at is not None else app, log, process, user)
             self._mounts.append(mount)
-            _wait_ready(ready, mount)
+            wait_ready(ready, process, log)
         return mount
 
     def _patched(self, number: int, patch: str | None) -> dict[str, str]:
@@ -204,18 +213,19 @@ def detach_all(place: Path) -> None:
         detach(str(place))
 
 
-def _wait_ready(ready: socket.socket, mount: Mount) -> None:
+def wait_ready(ready: socket.socket, process: Process, log: Path) -> None:
+    """Wait for it to be said on the notify socket `ready`; fail with what was logged if `process` ends instead."""
     ready.settimeout(0.1)
     for _ in range(READY_SECONDS * 10):
         with contextlib.suppress(TimeoutError):
             if b"READY=1" in ready.recv(4096):
                 return
-        if mount.process.poll() is not None:
+        if process.poll() is not None:
             break
-    raise AssertionError(f"relfs did not get ready:\n{mount.log.read_text()}")
+    raise AssertionError(f"relfs did not get ready:\n{log.read_text()}")
 
 
-def wait_for(condition: Any, what: str, seconds: float = 30.0) -> None:
+def wait_for(condition: Any, what: str, seconds: float = 60.0) -> None:
     """Poll a condition; fail with `what` if it does not come true. Never a measure of speed."""
     import time
 

@@ -14,6 +14,7 @@ from pathlib import Path
 _PROGRAM = """
 import errno, json, os, select, sys
 path, known = sys.argv[1], {word.encode() for word in sys.argv[2].split(",")}
+counter = int(sys.argv[3]) if len(sys.argv) > 3 else None
 reads = neither = 0
 failed, seen = {}, set()
 while True:
@@ -28,6 +29,8 @@ while True:
             name = errno.errorcode[error.errno]
             failed[name] = failed.get(name, 0) + 1
         reads += 1
+    if counter is not None:
+        os.pwrite(counter, reads.to_bytes(8, "little"), 0)
     if reads == 50:
         print("ready", flush=True)
     if select.select([0], [], [], 0)[0]:
@@ -37,6 +40,9 @@ print(json.dumps([reads, neither, failed, sorted(word.decode() for word in seen)
 
 
 READY = b"ready\n"
+
+_AT_A_TIME = 50
+"""So often a reader reads before it tells how often it has."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,29 @@ class Readers:
     """Running readers; `stop` tells what they saw."""
 
     def __init__(self, file: Path, known: tuple[str, ...], count: int, *, session: bool) -> None:
+        self._counters = [os.memfd_create("reads") for _ in range(count)]
         self._processes = [
             subprocess.Popen(
-                reader_command(file, *known),
+                [*reader_command(file, *known), str(counter)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=session,
+                pass_fds=[counter],
             )
-            for _ in range(count)
+            for counter in self._counters
         ]
         for process in self._processes:
             assert process.stdout is not None
             assert process.stdout.readline() == READY
+
+    @property
+    def reads(self) -> list[int]:
+        """How often each of them has read so far; a few more, in truth."""
+        return [int.from_bytes(os.pread(counter, 8, 0), "little") for counter in self._counters]
+
+    def have_read_since(self, reads: list[int]) -> bool:
+        """Whether each has begun a read, and ended it, since `reads` was asked for."""
+        return all(now > before + _AT_A_TIME for before, now in zip(reads, self.reads, strict=True))
 
     def stop(self) -> Seen:
         return total([process.communicate(b"\n")[0] for process in self._processes])
@@ -94,6 +111,8 @@ class Readers:
             if process.poll() is None:
                 os.kill(process.pid, 9)
                 process.wait()
+        for counter in self._counters:
+            os.close(counter)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """What real programs do to a deploy path, recorded by strace(1) as events, for replay.py.
 
-Only what changes or flushes something below the deploy path is kept, whoever of the traced processes did it, in the
-order in which the calls returned. Paths are relative to the deploy path: of a call by descriptor, the one that the
-kernel knows the descriptor by (strace -y), so that a descriptor that was handed on by another process is no riddle; and
-under a mount that covers the deploy path, it is the daemon's own calls that are seen, if only the daemon is traced.
-A call that could change something and that is not understood is an error, not passed over.
+Only what changes or flushes something below the deploy path, or on another disk that a story is about, is kept,
+whoever of the traced processes did it, in the order in which the calls returned. Paths are relative to the deploy path:
+of a call by descriptor, the one that the kernel knows the descriptor by (strace -y), so that a descriptor that was
+handed on by another process is no riddle; and under a mount that covers the deploy path, it is the daemon's own calls
+that are seen, if only the daemon is traced. A call that could change something and that is not understood is an error,
+not passed over.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from relfs.names import STATE
 
 ACKNOWLEDGEMENT = "acknowledged"
 """Who makes a directory of this name in the deploy path says that whoever asked has the answer. No file system has it
 then: it is an event of its own."""
 
-_SPARE = re.compile(r"\.relfs/(lock|daemon\.lock|log|control.*)")
+ELSEWHERE = "../state"
+"""Where another disk is mounted, seen from the deploy path."""
+
+STATE_ELSEWHERE = f"{ELSEWHERE}/relfs"
+"""The state directory of those who keep it there."""
+
+_SPARE = re.compile(rf"({re.escape(STATE)}|{re.escape(STATE_ELSEWHERE)})/(lock|daemon\.lock|log|control.*)")
 """What nobody needs after a power cut: locks are with the kernel, and whoever logs or listens makes the name anew."""
 
 _CALLS = (
@@ -112,7 +121,9 @@ class Synced:
 
 @dataclass(frozen=True)
 class SyncedAll:
-    """syncfs(2) or sync(2)."""
+    """syncfs(2) of the disk that `path` is on; None: sync(2), of every disk."""
+
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,10 +131,18 @@ class Acknowledged:
     """Whoever asked for a change has been told that it is done."""
 
 
+PATHS = ("path", "old", "new")
+"""What an event calls the names that it is about."""
+
 Event = (
     Opened | Wrote | Truncated | MadeDirectory | MadeLink | AddedName | Renamed | Removed | Dated | Synced | SyncedAll
     | Acknowledged
 )  # fmt: skip
+
+
+def paths_of(event: Event) -> list[str]:
+    """The names that it is about."""
+    return [path for name in PATHS if (path := getattr(event, name, None)) is not None]
 
 
 # ---- recording ------------------------------------------------------------------------------------------------------
@@ -137,10 +156,10 @@ class Tape:
     _kept: Path
     _keeper: subprocess.Popen[bytes]
 
-    def events(self, app: Path) -> list[Event]:
-        """What happened below `app`; waits for the end of all that was traced."""
+    def events(self, app: Path, others: Sequence[str] = ()) -> list[Event]:
+        """What happened below `app`, and on the disks `others`; waits for the end of all that was traced."""
         assert self._keeper.wait() == 0
-        return list(parse(self._kept.read_text("ascii").splitlines(), str(app)))
+        return list(parse(self._kept.read_text("ascii").splitlines(), str(app), others))
 
 
 @contextmanager
@@ -175,8 +194,10 @@ _TIME = re.compile(r"\{tv_sec=(\d+), tv_nsec=(\d+)\}")
 _AT = 2  # arguments of a path that is relative to a descriptor
 
 
-def parse(lines: Iterable[str], app: str) -> Iterator[Event]:
-    """The events below `app` that strace's `lines` (-f -y -xx) tell. Raises NotImplementedError for what is none."""
+def parse(lines: Iterable[str], app: str, others: Sequence[str] = ()) -> Iterator[Event]:
+    """The events below `app`, and at or below the paths `others`, seen from there, that strace's `lines` (-f -y -xx)
+    tell. Raises NotImplementedError for what is none."""
+    places = (app, *(os.path.normpath(f"{app}/{other}") for other in others))
     begun: dict[str, str] = {}
     for line in lines:
         thread, _, call = line.partition(" ")
@@ -188,7 +209,7 @@ def parse(lines: Iterable[str], app: str) -> Iterator[Event]:
         whole = begun.pop(thread) + resumed[1] if resumed else call
         found = _CALL.match(whole)
         if found is not None and not found[3].startswith(("-", "?")):
-            yield from _Call(found[1], found[2], int(found[3]), app).events()
+            yield from _Call(found[1], found[2], int(found[3]), places).events()
 
 
 @dataclass(frozen=True)
@@ -198,11 +219,11 @@ class _Call:
     name: str
     shown: str
     result: int
-    app: str
+    places: tuple[str, ...]
 
     def events(self) -> Iterator[Event]:
         for event in self._events():
-            paths = [getattr(event, name) for name in ("path", "old", "new") if hasattr(event, name)]
+            paths = paths_of(event)
             if paths == [ACKNOWLEDGEMENT] and isinstance(event, MadeDirectory):
                 yield Acknowledged()
             elif not any(path == ACKNOWLEDGEMENT or _SPARE.fullmatch(path) for path in paths):
@@ -243,7 +264,7 @@ class _Call:
             case "fsync" | "fdatasync":
                 yield Synced(path)
             case "syncfs":
-                yield SyncedAll()
+                yield SyncedAll(path)
             case _:
                 raise NotImplementedError(f"{self.name}({self.shown})")
 
@@ -261,7 +282,7 @@ class _Call:
         if not first and not second:
             return
         if not first or not second:
-            raise NotImplementedError(f"into the deploy path, or out of it: {self.name}({self.shown})")
+            raise NotImplementedError(f"into what is looked at, or out of it: {self.name}({self.shown})")
         exchange = "RENAME_EXCHANGE" in self.shown
         renamed = self.name.startswith("rename")
         yield Renamed(first[0], second[0], exchange) if renamed else AddedName(first[0], second[0])
@@ -294,9 +315,9 @@ class _Call:
 
     def _below(self, path: bytes) -> str | None:
         decoded = os.fsdecode(path)
-        if decoded == self.app:
-            return "."
-        return decoded[len(self.app) + 1 :] if decoded.startswith(self.app + "/") else None
+        if not any(f"{decoded}/".startswith(f"{place}/") for place in self.places):
+            return None
+        return os.path.relpath(decoded, self.places[0])
 
 
 def _unhex(shown: str) -> bytes:

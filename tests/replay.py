@@ -4,13 +4,17 @@ What may be lost
 ----------------
 The facts (fsync(2), rename(2), symlink(2)): a file system may bring what was not flushed to the disk in any order, or
 not at all. fsync of a file makes its data safe, not its name. fsync of a directory makes the names in it safe, not what
-they lead to; a link's text is data, and is flushed by syncfs alone. A rename is one step, an exchange too.
+they lead to, nor the directory's own name; a link's text is data, and is flushed by syncfs alone. A rename is one step,
+an exchange too.
 
 The choice. Data: of the changes to a file that were not flushed, any may be missing, and the last write may be there
 by half, but for its last byte, as zeros (the size is there, the data are not), or with its first half zeros. Names:
 each change that was not flushed may be missing, together with those that build on it. All of them at once would be
 more than anybody can try. So tried are: nothing and everything lost; every beginning of what happened (a journal that
 was written out until then); each change lost alone; each kept alone; and with each of these, each file likewise.
+
+Two disks know nothing of each other: each loses its own, and one may be an hour behind the other. So all that is tried
+with one is tried with all that is tried with the other.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import recording
 from recording import Event
@@ -43,7 +47,16 @@ class Left:
 
 
 Remains = tuple[tuple[str, Left], ...]
-"""What is left below the deploy path, by relative path, directories before what is in them."""
+"""What is left below the deploy path, and on other disks, by relative path, directories before what is in them."""
+
+
+@dataclass
+class PowerCuts:
+    """How often the power was cut, how many different disks that left, and how many of them were mounted."""
+
+    cuts: int = 0
+    disks: int = 0
+    mounted: int = 0
 
 
 # ---- one file -------------------------------------------------------------------------------------------------------
@@ -132,11 +145,15 @@ class _Step:
     def touches(self, directory: Inode) -> bool:
         return any(key[0] is directory for key, _ in self.names)
 
+    def follows(self, earlier: _Step) -> bool:
+        """Whether it changes a name that `earlier` has changed."""
+        keys = {key for key, _ in earlier.names}
+        return any(key in keys for key, _ in self.names)
+
     def builds_on(self, earlier: _Step) -> bool:
         """Whether it cannot be there without `earlier`: the same name, or one in a directory that was made then."""
-        keys = {key for key, _ in earlier.names}
         made = {inode for _, inode in earlier.names if inode is not None}
-        return any(key in keys or key[0] in made for key, _ in self.names)
+        return self.follows(earlier) or any(key[0] in made for key, _ in self.names)
 
     def apply(self, names: _Names) -> None:
         for key, inode in self.names:
@@ -147,7 +164,7 @@ class _Step:
 
 
 class Disk:
-    """A deploy path: its names and files as they are now, and as they are on the disk."""
+    """One file system: its names and files as they are now, and as they are on the disk."""
 
     def __init__(self) -> None:
         self.root = Inode("directory")
@@ -156,11 +173,11 @@ class Disk:
         self._steps: list[_Step] = []
 
     @classmethod
-    def of(cls, app: Path, *, without: Sequence[str] = ()) -> Disk:
-        """The disk that holds `app`, all of it safe, but nothing at or below the paths `without`."""
+    def of(cls, place: Path, *, without: Sequence[str] = ()) -> Disk:
+        """The disk that holds `place`, all of it safe, but nothing at or below the paths `without`."""
         disk = cls()
-        for path in sorted(app.rglob("*")):
-            relative = str(path.relative_to(app))
+        for path in sorted(place.rglob("*")):
+            relative = str(path.relative_to(place))
             if not any(f"{relative}/".startswith(f"{left_out}/") for left_out in without):
                 disk._copy(path, relative)
         disk.do(recording.SyncedAll())
@@ -251,7 +268,7 @@ class Disk:
 
     def _sync(self, inode: Inode) -> None:
         inode.flush()
-        safe = self._with_bases({at for at, step in enumerate(self._steps) if step.touches(inode)})
+        safe = self._with_bases({at for at, step in enumerate(self._steps) if step.touches(inode)}, _Step.follows)
         for at in sorted(safe):
             self._steps[at].apply(self._safe)
         self._steps = [step for at, step in enumerate(self._steps) if at not in safe]
@@ -279,9 +296,9 @@ class Disk:
         without = [set(everything) - self._with_dependents(at) for at in everything]
         return {frozenset(choice) for choice in (*beginnings, *alone, *without)}
 
-    def _with_bases(self, chosen: set[int]) -> set[int]:
+    def _with_bases(self, chosen: set[int], needs: Callable[[_Step, _Step], bool] = _Step.builds_on) -> set[int]:
         for at in reversed(range(len(self._steps))):
-            if any(self._steps[later].builds_on(self._steps[at]) for later in chosen if later > at):
+            if any(needs(self._steps[later], self._steps[at]) for later in chosen if later > at):
                 chosen.add(at)
         return chosen
 
@@ -321,9 +338,74 @@ def _combinations(outcomes: list[list[Left]]) -> Iterable[Sequence[Left]]:
     return [new, old, *alone]
 
 
+# ---- several disks --------------------------------------------------------------------------------------------------
+
+
+class Disks:
+    """A deploy path, and the other disks that what is kept of it lies on: each forgets for itself."""
+
+    def __init__(self, own: Disk, others: Mapping[str, Disk]) -> None:
+        """`others` by the path, seen from the deploy path, that they are mounted at."""
+        self._own = own
+        self._others = dict(others)
+
+    @classmethod
+    def of(cls, app: Path, *, without: Sequence[str] = (), others: Sequence[str] = ()) -> Disks:
+        """The disks of `app`, all of it safe, but nothing at or below the paths `without`."""
+        kept_out = {other: [os.path.relpath(path, other) for path in without] for other in others}
+        return cls(
+            Disk.of(app, without=[*without, *others]),
+            {other: Disk.of(app / other, without=kept_out[other]) for other in others},
+        )
+
+    def do(self, event: Event) -> None:
+        """Let it happen. Raises as Disk does."""
+        paths = recording.paths_of(event)
+        if not paths:
+            for disk in (self._own, *self._others.values()):
+                disk.do(event)
+            return
+        disk, _ = self._at(paths[0])
+        named = [name for name in recording.PATHS if hasattr(event, name)]
+        there: dict[str, Any] = {name: self._at(path)[1] for name, path in zip(named, paths, strict=True)}
+        disk.do(replace(event, **there))
+
+    def find(self, path: str) -> Inode | None:
+        """What is there now, if anything is."""
+        disk, relative = self._at(path)
+        return disk.find(relative)
+
+    def listing(self, path: str) -> dict[str, Inode]:
+        """What there is now in the directory `path`, if there is one."""
+        disk, relative = self._at(path)
+        return disk.listing(relative)
+
+    def remains(self) -> Iterator[Remains]:
+        """What may be left if the power fails now. See "What may be lost"."""
+        disks = {".": self._own, **self._others}
+        parts = [[_moved(left, place) for left in disk.remains()] for place, disk in disks.items()]
+        for together in itertools.product(*parts):
+            yield tuple(itertools.chain.from_iterable(together))
+
+    def _at(self, path: str) -> tuple[Disk, str]:
+        """The disk that a path is on, and the path there."""
+        for place, disk in self._others.items():
+            if f"{path}/".startswith(f"{place}/"):
+                return disk, path[len(place) + 1 :] or "."
+        return self._own, path
+
+
+def _moved(left: Remains, place: str) -> Remains:
+    """What is left of a disk that is mounted at `place`."""
+    if place == ".":
+        return left
+    return ((place, Left("directory", b"", None)), *((f"{place}/{path}", each) for path, each in left))
+
+
 def write_out(remains: Remains, app: Path) -> None:
-    """Make `app` a deploy path that holds `remains`."""
-    app.mkdir()
+    """Make `app` a deploy path that holds `remains`; the directory that it is in is made as well, and holds the other
+    disks."""
+    app.mkdir(parents=True)
     for path, left in remains:
         match left.kind:
             case "directory":

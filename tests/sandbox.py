@@ -38,6 +38,13 @@ def make_recorded_app(path: Path) -> Path:
     return path
 
 
+def be_patient(app: Path) -> Path:
+    """Configure that what was begun there may last: on a machine that is busy, a test takes longer than is usual."""
+    (app / ".relfs").mkdir(exist_ok=True)
+    (app / ".relfs/config.toml").write_text("[replacement]\ngrace = 300\n[hooks]\ntimeout = 300\n")
+    return app
+
+
 def add_release(app: Path, name: str) -> Path:
     """A release with one file, which says the release's name."""
     release = app / "releases" / name

@@ -21,8 +21,8 @@ from mounting import Mount, Mounts, wait_for
 from sandbox import end, make_app, start_python
 from sidebyside import ROOT, Script, Trace, Who, difference, run, tree
 
-SPECIAL = frozenset({"current", "releases", "shared", ".relfs"})
-"""What a script finds at the top of a mount, and did not make."""
+SPECIAL = frozenset({"current", "current.new", "releases", "shared", ".relfs"})
+"""What a script finds at the top of a mount, and did not make; `current.new` while somebody switches."""
 
 
 @dataclass

@@ -28,12 +28,12 @@ from clients import (
     ctl,
     ctl_command,
     ctl_on_terminal,
+    has_looked,
     next_line,
     running,
     snapshot,
 )
 from mounting import Mount, Mounts, environment, relfs_command, wait_for
-from opened import opened_by
 from sandbox import add_release, end, link_of, make_app, start_python
 
 from relfs import locate as locate_module
@@ -677,7 +677,7 @@ def test_watch_after_a_torn_line(app: Path) -> None:
     with open(app / ".relfs/journal", "ab") as journal:
         journal.write(b'{"time":1.5,"action":"swi')
     with running("-C", app, "--json", "watch") as watcher:
-        wait_for(lambda: str(app / ".relfs") in opened_by(watcher.pid), "it watches")
+        wait_for(lambda: has_looked(watcher), "it watches")
         assert ctl("-C", app, "switch", "42").status == 0
         assert json.loads(next_line(watcher))["release"] == "42"
 
@@ -740,6 +740,18 @@ def test_doctor_knows_who_may_mount_for_all(tmp_path: Path, allowed: bool) -> No
     assert ("put user_allow_other into /etc/fuse.conf" in found["text"]) != allowed
 
 
+@pytest.mark.parametrize("user", [65534, 0])
+def test_doctor_knows_who_may_unmount(user: int) -> None:
+    """In a mount name space of its own, with a /etc that has no mtab."""
+    script = 'mount -t tmpfs none /etc && exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, str(user), *ctl_command("--json", "doctor")]
+    process = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False, cwd="/")
+    found = [each for each in json.loads(process.stdout) if each["what"] == "unmounting"]
+    assert [each["state"] for each in found] == (["note"] if user else [])
+    assert not user or "/etc/mtab is missing: fusermount3 can unmount for root only" in found[0]["text"]
+    assert not [each for each in ctl("--json", "doctor", user=NOBODY).json if each["what"] == "unmounting"]
+
+
 def test_doctor_tells_of_sealing(app: Path, tmp_path: Path) -> None:
     """What this host can, and whether what the deploy path asks for can be kept."""
     (app / ".relfs").mkdir()
@@ -798,18 +810,26 @@ def test_doctor_without_a_deploy_path(tmp_path: Path) -> None:
     assert (done.status, finding(done, "deploy path")["state"]) == (1, "fail")
 
 
+def children(pid: int) -> list[int]:
+    """Of a process with one thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str | None:
+    """What a process is called; None: it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def test_a_mount_that_nobody_serves(mount: Mount) -> None:
     """The daemon and its guards are killed, so nobody detaches: each command says what to do, and that works."""
     mount.expect_log(".")
-    helpers = {
-        child
-        for each in Path(f"/proc/{mount.process.pid}/task").glob("*/children")
-        for child in each.read_text().split()
-        if Path(f"/proc/{child}/comm").read_text() in ("fusermount3\n", "sh\n")
-    }
+    helpers = [child for child in children(mount.process.pid) if name_of(child) in ("fusermount3", "sh")]
     assert len(helpers) == 2
     for helper in helpers:
-        os.kill(int(helper), signal.SIGKILL)
+        os.kill(helper, signal.SIGKILL)
     mount.kill()
     assert mount_at(str(mount.app)) is not None, "what this test is about"
     assert_one_line(ctl("-C", mount.app, "switch", "41"), 1, str(mount.app))
@@ -887,7 +907,7 @@ def test_a_closed_pipe_is_no_failure(app: Path, command: str) -> None:
     os.close(writing)
     try:
         if command == "watch":
-            wait_for(lambda: str(app / ".relfs") in opened_by(process.pid), "it watches")
+            wait_for(lambda: has_looked(process), "it watches")
             assert ctl("-C", app, "switch", "40").status == 0
         _, stderr = process.communicate(timeout=SECONDS)
     finally:

@@ -47,9 +47,9 @@ def test_the_document_says_what_this_session_counted(pytestconfig: pytest.Config
 def test_the_document_says_what_is_counted_anew(tmp_path: Path) -> None:
     """Whatever this session ran, of one file of tests."""
     file = tmp_path / "conformance.md"
-    command = [sys.executable, "-m", "pytest", "-q", f"--conformance={file}", "tests/test_passthrough_names.py"]
+    command = [sys.executable, "-m", "pytest", "-q", f"--conformance={file}", "tests/test_passthrough_attributes.py"]
     subprocess.run(command, cwd=_TESTS.parent, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    names = [test.removeprefix("test_").replace("_", " ") for test in comparing_tests("test_passthrough_names")]
+    names = [test.removeprefix("test_").replace("_", " ") for test in comparing_tests("test_passthrough_attributes")]
     written = written_rows()
     lines = file.read_text().splitlines()
     assert len(names) > 3

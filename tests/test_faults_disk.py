@@ -154,7 +154,7 @@ def test_a_log_that_lost_lines_to_a_full_disk(tmp_path: Path) -> None:
             filler.unlink()
             _note_refusals(app, 1)
             wait_for(lambda: "lines are missing here: No space left" in _log_of(app), "the log tells")
-            assert status_of(app)["health"] == []
+            wait_for(lambda: status_of(app)["health"] == [], "status tells that, too")
             assert ctl("-C", app, "switch", "42").status == 0
 
 

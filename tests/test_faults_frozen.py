@@ -17,8 +17,11 @@ from disks import BrokenDisk, broken_disk, small_disk
 from mounting import Mounts, detach_all, environment, wait_for
 from readers import reading
 
-PLACES = ["storage", "web/uploads", "shared/storage"]
-"""At the top level, below a directory that relfs serves, and below a native one."""
+PLACES = ["storage", "web/uploads", "shared/storage", "shared"]
+"""At the top level, below a directory that relfs serves, below a native one, and that itself."""
+
+SERVED = ["native", "passthrough"]
+"""Whether what is mounted below is attached, or served by relfs itself (fuse/abroad.py)."""
 
 
 @pytest.fixture(params=PLACES)
@@ -29,11 +32,16 @@ def place(app: Path, request: pytest.FixtureRequest) -> Path:
     return made
 
 
+@pytest.fixture(params=SERVED)
+def options(request: pytest.FixtureRequest) -> list[str]:
+    return ["--no-bind"] if request.param == "passthrough" else []
+
+
 @contextmanager
-def someone_who_waits(file: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that reads `file`, prints it, and ends."""
+def someone_who_waits(file: Path, user: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process (of `user`) that reads `file`, prints it, and ends."""
     command = [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), user=user, group=user)
     try:
         yield process
     finally:
@@ -41,14 +49,17 @@ def someone_who_waits(file: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_a_disk_that_does_not_answer(app: Path, place: Path, tmp_path: Path, mounts: Mounts) -> None:
+def test_a_disk_that_does_not_answer(
+    app: Path, place: Path, options: list[str], tmp_path: Path, mounts: Mounts
+) -> None:
     with broken_disk(place, tmp_path / "mood") as disk:
-        mount = mounts.start(app)
+        mount = mounts.start(app, *options)
+        pid = mount.status()["worker_pid"]
         assert (place / "file").read_text() == "on the other disk"
         with reading(app / "current/index.html", "40", "41", "42") as readers:
             disk.hangs()
             with someone_who_waits(place / "file") as waiting:
-                wait_for(lambda: _waits(waiting), "it waits for the disk")
+                wait_for(lambda: waits(waiting), "it waits for the disk")
                 _assert_the_rest_goes_on(app)
                 assert mount.status()["health"] == []
                 assert waiting.poll() is None, "it did not wait"
@@ -57,11 +68,12 @@ def test_a_disk_that_does_not_answer(app: Path, place: Path, tmp_path: Path, mou
             seen = readers.stop()
         assert (seen.failed, seen.neither) == ({}, 0)
         assert (place / "file").read_text() == "on the other disk"
+        assert mount.status()["worker_pid"] == pid
         mount.terminate()
         assert (place / "file").read_text() == "on the other disk", "what was mounted there before, still is"
 
 
-def _waits(process: subprocess.Popen[str]) -> bool:
+def waits(process: subprocess.Popen[str]) -> bool:
     """Whether it is inside of open(2), stat(2) or read(2) of FUSE."""
     return "request_wait_answer" in Path(f"/proc/{process.pid}/stack").read_text()
 
@@ -78,17 +90,19 @@ def _assert_the_rest_goes_on(app: Path) -> None:
     assert (app / "web/page").read_text() == "beside it"
 
 
-def test_started_while_a_disk_does_not_answer(app: Path, place: Path, tmp_path: Path, mounts: Mounts) -> None:
+def test_started_while_a_disk_does_not_answer(
+    app: Path, place: Path, options: list[str], tmp_path: Path, mounts: Mounts
+) -> None:
     with broken_disk(place, tmp_path / "mood") as disk:
         disk.hangs()
-        mount = mounts.start(app)
+        mount = mounts.start(app, *options)
         _assert_the_rest_goes_on(app)
         disk.works()
         assert (place / "file").read_text() == "on the other disk"
         mount.terminate()
 
 
-def test_what_is_mounted_below_is_as_it_was(app: Path, place: Path, mounts: Mounts) -> None:
+def test_what_is_mounted_below_is_as_it_was(app: Path, place: Path, options: list[str], mounts: Mounts) -> None:
     """The other disk, a disk on that, and a single file that something is mounted on."""
     (app / "settings").write_text("covered")
     (app / "real-settings").write_text("mounted")
@@ -99,7 +113,7 @@ def test_what_is_mounted_below_is_as_it_was(app: Path, place: Path, mounts: Moun
         try:
             with small_disk_at(disk / "inner") as inner:
                 (inner / "file").write_text("inner")
-                mount = mounts.start(app)
+                mount = mounts.start(app, *options)
                 assert (disk / "file").read_text() == "outer"
                 assert (inner / "file").read_text() == "inner"
                 assert (app / "settings").read_text() == "mounted"
@@ -167,7 +181,7 @@ def test_the_deploy_path_itself_does_not_answer(app: Path, tmp_path: Path, mount
         assert os.readlink(app / "current") == "releases/40"
         disk.hangs()
         with someone_who_waits(app / "upload") as waiting:
-            wait_for(lambda: _waits(waiting), "it waits for the disk")
+            wait_for(lambda: waits(waiting), "it waits for the disk")
             wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
             assert os.readlink(app / "current") == "releases/40"
             disk.works()

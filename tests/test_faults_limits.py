@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from cgroups import control_group
+from cgroups import Group, control_group
 from clients import SECONDS, ctl, running
+from crew import whole
 from mounting import Mounts, relfs_command, wait_for
 from readers import reading
+from test_survival import replacing
 
 from relfs.threads import in_thread
 
@@ -86,6 +90,50 @@ def test_a_memory_limit(app: Path, mounts: Mounts) -> None:
         assert (seen.failed, seen.neither) == ({}, 0)
         assert mount.status()["worker_pid"] == pid
         mount.terminate()
+
+
+@pytest.mark.parametrize("part", ["worker", "standby"])
+def test_who_is_killed_for_a_memory_limit(app: Path, mounts: Mounts, part: str) -> None:
+    """By the kernel, in earnest: the limit is reached by somebody else in the group, and one of relfs's pays for it."""
+    with control_group("memory") as group:
+        mount = mounts.start(app, command=lambda *words: group.command(*relfs_command(*words)))
+        before = whole(mount)
+        mount.expect_log(f"the {part} .* has ended; another one takes its place")
+        with reading(app / "current/index.html", "40", "41", session=True) as readers, replacing(app):
+            killed = getattr(before, part)
+            Path(f"/proc/{killed}/oom_score_adj").write_text("1000")
+            group.limit(group.used + 8 * _MEGABYTE)
+            with _someone_greedy(group, until=killed):
+                group.limit(None)
+            assert whole(mount, gone=(killed,))
+            seen = readers.stop()
+        assert (seen.failed, seen.neither) == ({}, 0)
+        assert group.kills == 1
+        (app / "file").write_text("written")
+        assert ctl("-C", app, "switch", "42").status == 0
+        mount.terminate()
+
+
+@contextmanager
+def _someone_greedy(group: Group, until: int) -> Iterator[None]:
+    """A process of the group that takes more and more memory, until process `until` is killed for it."""
+    command = group.command(sys.executable, "-c", _GREEDY, str(until))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as greedy:
+        assert greedy.stdout is not None
+        assert greedy.stdout.readline() == b"gone\n"
+        yield
+        greedy.communicate()
+
+
+_GREEDY = """
+import os, sys
+taken = []
+while os.path.exists(f"/proc/{sys.argv[1]}/exe"):
+    taken.append(bytearray(os.urandom(1 << 16)))
+taken.clear()
+print("gone", flush=True)
+sys.stdin.read()
+"""
 
 
 def _write_and_read(file: Path, megabytes: int) -> None:

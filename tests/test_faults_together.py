@@ -14,11 +14,19 @@ from pathlib import Path
 
 import pytest
 from clients import ctl
+from crew import kill
 from disks import broken_disk, small_disk
 from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import link_of, make_app
 from test_faults_disk import DISKS, Break
+
+BUSY = """
+import os, time
+if os.path.exists({mark!r}):
+    time.sleep(3)
+"""
+"""A standby of a machine that is so busy, while there is the file `mark`, that beginning takes it seconds."""
 
 
 def kill_worker(mount: Mount) -> None:
@@ -128,3 +136,14 @@ def test_while_the_configuration_is_wrong(mount: Mount) -> None:
         (mount.app / ".relfs/config.toml").unlink()
         assert ctl("-C", mount.app, "switch", "41").status == 0
     assert link_of(mount.app) == "releases/41"
+
+
+def test_while_the_machine_is_so_busy_that_beginning_takes_long(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """The standby died as well. The next one is given the time that it needs before it can fork."""
+    mark = tmp_path / "busy"
+    mount = mounts.start(app, patch=BUSY.format(mark=str(mark)))
+    with unharmed(mount, "40"):
+        mark.touch()
+        kill(mount, "worker", "standby")
+    assert mount.log.read_text().count("another one takes its place") == 2
+    assert "it is ended" not in mount.log.read_text()

@@ -20,6 +20,7 @@ from threading import Thread
 import pytest
 from mounting import environment, wait_for
 
+from relfs.daemon import fdstore
 from relfs.daemon.fdstore import Store, inherited, store_of_unit
 from relfs.daemon.service import Heartbeat, notify, scope_of_its_own
 from relfs.survival.estate import Estate, is_fleeting
@@ -67,6 +68,12 @@ class Manager:
         else:
             for fd in fds:
                 os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a test, not of a service that is to be restarted."""
+    monkeypatch.setattr(fdstore, "_SECONDS", 60.0)
 
 
 @pytest.fixture

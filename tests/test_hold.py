@@ -16,7 +16,7 @@ import pytest
 from clients import SECONDS, clean_environment, ctl, ctl_command
 from mounting import Mount, Mounts, wait_for
 from sandbox import ACTOR, link_of
-from test_checks import SWAPS, shell, swap
+from test_checks import SWAPS, shell, swap, tells
 
 from relfs import hold
 from relfs.errors import EXIT_LOCKED, EXIT_USAGE, LockedError, RelfsError
@@ -222,7 +222,7 @@ def test_a_swap_by_anybody_but_the_holder(mount: Mount, tool: str) -> None:
         done = swap(mount.app, tool, "releases/41")
         assert (done.status == 0, "busy" in done.err) == (False, True)
         assert link_of(mount.app) == "releases/40"
-        wait_for(lambda: "refused: the deploy lock is held" in mount.journal()[-1]["outcome"], "the journal tells")
+        wait_for(lambda: tells(mount, "refused: the deploy lock is held"), "the journal tells")
         for left in ("new", "releases/current"):
             (mount.app / left).unlink(missing_ok=True)
         assert tell(holder, SWAPS[tool].format(app=mount.app, target="releases/42")) == ""

@@ -37,6 +37,12 @@ class Disk:
         self.lines += line.decode().splitlines()
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a test, not of a process that is to end."""
+    monkeypatch.setattr(log, "_FLUSH_SECONDS", SECONDS)
+
+
 @pytest.fixture
 def disk() -> Iterator[Disk]:
     disk = Disk()
@@ -82,7 +88,7 @@ def test_what_a_full_disk_swallowed_is_told_once_it_is_not(disk: Disk) -> None:
 
 def test_a_disk_that_stands_still_keeps_nobody_waiting(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """That this returns at all is the test: the disk moves only after it."""
-    monkeypatch.setattr(log, "_STALLED_SECONDS", -1.0)
+    monkeypatch.setattr(log, "_STALLED_SECONDS", 0.0)
     monkeypatch.setattr(log, "_FLUSH_SECONDS", 0.01)
     disk.moving.clear()
     handler = handler_for(disk)
@@ -95,8 +101,34 @@ def test_a_disk_that_stands_still_keeps_nobody_waiting(disk: Disk, monkeypatch: 
     assert "7 lines are lost" in said
     disk.moving.set()
     wait_for(lambda: len(disk.lines) == log._LINES_MAX + 1, "what was in the queue is written")
-    assert disk.lines[0] == "INFO line 0"
-    assert disk.lines[1] == "WARNING 7 lines are missing here: too many at once"
+    assert disk.lines[:-1] == [f"INFO line {number}" for number in range(log._LINES_MAX)]
+    assert disk.lines[-1] == "WARNING 7 lines are missing here: too many at once"
+    wait_for(lambda: handler.trouble() is None, "all of it is told")
+
+
+def test_what_is_missing_is_told_in_its_place(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is before what was said later, and after all that was said before."""
+    monkeypatch.setattr(log, "_LINES_MAX", 3)
+    disk.moving.clear()
+    handler = handler_for(disk)
+    for number in range(5):
+        say(handler, "line %d", number)
+    disk.moving.set()
+    handler.flush()
+    disk.moving.clear()
+    for number in range(5, 10):
+        say(handler, "line %d", number)
+    disk.error = errno.EIO
+    disk.moving.set()
+    handler.flush()
+    assert handler.trouble() == "the log lacks 5 lines: Input/output error"
+    disk.error = None
+    say(handler, "line 10")
+    handler.flush()
+    assert disk.lines == [
+        "INFO line 0", "INFO line 1", "INFO line 2", "WARNING 2 lines are missing here: too many at once",
+        "WARNING 5 lines are missing here: Input/output error", "INFO line 10",
+    ]  # fmt: skip
 
 
 def test_a_host_without_a_thread_to_give(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +165,8 @@ def test_a_line_without_an_end_is_cut(disk: Disk) -> None:
 def test_a_child_begins_anew(tmp_path: Path) -> None:
     """It has neither its parent's thread nor its parent's lines, and both arrive."""
     program = (
-        "import logging, os, sys; from relfs.daemon.log import log_to_state\n"
-        "log_to_state(os.open(sys.argv[1], os.O_RDONLY)); log = logging.getLogger('t')\n"
+        "import logging, os, sys; import relfs.daemon.log as lines; lines._FLUSH_SECONDS = 60\n"
+        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY)); log = logging.getLogger('t')\n"
         "log.info('parent'); pid = os.fork(); log.info('child' if pid == 0 else 'parent again')\n"
         "if pid: os.waitpid(pid, 0)\n"
     )

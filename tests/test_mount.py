@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
+from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
+from relfs.mountinfo import Mount as MountInfo
 from relfs.mountinfo import mount_at, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import detach
+from relfs.mounts import detach, detach_only
 
 NOBODY = 65534
 
@@ -83,9 +84,10 @@ def test_releases_elsewhere_through_a_link(app: Path, mounts: Mounts, tmp_path: 
     assert read_current(app) == "41"
 
 
-def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> None:
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts, how: str) -> None:
     """A network disk below shared/ is seen through the mount, and is still there after relfs is gone, also where mounts
-    propagate, as on every host with systemd."""
+    propagate, as on every host with systemd; and so is the disk that the deploy path is."""
     (app / "shared/storage").mkdir(parents=True)
     subprocess.run(["mount", "--bind", app, app], check=True)
     try:
@@ -94,7 +96,8 @@ def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> No
         (app / "shared/storage/file").write_text("kept")
         mount = mounts.start(app)
         assert (app / "shared/storage/file").read_text() == "kept"
-        assert mount.terminate() == 0
+        getattr(mount, how)()
+        assert mounts.start(app).terminate() == 0  # not before those who detach the first are done
         assert (app / "shared/storage/file").read_text() == "kept"
     finally:
         detach(str(app))
@@ -104,7 +107,7 @@ def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts) -> No
 def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
     assert mount.relfsctl("switch", "41").returncode == 0
     mount.process.send_signal(number)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
     assert not is_mounted(mount.app)
     assert mount_at(str(mount.app / "releases")) is None
     assert read_current(mount.app) == "41"
@@ -114,7 +117,7 @@ def test_unmount_command(mount: Mount) -> None:
     done = mount.relfsctl("unmount")
     assert (done.returncode, done.stderr) == (0, "")
     assert not is_mounted(mount.app)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
     again = relfsctl(mount.app, "unmount")
     assert again.returncode == 1
     assert "is not mounted" in again.stderr
@@ -122,10 +125,10 @@ def test_unmount_command(mount: Mount) -> None:
 
 def test_unmounted_by_somebody_else(mount: Mount) -> None:
     """umount -l, with a shell that still has its working directory in the mount: the daemon ends all the same."""
-    inside = subprocess.Popen(["sleep", "60"], cwd=mount.app)
+    inside = subprocess.Popen(["sleep", "1000"], cwd=mount.app)
     try:
         detach(str(mount.app))
-        assert mount.process.wait(30) == 0
+        assert mount.process.wait(END_SECONDS) == 0
     finally:
         inside.kill()
         inside.wait()
@@ -522,21 +525,36 @@ def test_fstab_line(app: Path, tmp_path: Path) -> None:
             detach(str(app))
 
 
+_HASTY = """
+from relfs import control
+from relfs.cli.relfsctl import main
+control._ANSWER_SECONDS = control.Connection.call.__kwdefaults__["seconds"] = 1.0
+main()
+"""
+"""relfsctl that waits for an answer no longer than that, where there will be none."""
+
+
 def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     """Readers go on by the kernel's cache; status says so; unmount, the way out, needs no daemon."""
     assert read_current(mount.app) == "40"
     pids = mount.pids().values()
     mount.signal(signal.SIGSTOP)
     assert (mount.app / "current/index.html").read_text() == "40"
-    status = mount.relfsctl("status")
+    status, unmount = (
+        subprocess.run(
+            [sys.executable, "-c", _HASTY, "-C", mount.app, command],
+            env=environment(), capture_output=True, text=True, check=False, cwd="/",
+        )
+        for command in ("status", "unmount")
+    )  # fmt: skip
     assert status.returncode == 1
     assert "the daemon does not answer" in status.stderr
-    assert mount.relfsctl("unmount").returncode == 0
+    assert unmount.returncode == 0
     assert not is_mounted(mount.app)
     assert read_current(mount.app) == "40"
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    assert mount.process.wait(30) == 0
+    assert mount.process.wait(END_SECONDS) == 0
 
 
 @pytest.fixture
@@ -545,6 +563,27 @@ def private_place(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "--bind", "--make-private", tmp_path, tmp_path], check=True)
     yield tmp_path
     detach(str(tmp_path))
+
+
+@pytest.mark.usefixtures("private_place")
+def test_who_detaches_second_takes_nothing_else(other_place: Path) -> None:
+    """Not what was below, nor what was mounted over it meanwhile."""
+    for disk in ("lower", "upper"):
+        subprocess.run(["mount", "-t", "tmpfs", disk, other_place], check=True)
+    upper = _disk_at(other_place)
+    for _ in range(2):
+        detach_only(upper)
+        assert _disk_at(other_place).source == "lower"
+    lower = _disk_at(other_place)
+    subprocess.run(["mount", "-t", "tmpfs", "over", other_place], check=True)
+    detach_only(lower)
+    assert _disk_at(other_place).source == "over"
+
+
+def _disk_at(place: Path) -> MountInfo:
+    found = mount_at(str(place))
+    assert found is not None
+    return found
 
 
 @pytest.mark.usefixtures("private_place")

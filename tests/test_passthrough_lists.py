@@ -249,9 +249,14 @@ def test_readers_do_not_pay_for_lists(open_place: Path, mounts: Mounts) -> None:
     app = make_app(open_place / "app")
     mount = mounts.start(app)
     _resolve_as_nobody(app / "current/index.html")
-    before = mount.requests()
+    before = _asked_for(mount)
     _resolve_as_nobody(app / "current/index.html")
-    assert mount.requests() == before
+    assert _asked_for(mount) == before
+
+
+def _asked_for(mount: Mount) -> dict[str, int]:
+    """How many requests of each kind there were, but for the supervisor's own: it looks whether the mount answers."""
+    return {kind: count for kind, count in mount.requests().items() if kind != "statfs"}
 
 
 def test_a_file_system_without_lists(open_place: Path, mounts: Mounts) -> None:

@@ -180,7 +180,7 @@ def test_what_was_current_can_be_linked_at_once(top: Path) -> None:
     os.chdir(top)
     swap("next", "current", RENAME_EXCHANGE)
     try:
-        wait_for(lambda: refusal(os.link, "next", "again", follow_symlinks=False) == "", "it is linked", 5)
+        wait_for(lambda: refusal(os.link, "next", "again", follow_symlinks=False) == "", "it is linked")
         assert (os.lstat("again").st_ino, os.lstat("again").st_nlink) == (os.lstat("next").st_ino, 2)
     finally:
         swap("current", "next", RENAME_EXCHANGE)

@@ -9,15 +9,17 @@ import errno
 import itertools
 import os
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import small_disk
 from faults import Call, Calls, Crash, CrashBefore, Fails, Fault, ShortWrite, watched
-from sandbox import activations_of, end, journal_of, link_of, start_python
+from sandbox import activations_of, end, journal_of, link_of, make_app, start_python
 
+import relfs.pointer
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.journal import DONE, JOURNAL, RECOVERED, Actor, Event, encode
 from relfs.layout import DeployPath, Target, open_deploy_path
@@ -295,6 +297,22 @@ def test_a_note_of_what_is_pending_that_was_cut_short(app: Path, pointer: Pointe
     assert (release_of(pointer), link_of(app)) == ("40", "releases/40")
 
 
+def test_a_look_that_fails_forgets_nothing(app: Path, pointer: Pointer, actor: Actor) -> None:
+    """The journal lacks a line, which memory has: whatever call of the next look fails, memory has it still."""
+    fault = _failing(pointer, actor, "write", -1, errno.ENOSPC)
+    with watched(Calls()) as calls:
+        pointer.refresh()
+    for at in range(len(calls.names) + 10):  # there is more to do where something is missing
+        with watched(Calls(fault)):
+            pointer.switch("41", actor, f"request-{at}")
+        with watched(Calls(Fails(at, errno.EIO))), suppress(RelfsError):
+            pointer.refresh()
+        pointer.check_invariants()
+        assert pointer.history.find(f"request-{at}") is not None
+        pointer.switch("40", actor, f"another-{at}")
+    assert link_of(app) == "releases/40"
+
+
 class JournalFails(Calls):
     """Nothing can be added to the journal: a call `name` on it fails."""
 
@@ -515,13 +533,19 @@ def test_a_link_to_what_is_no_directory_is_not_followed(app: Path, pointer: Poin
     replace_link(app, "pipe")
     looking = threading.Thread(target=pointer.refresh, daemon=True)
     looking.start()
-    looking.join(5)
-    waited = looking.is_alive()
-    if waited:
-        os.close(os.open(app / "pipe", os.O_WRONLY))
-        looking.join()
-    assert not waited
+    while looking.is_alive():
+        assert not _has_a_reader(app / "pipe")
     assert pointer.diverged is not None
+
+
+def _has_a_reader(pipe: Path) -> bool:
+    """Whether somebody waits for us, who is let go then (fifo(7): nobody else can open it for writing alone)."""
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return False
+    return True
 
 
 def test_a_real_directory_in_the_place_of_the_link(app: Path, pointer: Pointer, actor: Actor) -> None:
@@ -670,3 +694,12 @@ def test_a_clock_that_was_set_back(app: Path, pointer: Pointer, actor: Actor, mo
     monkeypatch.undo()
     pointer.switch("42", actor, "right again")
     assert pointer.history.activations[-1].time > then
+
+
+def test_what_is_flushed_ahead_is_the_disk_of_the_releases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app").mkdir()
+    with small_disk(tmp_path / "app/releases"), closing(open_deploy_path(str(make_app(tmp_path / "app")))) as deploy:
+        pointer, flushed = Pointer(deploy), set[int]()
+        monkeypatch.setattr(relfs.pointer, "syncfs", lambda fd: flushed.add(os.fstat(fd).st_dev))
+        pointer.flush()
+        assert flushed == {os.stat(path).st_dev for path in (tmp_path / "app", tmp_path / "app/releases")}

@@ -4,6 +4,7 @@ on a mount. Whatever gives something up is a process of its own, for nobody gets
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -49,6 +50,15 @@ def run(program: str, *arguments: str, user: int | None = None) -> Any:
 def status_of(pid: int | str) -> dict[str, str]:
     """/proc/PID/status."""
     return parsed(Path(f"/proc/{pid}/status").read_text())
+
+
+def statuses_of_threads(pid: int) -> list[dict[str, str]]:
+    """Of each thread that has not ended meanwhile: one that has nothing to do for the event loop ends by itself."""
+    found = []
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # before it is opened, and before it is read
+            found.append(status_of(f"{pid}/task/{tid}"))
+    return found
 
 
 def parsed(status: str) -> dict[str, str]:
@@ -260,7 +270,7 @@ def test_a_mount_is_served_without_them(mount: Mount) -> None:
     assert status["Seccomp"] == "2"
     for line in ("CapPrm", "CapEff", "CapBnd"):
         assert int(status[line], 16) == effective
-    threads = [status_of(f"{status['Tgid']}/task/{tid}") for tid in os.listdir(f"/proc/{status['Tgid']}/task")]
+    threads = statuses_of_threads(int(status["Tgid"]))
     assert {(each["CapEff"], each["Seccomp"]) for each in threads} == {(status["CapEff"], "2")}
 
 
@@ -292,7 +302,6 @@ def test_doctor_tells(mount: Mount) -> None:
     assert findings["privileges"]["state"] == "ok"
     assert "system calls" in findings["privileges"]["text"]
     assert findings["paths"]["state"] == "ok"
-
 
 
 

@@ -55,7 +55,7 @@ TIMES = "[{tv_sec=1, tv_nsec=2}, {tv_sec=3, tv_nsec=4} /* then */]"
         ([f'1 unlinkat(3<{APP}>, "{F}", 0) = 0'], [Removed("f")]),
         (
             [f"1 fsync(3<{APP}> <unfinished ...>", f"2 syncfs(3<{APP}>) = 0", "1 <... fsync resumed>) = 0"],
-            [SyncedAll(), Synced(".")],
+            [SyncedAll("."), Synced(".")],
         ),
         ([f"1 fsync(3<{APP}> <unfinished ...>"], []),
     ],
@@ -75,3 +75,13 @@ def test_what_strace_says(lines: Sequence[str], expected: Sequence[Event]) -> No
 def test_what_is_not_understood_is_not_passed_over(line: str) -> None:
     with pytest.raises(NotImplementedError):
         list(parse([line], "/app"))
+
+
+def test_another_disk_is_seen_from_the_deploy_path() -> None:
+    state = _hex("/state/relfs")
+    lines = [f'1 openat(3<{state}>, "{_hex(name)}", O_RDWR|O_CREAT, 0644) = 4' for name in ("lock", "journal")]
+    lines += [f"1 syncfs(3<{state}>) = 0", f"1 syncfs(3<{_hex('/states')}>) = 0"]
+    assert list(parse(lines, "/app", ["../state"])) == [
+        Opened("../state/relfs/journal", truncate=False, append=False),
+        SyncedAll("../state/relfs"),
+    ]

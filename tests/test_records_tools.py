@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from clients import ctl
-from mounting import Mount, Mounts
+from mounting import END_SECONDS, Mount, Mounts
 from sandbox import add_release, journal_of
 from tools import Cap, Dep, ToolError, make_cap
 
@@ -50,7 +50,7 @@ class Site:
     def unmount(self) -> None:
         if self._mount is not None:
             assert ctl("-C", self.path, "unmount").status == 0
-            assert self._mount.process.wait(30) == 0
+            assert self._mount.process.wait(END_SECONDS) == 0
             self._mount = None
 
     def ctl(self, *arguments: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mounting import Mount, Mounts, relfsctl, wait_for
 from readers import reading
+from sandbox import be_patient
 from test_survival import (  # noqa: F401 (promised of every mount, so shown again here, where `_relayed` is)
     test_a_switch_under_way_is_done_once,
     test_open_files_go_on,
@@ -79,6 +80,12 @@ def getxattr(path, name, **how):
 
 os.getxattr = getxattr
 """
+
+
+@pytest.fixture
+def app(app: Path) -> Path:
+    """What is begun here goes on after somebody has died, however long that takes."""
+    return be_patient(app)
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,19 @@ import pytest
 from deploying import in_shell
 from mounting import Mount, Mounts, environment, relfsctl_command, wait_for
 from readers import reading
+from sandbox import be_patient
 
 BEGINNINGS = {
     "rm": 'rm "$D/current"',
     "mv away": 'mv "$D/current" "$D/releases/old"',
     "killed by itself": "perl -e 'unlink $ARGV[0] or die; kill 9, $$' \"$D/current\"",
 }
+
+
+@pytest.fixture
+def mount(app: Path, mounts: Mounts) -> Mount:
+    """One on which a replacement that was begun lasts until the test is over."""
+    return mounts.start(be_patient(app))
 
 
 @pytest.fixture

@@ -11,6 +11,13 @@ from clients import ctl
 from deploying import in_shell
 from mounting import Mount, Mounts, wait_for
 from readers import reading
+from sandbox import be_patient
+
+
+@pytest.fixture
+def mount(app: Path, mounts: Mounts) -> Mount:
+    """One on which a replacement that was begun lasts until the test is over."""
+    return mounts.start(be_patient(app))
 
 
 @pytest.mark.parametrize(

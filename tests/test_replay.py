@@ -7,16 +7,17 @@ keeps this so, is shown by disorder.py: each thing that is done otherwise spoils
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
 from disorder import DISORDERS
 from model import memory
-from mounting import Mounts
 from recording import (
     Dated,
     Event,
@@ -30,9 +31,23 @@ from recording import (
     Truncated,
     Wrote,
 )
-from replay import LOST, Disk, Left, write_out
+from replay import LOST, Disk, Disks, Left, PowerCuts, write_out
 from stories import STORIES, Story
-from verdict import EMPTY, JOURNAL, NEITHER, RECORDS, Cut, Replayed, mounted_problems, problems, replay
+from verdict import (
+    EMPTY,
+    JOURNAL,
+    LOCK,
+    NEITHER,
+    RECORDS,
+    Cut,
+    Replayed,
+    Shown,
+    mounted_problems,
+    problems,
+    replay,
+    show,
+)
+from warm import lanes
 
 from relfs.layout import CURRENT
 from relfs.names import STATE
@@ -54,6 +69,24 @@ FOUND_OUT = [
     ("init-and-leave-directories", "adoption", {NEITHER}),
     ("init-and-leave-directories", "initialisation", {NEITHER}),
     ("follow-without-flushing", "followed", {JOURNAL}),
+    ("write-records-in-place", "with-old-deployer", {RECORDS}),
+    ("make-the-state-directory-and-leave-it", "locks", {LOCK}),
+    ("leave-the-state-directory", "locks", {LOCK}),
+    ("put-the-file-away-before-the-link-is-there", "links-again", {NEITHER}),
+    ("give-the-lock-back-for-now", "locks", {LOCK}),
+    ("flush-the-deploy-path-alone", "switches-elsewhere", {JOURNAL}),
+    ("flush-the-deploy-path-alone", "releases-elsewhere", {EMPTY}),
+    ("forget-what-was-left-undone", "recovered", {JOURNAL, RECORDS}),
+    ("flush-the-state-alone", "switches-elsewhere", {EMPTY, NEITHER}),
+    ("flush-the-state-alone", "switches-without-links-elsewhere", {EMPTY}),
+    ("leave-the-journal", "switches-elsewhere", {JOURNAL}),
+    ("note-nothing", "first-switch-elsewhere", {JOURNAL}),
+    ("follow-without-flushing", "followed-elsewhere", {JOURNAL}),
+    ("put-the-file-away-before-the-link-is-there", "links-again-elsewhere", {NEITHER}),
+    ("forget-that-tools-are-to-be-told", "with-deployer-elsewhere", {RECORDS}),
+    ("adopt-without-flushing", "adoption-elsewhere", {NEITHER}),
+    ("make-the-state-directory-and-leave-it", "locks-elsewhere", {LOCK}),
+    ("give-the-lock-back-for-now", "locks-elsewhere", {LOCK}),
 ]
 """Which disorder spoils what, in which story."""
 
@@ -65,6 +98,13 @@ def place() -> Iterator[Path]:
     """A directory in memory, where there is one: thousands of deploy paths are made, and the disk is imagined."""
     with tempfile.TemporaryDirectory(prefix="relfs-replay-", dir=memory()) as made:
         yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def mounting() -> Iterator[Executor]:
+    """Processes that mount side by side."""
+    with lanes() as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module", params=STORIES)
@@ -82,14 +122,23 @@ def test_old_or_new_whatever_is_lost(told: Told, place: Path) -> None:
         pytest.fail(_explained(story, replayed, cut, wrong))
 
 
-def test_a_mount_over_what_is_left(told: Told, place: Path, mounts: Mounts, request: pytest.FixtureRequest) -> None:
+def test_a_mount_over_what_is_left(
+    told: Told, mounting: Executor, power_cuts: PowerCuts, request: pytest.FixtureRequest
+) -> None:
+    """What is no deploy path yet, cannot be mounted, and was looked at above."""
     story, replayed = told
     every: bool = request.config.getoption("--every-power-cut")
-    for number, cut in enumerate(replayed.cuts if every else _some(replayed)):
-        app = place / f"left-{number}"
-        write_out(cut.left, app)
-        wrong = mounted_problems(story, cut, app, mounts)
+    cuts = list(replayed.cuts) if every else _some(replayed)
+    equal = list(dict.fromkeys(cut.left for cut in cuts))
+    shown = dict(zip(equal, mounting.map(show, equal, itertools.repeat(story.state)), strict=True))
+    for cut in cuts:
+        found = shown[cut.left]
+        wrong = mounted_problems(story, cut, found) if found is not None else set()
         assert not wrong, _explained(story, replayed, cut, wrong)
+    power_cuts.cuts += len(cuts)
+    power_cuts.disks += len(shown)
+    power_cuts.mounted += sum(found is not None for found in shown.values())
+    assert any(shown.values())
 
 
 @pytest.mark.parametrize(("disorder", "name", "expected"), FOUND_OUT)
@@ -108,12 +157,12 @@ def test_every_disorder_is_tried() -> None:
     assert {disorder for disorder, _, _ in FOUND_OUT} == set(DISORDERS)
 
 
-def _wrong(story: Story, replayed: Replayed, app: Path) -> Iterator[tuple[Cut, set[str]]]:
-    """What is wrong, with which cut: each is written out at `app`, and relfs is started on it."""
+def _wrong(story: Story, replayed: Replayed, place: Path) -> Iterator[tuple[Cut, set[str]]]:
+    """What is wrong, with which cut: each is written out in `place`, and relfs is started on it."""
     for cut in replayed.cuts:
-        write_out(cut.left, app)
-        wrong = problems(story, replayed, cut, app)
-        shutil.rmtree(app)
+        write_out(cut.left, place / "app")
+        wrong = problems(story, replayed, cut, place / "app")
+        shutil.rmtree(place)
         if wrong:
             yield cut, wrong
 
@@ -168,7 +217,8 @@ def _after(*events: Event) -> Disk:
         ([MadeLink("l", "x")], "l", {None, b"x", LOST.encode()}),
         ([MadeLink("l", "x"), Synced(".")], "l", {b"x", LOST.encode()}),
         ([MadeLink("l", "x"), SyncedAll()], "l", {b"x"}),
-        ([MadeDirectory("d"), MadeLink("d/l", "x"), Synced("d")], "d/l", {b"x", LOST.encode()}),
+        ([MadeDirectory("d"), MadeLink("d/l", "x"), Synced("d")], "d/l", {None, b"x", LOST.encode()}),
+        ([MadeDirectory("d"), MadeLink("d/l", "x"), Synced("d"), Synced(".")], "d/l", {b"x", LOST.encode()}),
         ([MadeDirectory("d"), Synced("d")], "d", {None, b""}),
     ],
 )
@@ -201,3 +251,49 @@ def test_what_is_left_is_written_out(tmp_path: Path) -> None:
     assert (tmp_path / "app/l/f").read_bytes() == b"x"
     assert os.readlink(tmp_path / "app/l") == "d"
     assert (tmp_path / "app/d").stat().st_mtime == 1
+
+
+# ---- several disks --------------------------------------------------------------------------------------------------
+
+OTHER = "../other"
+ON_BOTH = [*FILE, Opened(f"{OTHER}/f", truncate=False, append=False)]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        (ON_BOTH, {(False, False), (True, False), (False, True), (True, True)}),
+        ([*ON_BOTH, SyncedAll(".")], {(True, False), (True, True)}),
+        ([*ON_BOTH, SyncedAll(f"{OTHER}/f")], {(False, True), (True, True)}),
+        ([*ON_BOTH, Synced(OTHER)], {(False, True), (True, True)}),
+        ([*ON_BOTH, SyncedAll()], {(True, True)}),
+    ],
+)
+def test_each_disk_forgets_for_itself(events: Sequence[Event], expected: set[tuple[bool, bool]]) -> None:
+    disks = Disks(Disk(), {OTHER: Disk()})
+    for event in events:
+        disks.do(event)
+    found = [dict(left) for left in disks.remains()]
+    assert {("f" in left, f"{OTHER}/f" in left) for left in found} == expected
+
+
+# ---- what is said of a mount ----------------------------------------------------------------------------------------
+
+OLD_TOLD, NEW_TOLD = (("adopt", "1"),), (("adopt", "1"), ("switch", "2"))
+ONE_SWITCH = Story(Disks(Disk(), {}), [], ("1", "2"), NEW_TOLD)
+
+
+@pytest.mark.parametrize(
+    ("done", "shown", "expected"),
+    [
+        (0, Shown("1", "1", OLD_TOLD, ()), set()),
+        (0, Shown("2", "2", NEW_TOLD, ()), set()),
+        (1, Shown("1", "1", OLD_TOLD, ()), {NEITHER}),
+        (0, Shown("3", "3", NEW_TOLD, ()), {NEITHER}),
+        (0, Shown("2", "", NEW_TOLD, ()), {EMPTY}),
+        (0, Shown("2", "2", OLD_TOLD, ()), {JOURNAL}),
+        (0, Shown("2", "2", NEW_TOLD, ("a warning",)), {"a warning"}),
+    ],
+)
+def test_what_is_wrong_with_a_mount(done: int, shown: Shown, expected: set[str]) -> None:
+    assert mounted_problems(ONE_SWITCH, Cut((), done), shown) == expected

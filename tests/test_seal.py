@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, detach_all, environment, relfs_command, relfsctl, relfsctl_command, wait_for
-from readers import reading
+from readers import Readers, reading
 from sandbox import add_release, make_app
 from served import behind
 from sidebyside import ROOT, Who, acting, tree
-from writers import Tried, writing
+from writers import Tried, Writer, writing
 
 from relfs.control import change
 from relfs.mountinfo import mount_at
@@ -399,13 +399,18 @@ def chase(mount: Mount, *, tools: bool) -> Tried:
                 switch(mount.app, name)
             else:
                 assert run(TOOLS["gnu ln -sfn"], app=mount.app, target=f"releases/{name}").returncode == 0
-            enough = _TRIES_A_SWITCH * (number + 1)
-            wait_for(lambda enough=enough: writer.tries > enough, "the writer has tried often enough")
+            wait_for(_tried_and_read(writer, readers), "the writer has tried often enough, and the readers have read")
         tried, seen = writer.stop(), readers.stop()
     assert (seen.failed, seen.neither) == ({}, 0)
-    assert len(seen.contents) > MANY / 2, "the readers saw the switches"
+    assert seen.contents == {"40", *names}, "the readers saw the switches"
     assert tried.tries > _TRIES_A_SWITCH * MANY
     return tried
+
+
+def _tried_and_read(writer: Writer, readers: Readers) -> Callable[[], bool]:
+    """Whether all of them have done something from now on."""
+    tries, reads = writer.tries, readers.reads
+    return lambda: writer.tries > tries + _TRIES_A_SWITCH and readers.have_read_since(reads)
 
 
 def test_the_live_release_is_never_open(app: Path, mounts: Mounts, way: Way) -> None:
@@ -487,8 +492,9 @@ def test_two_at_once(app: Path, mounts: Mounts) -> None:
     asking.start()
     assert run(tool, app=app).returncode == 0
     asking.join()
-    live = (app / "current/index.html").read_text()
+    live = mount.status()["current"]
     wait_for(lambda: sealed(app) == [live], "only the live release is sealed")
+    assert (app / "current/index.html").read_text() == live
     assert mount.status()["sealed"] == [live]
     wait_for(lambda: seals(app) == [live], "and only one mount is left")
 

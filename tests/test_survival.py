@@ -21,7 +21,7 @@ from deploying import in_shell
 from dirstream import Directory
 from mounting import Mount, Mounts, relfs_command, relfsctl_command, wait_for
 from readers import reading
-from sandbox import link_of
+from sandbox import be_patient, link_of
 from soak.site import Pids
 from test_hooks import write_hook
 
@@ -30,6 +30,12 @@ from relfs.errors import EXIT_LOCKED
 
 EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
 EVERY_DEATH_OF_ONE = pytest.mark.parametrize("part", ["worker", "supervisor"])
+
+
+@pytest.fixture
+def app(app: Path) -> Path:
+    """What is begun here goes on after somebody has died, however long that takes."""
+    return be_patient(app)
 
 
 @contextmanager
@@ -72,6 +78,36 @@ def test_switches_go_on(mount: Mount, blow: str) -> None:
     assert [event["release"] for event in mount.journal() if event["action"] == "switch"] == ["41", "42"]
     assert mount.relfsctl("unmount").returncode == 0
     assert link_of(mount.app) == "releases/42"
+
+
+_DIES_OF_BEING_ASKED = """
+import os, signal
+from relfs.daemon import methods
+
+_status = methods.status
+
+def status(mounted, seen):
+    if os.path.exists({mark!r}):
+        os.unlink({mark!r})
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _status(mounted, seen)
+
+methods.status = status
+"""
+"""A worker that has heard the question how things stand, and dies; once, if there is the file `mark`."""
+
+
+def test_who_asks_how_things_stand_is_answered(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """By the next worker, and as if nothing had happened."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_DIES_OF_BEING_ASKED.format(mark=str(mark)))
+    before = mount.status()
+    expect_deaths(mount)
+    mark.touch()
+    after = mount.status()
+    assert not mark.exists()
+    assert after["worker_pid"] not in (before["worker_pid"], None)
+    assert (after["mounted"], after["current"]) == (True, "40")
 
 
 @EVERY_BLOW

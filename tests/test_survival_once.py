@@ -21,6 +21,7 @@ from crew import expect_deaths, whole
 from held import held_after
 from mounting import Mount, wait_for
 from opened import opened_by
+from sandbox import be_patient
 from served import SPECIAL
 from sidebyside import tree
 
@@ -66,6 +67,12 @@ def _run(program: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-S", "-c", f"import os\n{program}"], cwd=cwd, stderr=subprocess.PIPE, text=True
     )
+
+
+@pytest.fixture
+def app(app: Path) -> Path:
+    """What is begun here goes on after somebody has died, however long that takes."""
+    return be_patient(app)
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ def test_what_is_opened_and_not_answered_is_closed_with_its_user(app: Path, moun
     assert (process.returncode, err) == (0, "")
     pids = whole(mount)
     wait_for(lambda: _opened_by(pids.supervisor, f"{app}/{opened}") == 0, "the supervisor lets go of it")
-    assert _opened_by(pids.worker, f"{app}/{opened}") <= 1, "the inode, and no handle"
+    wait_for(lambda: _opened_by(pids.worker, f"{app}/{opened}") <= 1, "the worker has the inode, and no handle")
 
 
 def _opened_by(pid: int | None, path: str) -> int:

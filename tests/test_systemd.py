@@ -313,7 +313,7 @@ def test_watchdog_replaces_what_is_stopped_as_a_whole(host: Room, unit: Unit) ->
     unit.systemctl("start")
     mount = unit.mount_id()
     unit.kill("STOP", "all")
-    wait_for(lambda: unit.shows("NRestarts") == "1" and unit.shows("SubState") == "running", "systemd starts it again")
+    wait_for(lambda: unit.shows("NRestarts") != "0" and unit.shows("SubState") == "running", "systemd starts it again")
     assert unit.mount_id() == mount
     assert host.ok("cat", unit.app / "current/index.html") == "40"
 

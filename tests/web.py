@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -25,7 +27,7 @@ http {{
     access_log off;
     client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
     uwsgi_temp_path {directory}; scgi_temp_path {directory};
-    server {{ listen unix:{directory}/probe; listen 127.0.0.1:{port}; root {root}; }}
+    server {{ listen unix:{directory}/probe; listen {address}; root {root}; }}
 }}
 """
 
@@ -33,13 +35,18 @@ _LOOK = """
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
 function init() good, bad, mixed = 0, 0, 0 end
+local function count(kind)
+    if _G[kind] == 0 then io.open(directory .. "/seen-" .. kind, "w"):close() end
+    _G[kind] = _G[kind] + 1
+end
 function response(status, headers, body)
-    if status ~= 200 then bad = bad + 1; return end
-    local first = body:match("^(%d+)\\n")
-    if first and body == string.rep(first .. "\\n", #body / (#first + 1)) and #body > 1000 then
-        good = good + 1
+    local first = status == 200 and body:match("^(%d+)\\n")
+    if status ~= 200 then
+        count("bad")
+    elseif first and body == string.rep(first .. "\\n", #body / (#first + 1)) and #body > 1000 then
+        count("good")
     else
-        mixed = mixed + 1
+        count("mixed")
     end
 end
 function done(summary, latency, requests)
@@ -72,14 +79,14 @@ class Answers:
 
 
 class Web:
-    """A running nginx on a loopback port, which `start` started: by itself, or by way of a shell."""
+    """A running nginx on a loopback address, which `start` started: by itself, or by way of a shell."""
 
     def __init__(self, directory: Path, root: Path, start: Callable[[list[str]], subprocess.Popen[bytes]]) -> None:
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}/page"
+        address = _free_address()
+        self.url = f"http://{address}/page"
         self._directory = directory
         configuration = directory / "nginx.conf"
-        configuration.write_text(_CONFIGURATION.format(directory=directory, root=root, port=port))
+        configuration.write_text(_CONFIGURATION.format(directory=directory, root=root, address=address))
         self._process = start(["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)])
         wait_for(self._answers, "nginx answers")
 
@@ -106,11 +113,12 @@ def start_directly(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd="/")
 
 
-def _free_port() -> int:
+def _free_address() -> str:
+    """Where nobody else listens before nginx does: all of 127.0.0.0/8 is this machine, and others take 127.0.0.1."""
+    host = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def make_site(path: Path) -> Path:
@@ -122,19 +130,35 @@ def make_site(path: Path) -> Path:
 
 
 class Load:
-    """A running wrk. It ends when it is told to, and says what it saw."""
+    """A running wrk, which has had an answer. It ends when it is told to, and says what it saw."""
 
     def __init__(self, directory: Path, url: str) -> None:
+        self._directory = directory
         script = directory / "look.lua"
-        script.write_text(_LOOK)
+        script.write_text(f'local directory = "{directory}"\n{_LOOK}')
         self._process = subprocess.Popen(
             ["wrk", "-t", "1", "-c", "8", "-d", "3600", "--timeout", "30", "-s", script, url],
             stdout=subprocess.PIPE,
             text=True,
         )
+        try:
+            wait_for(lambda: self.has_seen("good") and self._can_be_stopped(), "wrk has had an answer")
+        except BaseException:
+            self.end()
+            raise
+
+    def has_seen(self, kind: str) -> bool:
+        """Whether an answer was "good", "bad" or "mixed" (see Answers)."""
+        return (self._directory / f"seen-{kind}").exists()
+
+    def _can_be_stopped(self) -> bool:
+        """It handles SIGINT only once its threads are at work, and would die of one before that."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        return bool(caught >> (signal.SIGINT - 1) & 1)
 
     def stop(self) -> Answers:
-        self._process.send_signal(2)
+        self._process.send_signal(signal.SIGINT)
         out, _ = self._process.communicate(timeout=60)
         found = re.search(r"RESULT good=(\d+) bad=(\d+) mixed=(\d+) errors=(\d+)", out)
         assert found is not None, out

@@ -49,17 +49,22 @@ _PAUSE = 0.05
 
 
 def ask(place: Place, method: str) -> Any:
-    """Ask the daemon something that changes nothing; None if there is no daemon."""
-    try:
-        connection = Connection(place.state_paths)
-    except NoDaemon:
-        return None
-    try:
-        return connection.call(method, {})
-    except ConnectionError:
-        return None
-    finally:
-        connection.close()
+    """Ask the daemon something that changes nothing; None if there is no daemon. Where a worker dies before it has
+    answered, the next one is asked."""
+    deadline = time.monotonic() + _BETWEEN_SECONDS
+    while True:
+        try:
+            connection = Connection(place.state_paths)
+        except NoDaemon:
+            return None
+        try:
+            return connection.call(method, {})
+        except ConnectionError:
+            if time.monotonic() > deadline or not is_mounted(place):
+                return None
+        finally:
+            connection.close()
+        time.sleep(_PAUSE)
 
 
 def change_current(place: Place, method: str, release: str | None, *, force: bool = False) -> dict[str, Any]:

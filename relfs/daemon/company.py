@@ -32,8 +32,8 @@ _STOPPED_SECONDS = 0.2
 @dataclass
 class Comrade:
     """A worker, a standby, or the next standby. `channel` is None until it has joined, `who` until it has said hello;
-    `since` is when it last was new to this supervisor (monotonic seconds); `kept` is what it has put into the estate
-    since it joined."""
+    `since` is when it last was new to this supervisor, or said that it is ready (monotonic seconds); `kept` is what it
+    has put into the estate since it joined."""
 
     role: str
     channel: Channel | None

@@ -9,8 +9,9 @@ error, or waits. logging's own handlers wait along, and answer an error with a t
 The consequence. What serves requests can neither write by itself nor insist that anybody does.
 
 The choice. A thread writes; lines wait for it in a queue of bounded length. What does not fit, or cannot be written, is
-lost, and counted: the next line that can be written comes after one that tells how many are missing and why, and until
-then `status` says so. A process that ends gives the thread a moment; one that is killed loses what was in the queue.
+lost, and counted: in its place comes a line that tells how many are missing and why, as soon as one can be written, and
+until then `status` says so. A process that ends gives the thread a moment; one that is killed loses what was in the
+queue.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from relfs.beneath import open_file
@@ -81,12 +83,20 @@ class Sink(Protocol):
         """Raises OSError if it is not there, or not all of it. May take for ever."""
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A line, and how many nobody will see that were to be before it. An empty line only tells of those."""
+
+    line: bytes
+    lost: int
+
+
 class LossyHandler(logging.Handler):
     """See "The log that cannot be written".
 
-    GUARDED BY _changed: `_lines`, the first of which is being written since `_since` (monotonic seconds); `_lost`, the
-    number of those that nobody will see, and `_why`, if it was not for want of room in the queue. A forked child begins
-    anew: the thread, and the lines, are its parent's.
+    GUARDED BY _changed: `_entries`, the first of which is being written since `_since` (monotonic seconds); `_lost`,
+    how many after the last entry nobody will see, and `_why`, if it was not for want of room in the queue. A forked
+    child begins anew: the thread, and the lines, are its parent's.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -97,7 +107,7 @@ class LossyHandler(logging.Handler):
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._lines: deque[bytes] = deque()
+        self._entries: deque[_Entry] = deque()
         self._since = 0.0
         self._lost = 0
         self._why: str | None = None
@@ -109,27 +119,26 @@ class LossyHandler(logging.Handler):
             self._begin()
         line = self._encode(record)
         with self._changed:
-            if len(self._lines) >= _LINES_MAX or not self._has_thread():
+            if len(self._entries) >= _LINES_MAX or not self._has_thread():
                 self._lost += 1
                 return
-            if not self._lines:
-                self._since = time.monotonic()
-            self._lines.append(line)
+            self._queue(line)
             self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all is written, for a moment at the most. logging.shutdown() calls it."""
         with self._changed:
             if self._pid == os.getpid():
-                self._changed.wait_for(lambda: not self._lines, _FLUSH_SECONDS)
+                self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS)
 
     def trouble(self) -> str | None:
         """What is wrong now, in a line; None: nothing."""
         with self._changed:
-            waiting = time.monotonic() - self._since if self._lines else 0.0
+            lost = self._lost + sum(each.lost for each in self._entries)
+            waiting = time.monotonic() - self._since if self._entries else 0.0
             if waiting > _STALLED_SECONDS:
-                return f"the log has been waiting for its disk for {waiting:.0f} s, {self._lost} lines are lost"
-            return f"the log lacks {self._lost} lines: {self._cause()}" if self._lost else None
+                return f"the log has been waiting for its disk for {waiting:.0f} s, {lost} lines are lost"
+            return f"the log lacks {lost} lines: {self._cause()}" if lost else None
 
     def _cause(self) -> str:
         return self._why or "too many at once"
@@ -140,6 +149,12 @@ class LossyHandler(logging.Handler):
         except Exception:  # its arguments do not go with its text; what it is about is better than nothing
             text = f"{record.levelname} {record.name}: {record.msg!r}"
         return text[:_LINE_MAX].encode("utf-8", "backslashreplace") + b"\n"
+
+    def _queue(self, line: bytes) -> None:
+        if not self._entries:
+            self._since = time.monotonic()
+        self._entries.append(_Entry(line, self._lost))
+        self._lost = 0
 
     def _has_thread(self) -> bool:
         """Start it if there is none. A host may have no thread to give (pids.max); the next line asks again."""
@@ -158,23 +173,34 @@ class LossyHandler(logging.Handler):
     def _write_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._lines)
-                line, lost = self._lines[0], self._lost
+                self._changed.wait_for(lambda: self._entries)
+                entry = self._entries[0]
                 self._since = time.monotonic()
-            error = self._write(line, lost)
+            error = self._write(entry)
             with self._changed:
-                self._lines.popleft()
-                self._lost += 1 if error is not None else -lost
+                self._entries.popleft()
                 self._why = reason(error) if error is not None else None
+                if error is not None:
+                    self._carry_over(entry)
+                elif self._lost and not self._entries:
+                    self._queue(b"")  # nobody says anything more
                 self._changed.notify_all()
 
-    def _write(self, line: bytes, lost: int) -> OSError | None:
+    def _write(self, entry: _Entry) -> OSError | None:
         """What is missing is told in the same breath, so that it is neither told twice nor forgotten."""
         try:
-            self._sink.write(self._missing(lost) + line if lost else line)
+            self._sink.write(self._missing(entry.lost) + entry.line if entry.lost else entry.line)
         except OSError as error:
             return error
         return None
+
+    def _carry_over(self, entry: _Entry) -> None:
+        """It could not be written: the next one is to tell of it."""
+        lost = entry.lost + bool(entry.line)
+        if self._entries:
+            self._entries[0] = replace(self._entries[0], lost=self._entries[0].lost + lost)
+        else:
+            self._lost += lost
 
     def _missing(self, lost: int) -> bytes:
         text = f"{lost} lines are missing here: {self._cause()}"

@@ -86,7 +86,7 @@ _Run = Callable[[Peer, dict[str, Any]], Any]
 def _switch(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         event = await mounted.changes.switch(
-            str(params.get("release", "")), peer.actor, params["request"],
+            str(params.get("release", "")), await peer.actor(), params["request"],
             force=bool(params.get("force", False)), owner=peer.owner,
         )  # fmt: skip
         return event.as_json()
@@ -96,7 +96,9 @@ def _switch(mounted: Mounted) -> _Run:
 
 def _rollback(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.rollback(params.get("release"), peer.actor, params["request"], owner=peer.owner)
+        event = await mounted.changes.rollback(
+            params.get("release"), await peer.actor(), params["request"], owner=peer.owner
+        )  # fmt: skip
         return event.as_json()
 
     return run
@@ -156,7 +158,7 @@ def _lock(mounted: Mounted) -> _Run:
             raise RelfsError("who asks for the deploy lock cannot be seen from here: it is gone, or in a container")
         holder = peer.pid if params.get("own") else starter(peer.pid)
         why, seconds = str(params.get("reason", "")), params.get("ttl")
-        return (await mounted.changes.hold(peer.actor, holder, why=why, seconds=seconds)).as_json()
+        return (await mounted.changes.hold(await peer.actor(), holder, why=why, seconds=seconds)).as_json()
 
     return run
 

@@ -3,18 +3,15 @@
 A disk that does not answer
 ---------------------------
 Some facts. A network file system whose server is gone (a stopped sshfs, NFS) keeps whoever asks it anything, for ever,
-and passthrough runs in the event loop, which everybody else waits for. Whether a name leads to another file system is
-only known once it was walked to.
+and passthrough runs in the event loop, which everybody else waits for. Natively, nothing of this is ours.
 
-The consequence. Passthrough must not walk into other file systems at all.
-
-The choice. It gets the covered directory without what is mounted below it: a copy of its mount that nobody else sees
-(open_tree(2) without AT_RECURSIVE). What is mounted below is attached at the same place in the mount, natively, as
-`shared` is; releases, shared and relfs's own state bring along what is mounted in them. So relfs neither asks these
-file systems anything, nor is it asked for what is in them, and one that hangs keeps those who use it.
+The choice. Passthrough gets the covered directory without what is mounted below it: a copy of its mount that nobody
+else sees (open_tree(2) without AT_RECURSIVE). What is mounted below is attached at the same place in the mount,
+natively, as `shared` is; releases, shared and relfs's own state bring along what is mounted in them. So relfs neither
+asks these file systems anything, nor is it asked for what is in them, and one that hangs keeps those who use it.
 
 Where there is nothing mounted, or nothing can be attached (--no-bind, an ordinary user, kernels before 5.12), it is the
-directory itself; a file system that hangs is waited for then.
+directory itself; what is mounted below it is served in threads of their own then (fuse/abroad.py).
 """
 
 from __future__ import annotations

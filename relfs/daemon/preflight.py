@@ -16,8 +16,8 @@ from relfs.beneath import open_file
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT
-from relfs.mountinfo import FSTYPE, mount_at, relfs_mounts
-from relfs.mounts import detach
+from relfs.mountinfo import FSTYPE, Mount, mount_at, relfs_mounts
+from relfs.mounts import detach_only
 from relfs.pointer import Pointer
 
 DAEMON_LOCK = "daemon.lock"
@@ -32,15 +32,16 @@ def clear_broken(plan: Plan) -> None:
     """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
     and would unmount what we mount there."""
     deadline = time.monotonic() + _HELPER_SECONDS
-    while _is_mounted(plan.mountpoint) and _is_broken(plan.mountpoint):
+    while (found := _mounted(plan.mountpoint)) is not None and _is_broken(plan.mountpoint):
         if time.monotonic() > deadline:
-            detach(plan.mountpoint)
+            detach_only(found)
         time.sleep(_PAUSE)
 
 
-def _is_mounted(path: str) -> bool:
+def _mounted(path: str) -> Mount | None:
+    """The mount of relfs there, if there is one."""
     found = mount_at(path)
-    return found is not None and found.fstype == FSTYPE
+    return found if found is not None and found.fstype == FSTYPE else None
 
 
 def _is_broken(path: str) -> bool:
@@ -62,7 +63,7 @@ def _is_broken(path: str) -> bool:
 
 def check_mountpoint(plan: Plan) -> None:
     """Raises RelfsError if nothing can be mounted there, or something is."""
-    if _is_mounted(plan.mountpoint):
+    if _mounted(plan.mountpoint) is not None:
         raise RelfsError(f"{plan.mountpoint}: already mounted; `relfsctl unmount` ends that")
     if not os.path.isdir(plan.mountpoint):
         if plan.over:

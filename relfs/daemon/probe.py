@@ -14,6 +14,7 @@ import socket
 
 from relfs.errors import reason
 from relfs.names import CURRENT
+from relfs.processes import state_of
 
 _ANSWER_MAX = 1 << 16
 _ENDPOINT, _DISK = 3, 4
@@ -46,6 +47,10 @@ class Probe:
             raise ConnectionResetError
         verdict, _, said = os.fsdecode(answer).partition(" ")
         return verdict, said
+
+    def wants_to_run(self) -> bool:
+        """Whether it would do something, if it were given a processor: then it waits for no answer."""
+        return state_of(self.pid) == "R"
 
     def close(self) -> None:
         """End it; if it hangs, it ends once it is answered."""

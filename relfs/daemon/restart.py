@@ -12,8 +12,8 @@ from relfs.daemon.fdstore import inherited, store_of_unit
 from relfs.daemon.plan import Plan
 from relfs.daemon.session import load_session
 from relfs.errors import RelfsError, reason
-from relfs.mountinfo import FSTYPE, mount_at
-from relfs.mounts import detach
+from relfs.mountinfo import FSTYPE, Mount, mount_at
+from relfs.mounts import detach_only
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger
 
@@ -59,21 +59,23 @@ def _check(ledger: Ledger, plan: Plan) -> None:
     """Raises RelfsError if it is not what is asked for, or is not there."""
     if load_session(ledger).plan != plan:
         raise RelfsError("something else is asked for now")
-    if not _is_there(ledger):
+    if _mounted(ledger) is None:
         raise RelfsError("it was unmounted")
 
 
-def _is_there(ledger: Ledger) -> bool:
+def _mounted(ledger: Ledger) -> Mount | None:
+    """The mount, if it is there."""
     found = mount_at(load_session(ledger).plan.mountpoint)
-    return found is not None and found.fstype == FSTYPE and found.id == ledger.mounted
+    return found if found is not None and found.fstype == FSTYPE and found.id == ledger.mounted else None
 
 
 def _let_go(estate: Estate) -> None:
     """Take the mount away, if it is there. Its guards would do so; but it shall not be in our way."""
     try:
         ledger = _ledger_of(estate)
-        if _is_there(ledger):
-            detach(load_session(ledger).plan.mountpoint)
+        found = _mounted(ledger)
+        if found is not None:
+            detach_only(found)
     except (RelfsError, ValueError) as error:
         _log.info("%s", error)
     estate.close()

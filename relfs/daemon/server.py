@@ -32,8 +32,9 @@ from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
 from relfs.descriptors import descriptors
 from relfs.errors import RefusedError, RelfsError, one_line
-from relfs.journal import Actor, Event, command_line, user_name
+from relfs.journal import Actor, Event, command_line
 from relfs.store import Owner
+from relfs.threads import user_name_of
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ class Peer:
     gid: int
     groups: frozenset[int]
 
-    @property
-    def actor(self) -> Actor:
-        return Actor(self.uid, user_name(self.uid), self.pid, command_line(self.pid))
+    async def actor(self) -> Actor:
+        """As the journal names him."""
+        return Actor(self.uid, await user_name_of(self.uid), self.pid, command_line(self.pid))
 
     @property
     def owner(self) -> Owner:
@@ -138,7 +139,7 @@ class ControlServer:
                 with trio.CancelScope() as scope, self._clients.admitted(peer.uid, scope.cancel) as client:
                     await self._serve_peer(stream, peer, client)
             except TooManyError:
-                text = f"user {user_name(peer.uid)} has too many connections to the control socket; close some"
+                text = f"user {await user_name_of(peer.uid)} has too many connections to the control socket; close some"
                 await _send_quietly(stream, _error(None, INVALID_REQUEST, text))
             except _ProtocolError as error:
                 await _send_quietly(stream, _error(None, error.code, str(error)))
@@ -191,7 +192,7 @@ class ControlServer:
                 raise _ProtocolError(
                     INVALID_PARAMS, f"{name}: a change needs a `request` id of at most {_REQUEST_ID_MAX} characters"
                 )
-            self._authorize(peer)
+            await self._authorize(peer)
         return await method.run(peer, params)
 
     def _require_meant(self, state: object) -> None:
@@ -202,14 +203,14 @@ class ControlServer:
                 "is in the place of your own"
             )
 
-    def _authorize(self, peer: Peer) -> None:
+    async def _authorize(self, peer: Peer) -> None:
         if peer.uid in (0, self._owner):
             return
         if self._group is not None and (peer.gid == self._group or self._group in peer.groups):
             return
+        user, owner = await user_name_of(peer.uid), await user_name_of(self._owner)
         raise RefusedError(
-            f"user {user_name(peer.uid)} may look but not change anything here; root, {user_name(self._owner)} and the "
-            "configured group may"
+            f"user {user} may look but not change anything here; root, {owner} and the configured group may"
         )
 
     async def _watch(self, stream: trio.SocketStream, request_id: object) -> None:

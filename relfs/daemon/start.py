@@ -125,7 +125,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     apart = set_apart(deploy, plan)
     until_readable(standby, _STANDBY_SECONDS)
     within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
-    connection = connect(plan.mountpoint, _mount_options(plan), within=within)
+    connection = connect(plan.mountpoint, _mount_options(plan), within=within, holding=[lock])
     estate, ledger = _settle(deploy, {"lock": lock, **apart}, connection)
     guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
     session = Session(

@@ -36,7 +36,7 @@ from relfs.daemon.signals import noticed_signals
 from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
-from relfs.mounts import detach
+from relfs.mounts import detach_only
 from relfs.processes import process
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate, is_fleeting
@@ -49,7 +49,8 @@ _BACKOFF_SECONDS = (0.0, 0.0, 0.05, 0.2, 0.5, 1.0)
 """Before the next worker, by how many have ended since the mount last answered."""
 
 _BEGIN_SECONDS = 30.0
-"""How long a worker may take before it serves: the first reads all of a release that is to be sealed."""
+"""How long a worker may take before it serves: the first reads all of a release that is to be sealed. And a standby
+before it can fork one."""
 
 _HELLO_SECONDS = 2.0
 _JOIN_SECONDS = 1.0
@@ -235,7 +236,7 @@ class Supervisor:
             self._expected = values["current"]
             self._expect_answer(each)
         elif message.kind == "ready":
-            each.serves = True
+            each.serves, each.since = True, time.monotonic()
             if each.role == NEXT:
                 self._reloading.retire_worker()
         elif message.kind == "reload":
@@ -265,6 +266,8 @@ class Supervisor:
         each.kept.discard(name)
         self._estate.drop(name)
         self._pass_on(each, "drop", name=name)
+        if not is_fleeting(name):
+            self._change_store()
 
     def _drop_strays(self, worker: Comrade) -> None:
         """A worker that has outlived a supervisor has told all that it holds: what it closed meanwhile is not there."""
@@ -349,7 +352,7 @@ class Supervisor:
         for each in self._company:
             if each.is_stopped(now):
                 self._end_process(each, "is stopped")
-            elif each.who is None and each.role == WORKER and now - each.since > _HELLO_SECONDS:
+            elif each.who is None and each.role == WORKER and self._is_fork_overdue(each, now):
                 self._give_fork_up(each)
             elif each.channel is None and now - each.since > _JOIN_SECONDS:
                 self._end_process(each, "does not answer the supervisor")
@@ -357,6 +360,15 @@ class Supervisor:
         if worker is not None and worker.who is not None and not self._leaving:
             self._watch_worker(worker, now)
         self._reloading.watch(now)
+
+    def _is_fork_overdue(self, worker: Comrade, now: float) -> bool:
+        """A standby that was only just started has its imports to do first, which on a busy machine take seconds. To
+        start it again would only begin them again."""
+        forker = self._company.get(self._reloading.forker)
+        if forker is not None and not forker.serves:
+            return now - worker.since > _BEGIN_SECONDS
+        asked = max(worker.since, forker.since) if forker is not None else worker.since
+        return now - asked > _HELLO_SECONDS
 
     def _give_fork_up(self, worker: Comrade) -> None:
         """It was asked for, and never came."""
@@ -436,7 +448,7 @@ class Supervisor:
         if found is None or found.fstype != FSTYPE or (number and found.id != number):
             return
         try:
-            detach(self._plan.mountpoint)
+            detach_only(found)
         except RelfsError as error:
             _log.error("%s", error)
 

@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from enum import Enum, auto
 
 import trio
@@ -20,7 +19,7 @@ from relfs.control import SOCKET
 from relfs.daemon.preflight import DAEMON_LOCK
 from relfs.errors import RelfsError, reason
 from relfs.health import is_removed
-from relfs.layout import STATE, DeployPath
+from relfs.layout import STATE, DeployPath, make_state
 from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -115,9 +114,7 @@ def make_state_again(deploy: DeployPath) -> None:
     inside = deploy.state_path == f"{deploy.path}/{STATE}"
     name, directory = (STATE, deploy.fd) if inside else (deploy.state_path, None)
     try:
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o755, dir_fd=directory)
-        made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        made = make_state(name, directory)
     except OSError as error:
         raise RelfsError(f"{deploy.state_path}: was removed, and cannot be made again: {reason(error)}") from error
     os.dup2(made, deploy.state_fd, inheritable=False)

@@ -1,7 +1,8 @@
 """Whether the mount answers, and how long that may take.
 
 A worker that does not answer is given time: a little if its event loop does not go round, more if it does (the machine
-is busy), and most if it waits for a disk.
+is busy), and most if it waits for a disk. Time in which it waits for a processor is not its own, and does not count:
+another worker would get one no sooner.
 
 Nobody is ended while the disk itself does not answer (a network file system whose server is gone, fsfreeze(8)): the
 next one would have to wait for it as well, and with one after the other the mount would be given up, which is well as
@@ -14,9 +15,10 @@ import logging
 import selectors
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from relfs.daemon.probe import Probe
-from relfs.processes import state_of
+from relfs.processes import state_of, waited_for_processor
 from relfs.survival.ledger import Ledger
 
 _ASK_SECONDS = 0.5
@@ -31,10 +33,20 @@ _NEWS_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """At process `pid`, `at` a time (monotonic seconds): for how long its threads have `waited` until then."""
+
+    pid: int
+    at: float
+    waited: float
+
+
 class Watchdog:
     """Asks the mount for an answer, again and again. Contains nothing that blocks.
 
-    INVARIANT: `_asked` is when the question was asked (monotonic seconds) that is not answered yet, None if none is.
+    INVARIANT: `_asked` is when the question was asked (monotonic seconds) that is not answered yet, None if none is;
+    later by as long as the worker has waited for a processor since. So is the time of `_beat`.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class Watchdog:
         self.answered = time.monotonic()
         """When it last did, or this process began to watch."""
         self._beat = (0, 0.0)
+        self._looked: _Look | None = None
 
     def ask(self, what: str) -> None:
         """Ask now, whatever was asked before: that was somebody else."""
@@ -62,6 +75,7 @@ class Watchdog:
             self.close()
             return
         self._asked = time.monotonic()
+        self._looked = None
 
     def _hear(self) -> None:
         assert self._probe is not None
@@ -86,7 +100,18 @@ class Watchdog:
             if now - self.answered > _ASK_SECONDS:
                 self.ask("status")
             return False
-        return now - self._asked > self._allowed(pid, now)
+        allowed = self._allowed(pid, now)
+        self._asked += self._waited(pid, now)
+        return now - self._asked > allowed
+
+    def _waited(self, pid: int, now: float) -> float:
+        """For how many seconds it has waited for a processor since the last look."""
+        before, self._looked = self._looked, _Look(pid, now, waited_for_processor(pid))
+        if before is None or before.pid != pid:
+            return 0.0
+        waited = min(max(self._looked.waited - before.waited, 0.0), now - before.at)
+        self._beat = (self._beat[0], self._beat[1] + waited)
+        return waited
 
     def is_late(self, now: float) -> bool:
         """Whether it has not answered for so long that something must be in the way."""
@@ -142,10 +167,14 @@ class Disk:
             if now - self._answered < _FRESH_SECONDS:
                 return False
             self._ask(now)
-        elif now - self._asked > _NEWS_SECONDS and not self._said:
+        elif now - self._asked > _NEWS_SECONDS and not self._said and not self._has_yet_to_ask():
             self._said = True
             _log.warning("%s: the disk does not answer; whoever needs it has to wait", self._shown)
         return self._asked is not None
+
+    def _has_yet_to_ask(self) -> bool:
+        """The machine is busy; the disk may be well."""
+        return self._probe is not None and self._probe.wants_to_run()
 
     def _ask(self, now: float) -> None:
         if self._probe is None:

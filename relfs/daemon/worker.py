@@ -29,6 +29,7 @@ from functools import partial
 import pyfuse3
 import trio
 
+from relfs import libc
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, clean, methods
@@ -43,6 +44,7 @@ from relfs.daemon.upkeep import Gone, keep_up, make_state_again
 from relfs.daemon.watcher import follow_link, until_unmounted
 from relfs.descriptors import descriptors
 from relfs.errors import EXIT_FAILED, RelfsError, reason
+from relfs.fuse.abroad import Abroad
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
@@ -60,7 +62,7 @@ from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import attach_and_hold, detach
+from relfs.mounts import attach_and_hold, detach, detach_only
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
@@ -211,7 +213,7 @@ class _Mount:
             try:
                 await handshake.broker()
                 if self._relayed:
-                    nursery.start_soon(self._until_disconnected, await self._relay(handshake.ours), nursery)
+                    nursery.start_soon(self._until_disconnected, await self._relay(handshake.ours, operations), nursery)
                 await self._bring_up(nursery, mounted)
                 await trio.sleep_forever()
             except (RelfsError, OSError, ValueError) as error:
@@ -239,12 +241,15 @@ class _Mount:
         assert state_fd is not None
         self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
         handles = Handles(self._table, self._ledger, self._member)
-        files = Passthrough(self._table, handles, exclusive=self._plan.over)
+        abroad = Abroad(self._table, self._member, lambda: self._once.deliver())
+        files = Passthrough(self._table, handles, exclusive=self._plan.over, beyond=abroad.beyond)
+        if self._adopting:
+            abroad.restore()
 
         def on_native(name: str) -> None:
             nursery.start_soon(self._attach, name)
 
-        return Operations(self._table, files, current, handshake, on_native, self._guard, self._once)
+        return Operations(self._table, files, current, handshake, on_native, self._guard, self._once, abroad)
 
     def _restore(self, current: CurrentLink, operations: Operations) -> None:
         """Know what the worker before this one knew. Contains no `await`."""
@@ -448,12 +453,12 @@ class _Mount:
 
     # ---- life and end
 
-    async def _relay(self, session: socket.socket) -> Callable[[], Awaitable[None]]:
+    async def _relay(self, session: socket.socket, operations: Operations) -> Callable[[], Awaitable[None]]:
         """What carries requests and replies."""
         await become_reader(self._ledger)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
-        relay.expect = self._once.expect
+        relay.expect = operations.expect
         return relay.run
 
     async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
@@ -522,10 +527,10 @@ class _Mount:
         found = next((each for each in all_mounts() if each.id == self._ledger.mounted), None)
         if not self._ledger.mounted:
             found = mount_at(self._plan.mountpoint)
-        if found is None or found.fstype != FSTYPE or mount_at(found.target) != found:
+        if found is None or found.fstype != FSTYPE:
             return
         try:
-            await in_thread(detach, found.target)
+            await in_thread(detach_only, found)
         except RelfsError as error:
             _log.error("%s", error)
 
@@ -539,6 +544,6 @@ def _attached(ledger: Ledger) -> set[str]:
 def _is_real_directory(directory: int, name: str) -> bool:
     """Not a link to one: what would be mounted on that, would be mounted outside of our mount."""
     try:
-        return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
+        return stat.S_ISDIR(libc.glance(directory, os.fsencode(name))[0])
     except OSError:
         return False

@@ -9,11 +9,25 @@ allow_other) it fails, and leaves it dead; and somebody may have killed it. So t
 mounted: a shell that waits for the end of a pipe that we hold, and then detaches this mount, if it still is there. It
 also ends the connection by the kernel's own switch (/sys/fs/fuse/connections, where that is mounted), if a process that
 was killed in the middle of a system call still keeps it: else who waits for an answer would wait for ever.
+
+Ours, and nobody else's
+-----------------------
+Some facts. The ids of mounts, and the minor device numbers of what is mounted, are given out again, the lowest first:
+what is mounted next, anywhere, has those of what went just now. umount2(2) goes by the path, and takes what is on top
+there. Deploy paths are often mountpoints of disks.
+
+The consequence. A guard that wakes when our mount is gone already may take another for it, and detach the disk that was
+below ours, or end the connection of somebody else's file system; so may two guards that look and detach at once.
+
+The choice. The second guard waits for the end of the first. It goes by id, device and mountpoint together; and as long
+as it lives it holds the daemon lock, so that the next relfs mounts there only after it. The connection it reaches by a
+working directory that it took when that was ours: one of the same number is another directory.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -23,7 +37,7 @@ from dataclasses import dataclass
 
 from relfs.errors import RelfsError
 from relfs.fuse.protocol import READ_SIZE, InitRequest, parse_init
-from relfs.mountinfo import FSTYPE, mount_at
+from relfs.mountinfo import FSTYPE, Mount, mount_at
 
 _INIT_WAIT_MS = 10_000
 _HINTS = {
@@ -56,10 +70,13 @@ class Connection:
         self.second.wait()
 
 
-def connect(mountpoint: str, options: Sequence[str], within: Sequence[str] = ()) -> Connection:
+def connect(
+    mountpoint: str, options: Sequence[str], within: Sequence[str] = (), holding: Sequence[int] = ()
+) -> Connection:
     """Mount at `mountpoint` and read the kernel's FUSE_INIT, which is not answered yet: requests wait for that.
 
-    `within` is a command that becomes the one that it is told: what stays to guard the mount is run by it.
+    `within` is a command that becomes the one that it is told: what stays to guard the mount is run by it. The second
+    guard has the descriptors `holding` open until it ends.
     Raises RelfsError with fusermount3's own words.
     """
     helper_path = shutil.which("fusermount3")
@@ -82,49 +99,63 @@ def connect(mountpoint: str, options: Sequence[str], within: Sequence[str] = ())
         words = _last_words(helper)
         hint = next((hint for word, hint in _HINTS.items() if word in words), "")
         raise RelfsError(f"{mountpoint}: cannot be mounted: {words}{hint}")
-    if helper.stderr is not None:
-        helper.stderr.close()
     os.set_inheritable(descriptors[0], False)
-    try:
-        init = _read_init(descriptors[0], mountpoint)
-    except BaseException:
-        os.close(descriptors[0])
-        ours.close()
-        helper.wait()
-        raise
-    second, watch = _start_second_guard(helper_path, mountpoint, within)
+    assert helper.stderr is not None
+    with helper.stderr:
+        try:
+            init = _read_init(descriptors[0], mountpoint)
+        except BaseException:
+            os.close(descriptors[0])
+            ours.close()
+            helper.wait()
+            raise
+        second, watch = _start_second_guard(helper_path, mountpoint, within, helper.stderr.fileno(), holding)
     return Connection(descriptors[0], ours.detach(), watch, helper, second, init)
 
 
+_CONNECTIONS = "/sys/fs/fuse/connections"
+
 _SECOND_GUARD = """
 trap "" TERM HUP INT
+cd "$4" 2>/dev/null && abort=abort || abort=/dev/null
 read -r _
-while read -r id _ device _ _; do [ "$id $device" != "$2 0:$3" ] || "$0" -u -z -- "$1"; done < /proc/self/mountinfo
-abort=/sys/fs/fuse/connections/$3/abort
-[ ! -w "$abort" ] || echo 1 > "$abort"
+[ ! -w "$abort" ] || echo 1 >"$abort"
+while read -r _; do :; done </proc/self/fd/"$3"
+while read -r id _ device _ at _; do [ "$id $device $at" != "$2" ] || "$0" -u -z -- "$1"; done </proc/self/mountinfo
 """
+"""$0 is fusermount3, $1 the mountpoint, $2 how mountinfo tells of the mount, $3 a pipe that ends with the first guard,
+$4 the connection's directory."""
 
 
-def _start_second_guard(helper: str, mountpoint: str, within: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """The guard, and the pipe that it waits for the end of. It goes by the mount's id, and the kernel's number of the
-    connection, which is the minor device number of the mount."""
+def _start_second_guard(
+    helper: str, mountpoint: str, within: Sequence[str], first: int, holding: Sequence[int]
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The guard, and the pipe that it waits for the end of; `first` is a pipe that ends with the first guard. The
+    kernel's number of the connection is the minor device number of the mount."""
     found = mount_at(mountpoint)
     if found is None or not found.fstype.startswith(FSTYPE):
         raise RelfsError(f"{mountpoint}: was unmounted while it was being mounted")
     waiting, watch = os.pipe()
-    minor = found.device.removeprefix("0:")
+    connection = f"{_CONNECTIONS}/{found.device.removeprefix('0:')}"
     try:
         guard = subprocess.Popen(
-            [*within, "/bin/sh", "-c", _SECOND_GUARD, helper, mountpoint, str(found.id), minor],
+            [*within, "/bin/sh", "-c", _SECOND_GUARD, helper, mountpoint, _as_told(found), str(first), connection],
             stdin=waiting,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            pass_fds=[first, *holding],
             cwd="/",
             start_new_session=True,
         )
     finally:
         os.close(waiting)
     return guard, watch
+
+
+def _as_told(mount: Mount) -> str:
+    """Its id, device and mountpoint, as mountinfo has them (show_mountinfo() in fs/proc_namespace.c)."""
+    at = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", mount.target)
+    return f"{mount.id} {mount.device} {at}"
 
 
 def escape_option(value: str) -> str:

@@ -26,13 +26,13 @@ from relfs.fuse.changes import Changes
 from relfs.fuse.inodes import InodeTable
 from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import FOR_EVER, fill
-from relfs.journal import Actor, command_line, user_name
+from relfs.journal import Actor, command_line
 from relfs.layout import CURRENT, DeployPath, Target
 from relfs.pointer import Pointer
 from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
-from relfs.threads import in_thread
+from relfs.threads import in_thread, user_name_of
 from relfs.views import Replacement, begin_replacement, replacement_of
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class CurrentLink:
         # Most of the disk's work is done here, while readers still have the cached name: once the tool creates the
         # link, the kernel makes who looks the name up wait for the end of that.
         await self._changes.flush()
-        replacement = begin_replacement(_actor(context), time.time())
+        replacement = begin_replacement(await _actor(context), time.time())
         self.replacements.append(replacement)
         self._keep()
         self._nursery.start_soon(self._lapse, replacement)
@@ -272,7 +272,7 @@ class CurrentLink:
     async def _replace(self, encoded: bytes, context: RequestContext, request_id: str) -> None:
         mine = self._replacement_of(context) if self.replacements else None
         text = os.fsdecode(encoded)
-        actor = _actor(context)
+        actor = await _actor(context)
         try:
             await self._check(text)
             await self._changes.replace(text, actor, request_id, owner=Owner(context.uid, context.gid))
@@ -356,9 +356,9 @@ def _request_id(was: bytes | None) -> str:
     return was[:_REQUEST_ID_LENGTH].decode() if was is not None else os.urandom(_REQUEST_ID_LENGTH // 2).hex()
 
 
-def _actor(context: RequestContext) -> Actor:
+async def _actor(context: RequestContext) -> Actor:
     pid = thread_group(context.pid)
-    return Actor(context.uid, user_name(context.uid), pid, command_line(pid))
+    return Actor(context.uid, await user_name_of(context.uid), pid, command_line(pid))
 
 
 def _text_of(directory: int, name: bytes, *, visible: bool) -> bytes:

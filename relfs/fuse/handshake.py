@@ -54,6 +54,7 @@ from relfs.fuse.protocol import (
     HAS_RESEND,
     POSIX_ACL,
     InitRequest,
+    allow_background,
     baton,
     limit,
     want,
@@ -64,6 +65,8 @@ from relfs.survival.memory import Cell
 from relfs.survival.requests import PAYLOAD_MAX
 
 _REPLY_MAX = 4096
+_BACKGROUND = 64
+"""More than may wait for other disks (abroad.py), by what the kernel allows otherwise."""
 
 
 class Handshake:
@@ -101,7 +104,7 @@ class Handshake:
         refuses.
         """
         await trio.lowlevel.wait_readable(self.ours)
-        reply = want(self.ours.recv(_REPLY_MAX), self._wanted)
+        reply = allow_background(want(self.ours.recv(_REPLY_MAX), self._wanted), _BACKGROUND)
         if self._relayed:
             self._answer(limit(reply, PAYLOAD_MAX))
             return

@@ -53,6 +53,7 @@ from collections import OrderedDict, defaultdict
 
 from pyfuse3 import FUSEError, InodeT
 
+from relfs import libc
 from relfs.survival.ledger import Ledger, NodeRecord, new_ledger
 
 ROOT = InodeT(1)
@@ -64,8 +65,7 @@ _FIRST_OWN = 1 << 48
 
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_ELSEWHERE = (ROOT, b"")
-"""The place of what has a name that we do not know: one that there never is."""
+_PREFIX_BITS = 56
 
 _VISITS = 16
 """How many inodes are looked at to find one that can be let go of, if no more than one has to be."""
@@ -98,7 +98,7 @@ class Node:
         self.volatile = False
         self.used = True
         self.record = 0
-        self.noted: tuple[InodeT, bytes] = _ELSEWHERE
+        self.noted = table.elsewhere
 
     @property
     def fd(self) -> int:
@@ -112,7 +112,7 @@ class Node:
     @property
     def path(self) -> str:
         """A path that reaches this very inode, whatever it is called now (proc(5), /proc/self/fd). Raises as `fd`."""
-        return f"/proc/self/fd/{self.fd}"
+        return f"{self._table.descriptors}/{self.fd}"
 
 
 class InodeTable:
@@ -124,15 +124,25 @@ class InodeTable:
     considered for letting go of; `_away` has the others, by the nodeid of their directory, which is in `_nodes`.
     """
 
-    def __init__(self, capacity: int = 1 << 20, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, capacity: int = 1 << 20, ledger: Ledger | None = None, *, root: InodeT = ROOT, first_own: int = _FIRST_OWN
+    ) -> None:
         """`capacity` is the number of descriptors to hold at the most, as far as that can be; at least 64. `ledger` is
-        where the next worker reads (None: there is none); see restore()."""
+        where the next worker reads (None: there is none); see restore(). `root` is the nodeid of what all others are
+        below, and `first_own` the first of those that are not an inode's number."""
+        self.root = root
+        self.elsewhere = (root, b"")
+        """The place of what has a name that we do not know: one that there never is."""
+        self.descriptors = "/proc/self/fd"
+        """Where this table's descriptors are found by path."""
+        self._first_own = first_own
+        self._prefixes: set[int] = set()
         self._ledger = ledger if ledger is not None else new_ledger()
         self._own_ledger = ledger is None
         self._capacity = max(capacity, 64)
         self._held: OrderedDict[InodeT, Node] = OrderedDict()
         self._away: defaultdict[InodeT, dict[InodeT, Node]] = defaultdict(dict)
-        self._ids = itertools.count(_FIRST_OWN)
+        self._ids = itertools.count(first_own)
         self._nodes: dict[InodeT, Node] = {}
         self._by_key: dict[tuple[int, int], Node] = {}
         self._links: dict[InodeT, bytes] = {}
@@ -181,10 +191,11 @@ class InodeTable:
         """Whether a constant nodeid is in use."""
         return nodeid in self._nodes
 
-    def adopt(self, fd: int, status: os.stat_result, place: tuple[InodeT, bytes] = _ELSEWHERE) -> Node:
+    def adopt(self, fd: int, status: os.stat_result, place: tuple[InodeT, bytes] | None = None) -> Node:
         """The node of the inode that `fd` (O_PATH) holds, and which is called `place`. The table takes the descriptor
         over."""
         self._make_room()
+        place = place or self.elsewhere
         key = _key(status)
         node = self._by_key.get(key)
         if node is None:
@@ -210,7 +221,7 @@ class InodeTable:
     def note_moved(self, parent: InodeT, name: bytes) -> None:
         """After something was renamed to `name` in the directory `parent`: write down that it is there now."""
         try:
-            node = self._by_key.get(_key(os.lstat(name, dir_fd=self.node(parent).fd)))
+            node = self._by_key.get(libc.glance(self.node(parent).fd, name)[1])
         except (OSError, FUSEError):
             return
         if node is not None:
@@ -229,7 +240,7 @@ class InodeTable:
     def number(self, key: tuple[int, int]) -> InodeT:
         """A nodeid that is free, for (st_dev, st_ino) that no node has: the inode's own number if that can be."""
         device, inode = key
-        root = self._nodes.get(ROOT)
+        root = self._nodes.get(ROOT)  # of the deploy path only
         if root is not None and root.key[0] == device and inode >= _FIRST_FREE and not self._is_taken(InodeT(inode)):
             return InodeT(inode)
         return self._own_number()
@@ -240,7 +251,16 @@ class InodeTable:
         return number
 
     def _is_taken(self, nodeid: InodeT) -> bool:
+        if nodeid >> _PREFIX_BITS in self._prefixes:
+            return True
         return nodeid in self._nodes or nodeid in self._links or nodeid in self._lost
+
+    def reserve(self, prefix: int) -> bool:
+        """Give no nodeid with this upper byte to anybody from now on; False if somebody has one."""
+        if any(nodeid >> _PREFIX_BITS == prefix for nodeid in self._nodes):
+            return False
+        self._prefixes.add(prefix)
+        return True
 
     def node(self, nodeid: InodeT) -> Node:
         """Raises FUSEError(ESTALE), upon which the VFS looks the path up again by itself."""
@@ -273,7 +293,7 @@ class InodeTable:
         if not self._away:
             return
         try:
-            node = self._by_key.get(_key(os.lstat(name, dir_fd=directory)))
+            node = self._by_key.get(libc.glance(directory, name)[1])
             if node is not None and node.descriptor is None:
                 self._make_room()
                 self._come_back(node, _open(directory, name, node.key))
@@ -317,7 +337,7 @@ class InodeTable:
 
     def _let_go(self, node: Node) -> bool:
         """False: it has no name below the deploy path that we know of, and would be lost."""
-        place = self._place_of(node) or (_ELSEWHERE if _may_be_named_otherwise(node) else None)
+        place = self._place_of(node) or (self.elsewhere if _may_be_named_otherwise(node) else None)
         if place is None or node.descriptor is None:
             return False
         os.close(node.descriptor)
@@ -330,14 +350,14 @@ class InodeTable:
     def _place_of(self, node: Node) -> tuple[InodeT, bytes] | None:
         """Only the deploy path's descriptor is walked from: the path itself may lead into the mount, which waits for
         us."""
-        root = self._nodes[ROOT]
+        root = self._nodes[self.root]
         try:
             base = os.readlink(os.fsencode(root.path)).rstrip(b"/") + b"/"
             path = os.readlink(os.fsencode(node.path))
             inner, name = os.path.split(path.removeprefix(base))
-            if not path.startswith(base) or _key(os.lstat(path.removeprefix(base), dir_fd=root.fd)) != node.key:
+            if not path.startswith(base) or libc.glance(root.fd, path.removeprefix(base))[1] != node.key:
                 return None
-            parent = self._by_key.get(_key(os.lstat(inner, dir_fd=root.fd))) if inner else root
+            parent = self._by_key.get(libc.glance(root.fd, inner)[1]) if inner else root
         except OSError:
             return None
         return (parent.id, name) if parent is not None else None
@@ -398,7 +418,7 @@ class InodeTable:
     def restore(self) -> None:
         """Know what the ledger tells: what the worker before this one knew. To be called once what is pinned is, and
         before anything else."""
-        self._ids = itertools.count(max(self._ledger.next_own, _FIRST_OWN))
+        self._ids = itertools.count(max(self._ledger.next_own, self._first_own))
         for number, link in self._ledger.links():
             self._know_link(InodeT(link.nodeid), link.text, link.lookups, number)
         for number, record in self._ledger.nodes():
@@ -432,8 +452,8 @@ class InodeTable:
         """It has no way any more. It may still be open, which revive() is told."""
         node = self._nodes[nodeid]
         self._settle(node)
-        node.noted = node.place = _ELSEWHERE
-        self._away[ROOT][nodeid] = node
+        node.noted = node.place = self.elsewhere
+        self._away[self.root][nodeid] = node
 
     def revive(self, nodeid: InodeT, fd: int) -> Node | None:
         """A node that somebody has open, as descriptor `fd`, is held, whatever its name is by now. None: it is not
@@ -442,7 +462,7 @@ class InodeTable:
         if node is None:
             return None
         if node.descriptor is None:
-            self._come_back(node, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC))
+            self._come_back(node, os.open(f"{self.descriptors}/{fd}", os.O_PATH | os.O_CLOEXEC))
         return node
 
     def close(self) -> None:
@@ -481,7 +501,7 @@ def _open(directory: int, name: bytes, key: tuple[int, int]) -> int:
         fd = os.open(name, _HOLD, dir_fd=directory)
     except (FileNotFoundError, NotADirectoryError):
         raise FUSEError(errno.ESTALE) from None
-    if _key(os.fstat(fd)) != key:
+    if libc.glance(fd)[1] != key:
         os.close(fd)
         raise FUSEError(errno.ESTALE)
     return fd

@@ -1,5 +1,5 @@
-"""The request handlers: who answers what. `current` is CurrentLink's, the rest is Passthrough's; nothing is decided
-here but where a name belongs, and that no handler can bring the daemon down.
+"""The request handlers: who answers what. `current` is CurrentLink's, other disks are Abroad's, the rest is Plain's;
+nothing is decided here but where a name belongs, and that no handler can bring the daemon down.
 
 pyfuse3 ends its main loop when a handler raises anything but FUSEError; so every handler is wrapped: an OSError becomes
 its errno, anything else is logged and becomes EIO.
@@ -11,7 +11,6 @@ import errno
 import functools
 import logging
 import os
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +29,14 @@ from pyfuse3 import (
     StatvfsData,
 )
 
+from relfs.fuse.abroad import Abroad
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.guard import Guard
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, InodeTable
-from relfs.fuse.once import Once, errand, file_asker
-from relfs.fuse.passthrough import ACCESS_LIST, Passthrough, is_nothing
+from relfs.fuse.once import Once, errand
+from relfs.fuse.passthrough import ACCESS_LIST, Passthrough
+from relfs.fuse.plain import Plain
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 _CURRENT = CURRENT.encode()
 _HIDDEN = TEMPORARY.encode()
-_FREE = b"free"
+_SHARED = SHARED.encode()
 
 NATIVE = {
     RELEASES.encode(): RELEASES_NODE,
@@ -66,7 +67,8 @@ def _handler(method: _Handler) -> _Handler:
         self.requests[name] += 1
         self._once.settle()
         try:
-            return await method(self, *args)
+            realm = self._abroad.realm(name, args) if self._abroad else None
+            return await (method(self, *args) if realm is None else self._abroad.do(realm, name, args))
         except FUSEError:
             raise
         except OSError as error:
@@ -93,6 +95,7 @@ class Operations(pyfuse3.Operations):
         on_native: Callable[[str], None],
         guard: Guard,
         once: Once,
+        abroad: Abroad,
     ) -> None:
         """`on_native` is called with the name of a native directory that has come into being under the mount; `guard`
         is asked before anything that might change a release."""
@@ -105,6 +108,8 @@ class Operations(pyfuse3.Operations):
         self._on_native = on_native
         self._guard = guard
         self._once = once
+        self._abroad = abroad
+        self._plain = Plain(table, files, guard, once)
 
     @property
     def is_full(self) -> bool:
@@ -131,14 +136,17 @@ class Operations(pyfuse3.Operations):
 
     def _pin_native(self, name: bytes) -> None:
         """A native directory that was not there at the start gets its constant nodeid before anybody learns another."""
-        if self._table.is_pinned(NATIVE[name]):
+        if self._is_pinned(name):
             return
         root = self._table.node(ROOT)
         try:
             fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root.fd)
         except OSError:
             return
-        self._table.pin(NATIVE[name], fd)
+        if name == _SHARED and self._abroad.settle(SHARED_NODE, fd):
+            os.close(fd)
+        else:
+            self._table.pin(NATIVE[name], fd)
         self._on_native(os.fsdecode(name))
 
     @_handler
@@ -146,18 +154,14 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT and name == _CURRENT:
             await self._current.unlink(ctx)
             return
-        self._guard.name(parent_inode, name)
-        if not self._is_gone("unlink", parent_inode, name, ctx):
-            self._files.unlink(parent_inode, name, ctx)
+        self._plain.unlink(parent_inode, name, ctx)
 
     @_handler
     async def symlink(self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode == ROOT and name == _CURRENT:
             return await self._current.symlink(target, ctx)
         self._forbid(parent_inode, name, ctx)
-        if self._is_made("symlink", parent_inode, name, ctx):
-            return self._files.lookup(parent_inode, name)
-        return self._files.symlink(parent_inode, name, target, ctx)
+        return self._plain.symlink(parent_inode, name, target, ctx)
 
     @_handler
     async def rename(
@@ -169,13 +173,15 @@ class Operations(pyfuse3.Operations):
             return
         self._forbid_rename(old, new)
         if new == (ROOT, _CURRENT):
+            self._guard.name(*old)
             with self._directory(parent_inode_old) as directory:
                 await self._current.take(parent_inode_old, directory, name_old, flags, ctx)
         elif old == (ROOT, _CURRENT):
+            self._guard.name(*new)
             with self._directory(parent_inode_new) as directory:
                 await self._current.give(parent_inode_new, directory, name_new, flags, ctx)
-        elif not self._is_moved(old, new, flags, ctx):
-            self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+        else:
+            self._plain.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
 
     @contextmanager
     def _directory(self, nodeid: InodeT) -> Iterator[int]:
@@ -189,7 +195,6 @@ class Operations(pyfuse3.Operations):
     def _forbid_rename(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes]) -> None:
         """Native directories stay where they are, and no directory becomes one under a nodeid that it had before."""
         for parent, name in (old, new):
-            self._guard.name(parent, name)
             if parent == ROOT and (name.startswith(_HIDDEN) or (name in NATIVE and self._is_native(name))):
                 raise FUSEError(errno.EBUSY)
         if new[0] == ROOT and new[1] in NATIVE and self._files.is_directory(*old):
@@ -197,7 +202,10 @@ class Operations(pyfuse3.Operations):
 
     def _is_native(self, name: bytes) -> bool:
         self._pin_native(name)
-        return self._table.is_pinned(NATIVE[name])
+        return self._is_pinned(name)
+
+    def _is_pinned(self, name: bytes) -> bool:
+        return self._table.is_pinned(NATIVE[name]) or self._abroad.has(NATIVE[name])
 
     @_handler
     async def link(
@@ -206,19 +214,15 @@ class Operations(pyfuse3.Operations):
         self._forbid(new_parent_inode, new_name, ctx)
         if self._table.text(inode) is not None:  # there is no inode that could get a second name
             raise FUSEError(errno.EPERM)
-        self._guard.linking(inode)
-        if self._is_made("link", new_parent_inode, new_name, ctx):
-            return self._files.lookup(new_parent_inode, new_name)
-        return self._files.link(inode, new_parent_inode, new_name, ctx)
+        return self._plain.link(inode, new_parent_inode, new_name, ctx)
 
     @_handler
     async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         self._forbid(parent_inode, name, ctx)
-        if not self._is_made("mkdir", parent_inode, name, ctx):
-            self._files.make_directory(parent_inode, name, mode, ctx)
         if parent_inode == ROOT and name in NATIVE:
+            self._plain.make_directory(parent_inode, name, mode, ctx)
             return self._lookup_top(name, ctx)
-        return self._files.lookup(parent_inode, name)
+        return self._plain.mkdir(parent_inode, name, mode, ctx)
 
     @_handler
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -226,84 +230,24 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EBUSY)
         if parent_inode == ROOT and name == _CURRENT:
             raise FUSEError(errno.ENOTDIR)
-        self._guard.name(parent_inode, name)
-        if not self._is_gone("rmdir", parent_inode, name, ctx):
-            self._files.rmdir(parent_inode, name, ctx)
+        self._plain.rmdir(parent_inode, name, ctx)
 
     @_handler
     async def mknod(
         self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         self._forbid(parent_inode, name, ctx)
-        if self._is_made("mknod", parent_inode, name, ctx):
-            return self._files.lookup(parent_inode, name)
-        return self._files.mknod(parent_inode, name, mode, rdev, ctx)
+        return self._plain.mknod(parent_inode, name, mode, rdev, ctx)
 
     @_handler
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._forbid(parent_inode, name, ctx)
-        request = errand("create", ctx.pid, parent_inode, name, flags)
-        free = self._files.identity(parent_inode, name) is None
-        was = self._once.begun(request)
-        if was is not None:
-            opening, _, was_free = was.partition(b" ")
-            again = self._files.made(int(opening))
-            if again is not None:
-                return FileInfo(fh=again), self._files.lookup(parent_inode, name)
-            free = was_free == _FREE
-            flags &= ~os.O_EXCL if free else ~0
-        self._once.note(request, b"%d %s" % (self._files.next_opening, _FREE if free else b""))
-        return self._files.create(parent_inode, name, mode, flags, ctx)
-
-    # ---- what the worker before this one may have done already (once.py)
-
-    def _is_made(self, what: str, parent: InodeT, name: bytes, ctx: RequestContext) -> bool:
-        """Whether it has made what this request asks for: it had begun when the name was free, and that is not free."""
-        request = errand(what, ctx.pid, parent, name)
-        there = self._files.identity(parent, name) is not None
-        if self._once.begun(request) is not None:
-            return there
-        if not there:
-            self._once.note(request)
-        return False
-
-    def _is_gone(self, what: str, parent: InodeT, name: bytes, ctx: RequestContext) -> bool:
-        """Whether it has removed what this request asks it to."""
-        request = errand(what, ctx.pid, parent, name)
-        found = self._files.identity(parent, name)
-        was = self._once.begun(request)
-        if was is not None:
-            return found != was
-        if found is not None:
-            self._once.note(request, found)
-        return False
-
-    def _is_moved(self, old: tuple[InodeT, bytes], new: tuple[InodeT, bytes], flags: int, ctx: RequestContext) -> bool:
-        """Whether it has renamed what this request asks it to."""
-        request = errand("rename", ctx.pid, *old, *new, flags)
-        found = self._files.identity(*old)
-        was = self._once.begun(request)
-        if was is not None:
-            return found != was and self._files.identity(*new) == was
-        if found is not None:
-            self._once.note(request, found)
-        return False
-
-    def _reopened(self, request: bytes) -> FileHandleT | None:
-        """The handle that it has made for a request; None: it had not come to that. Which one is going to be made is
-        noted before, so that no handle can be made that nobody is told of, and nobody ever closes."""
-        was = self._once.begun(request)
-        again = self._files.made(int(was)) if was is not None else None
-        if again is None:
-            self._once.note(request, b"%d" % self._files.next_opening)
-        return again
+        return self._plain.create(parent_inode, name, mode, flags, ctx)
 
     def _forbid(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
-        """`current` can only be a symbolic link, and the name of its successor to be is relfs's own. Nothing new comes
-        into a sealed release."""
-        self._guard.name(parent, name)
+        """`current` can only be a symbolic link, and the name of its successor to be is relfs's own."""
         if parent != ROOT:
             return
         if name == _CURRENT:
@@ -317,10 +261,16 @@ class Operations(pyfuse3.Operations):
             again = self._handshake.take_over()
             if again is None:
                 return
-            self._once.expect(again.askers)
+            self.expect(again.askers)
             inode_list = [(InodeT(nodeid), lookups) for nodeid, lookups in again.forgets]
         for nodeid, lookups in inode_list:
-            self._table.forget(nodeid, lookups)
+            if not (self._abroad and self._abroad.forget(nodeid, lookups)):
+                self._table.forget(nodeid, lookups)
+
+    def expect(self, askers: frozenset[bytes]) -> None:
+        """Once.expect(), for all that keep notes."""
+        self._once.expect(askers)
+        self._abroad.expect(askers)
 
     # ---- inodes
 
@@ -335,9 +285,7 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
     ) -> EntryAttributes:
         if self._table.text(inode) is None:
-            if fh is None and not (is_nothing(fields) and self._files.is_written(self._table.node(inode))):
-                self._guard.inode(inode)  # but for ftruncate(2) and write(2), by whoever had it open before
-            return self._files.setattr(inode, attr, fields, fh, ctx)
+            return self._plain.setattr(inode, attr, fields, fh, ctx)
         self._current.setattr(inode, attr, fields, ctx)
         return self._current.attributes(inode)
 
@@ -351,8 +299,7 @@ class Operations(pyfuse3.Operations):
         self._no_xattr(inode, errno.EPERM)
         if inode == ROOT and name == ACCESS_LIST and not self._handshake.obeys_access_lists:
             raise FUSEError(errno.ENOTSUP)
-        self._guard.inode(inode)
-        self._files.setxattr(inode, name, value, ctx)
+        self._plain.setxattr(inode, name, value, ctx)
 
     @_handler
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
@@ -366,16 +313,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         self._no_xattr(inode, errno.ENODATA)
-        self._guard.inode(inode)
-        request = errand("removexattr", ctx.pid, inode, name)
-        again = self._once.begun(request) is not None
-        if not again:
-            self._once.note(request)
-        try:
-            self._files.removexattr(inode, name, ctx)
-        except OSError as error:
-            if not (again and error.errno == errno.ENODATA):
-                raise
+        self._plain.removexattr(inode, name, ctx)
 
     def _no_xattr(self, inode: InodeT, number: int) -> None:
         if self._table.text(inode) is not None:
@@ -389,12 +327,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
-        request = errand("open", ctx.pid, inode, flags)
-        again = self._reopened(request)
-        if again is not None:
-            return self._files.opened(again, self._table.node(inode))
-        self._guard.opening(inode, flags)
-        return self._files.open(inode, flags, ctx)
+        return self._plain.open(inode, flags, ctx)
 
     @_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -402,14 +335,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        if not self._files.appends(fh):
-            return self._files.write(fh, off, buf)
-        request = errand("write", file_asker(fh), off, len(buf), zlib.crc32(buf))
-        was = self._once.begun(request)
-        if was is not None:
-            return self._files.append_once(fh, int(was), buf)
-        self._once.note(request, b"%d" % self._files.size(fh))
-        return self._files.write(fh, off, buf)
+        return self._plain.write(fh, off, buf)
 
     @_handler
     async def flush(self, fh: FileHandleT) -> None:
@@ -428,7 +354,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         request = errand("opendir", ctx.pid, inode)
-        again = self._reopened(request)
+        again = self._plain.reopened(request)
         if again is not None:
             return again
         return self._open_directory(inode, ctx)
@@ -483,7 +409,10 @@ class Operations(pyfuse3.Operations):
 
     def _native_entry(self, name: bytes) -> EntryAttributes | None:
         """A native directory under its constant nodeid, which must be all that the kernel ever hears of it."""
-        return self._files.pinned(NATIVE[name]) if self._is_native(name) else None
+        if not self._is_native(name):
+            return None
+        nodeid = NATIVE[name]
+        return self._abroad.constant(nodeid) if self._abroad.has(nodeid) else self._files.pinned(nodeid)
 
     @_handler
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -3,6 +3,7 @@
 Each method is one or two system calls on the covered file system, through the descriptors of the inode table, so that
 nothing depends on what a path means by now. None contains an `await`; each raises OSError as the system call does.
 They run in the event loop: a covered file system that hangs, hangs them (the reason why bytes are served natively).
+Other file systems that are mounted below it are not walked into (abroad.py).
 """
 
 from __future__ import annotations
@@ -50,17 +51,27 @@ _EXECUTE = 0x20
 """__FMODE_EXEC (linux/fs.h): the kernel opens a program to run it, having checked that the caller may."""
 _JUST_NOW = 10**9
 """Nanoseconds; what pyfuse3 makes of "now" is not older when we hear of it."""
+Entry = EntryAttributes | None
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 ACCESS_LIST = b"system.posix_acl_access"
 _ACCESS_LISTS = (ACCESS_LIST, b"system.posix_acl_default")
 
 
+def _nowhere(_directory: Node, _name: bytes) -> Entry:
+    """Whatever is mounted there is like any other directory."""
+    return None
+
+
 class Passthrough:
     """GUARDED BY the event loop: everything."""
 
-    def __init__(self, table: InodeTable, handles: Handles, *, exclusive: bool) -> None:
-        """`exclusive`: the covered directory changes only through the mount (it is mounted over)."""
+    def __init__(
+        self, table: InodeTable, handles: Handles, *, exclusive: bool, beyond: Callable[[Node, bytes], Entry] = _nowhere
+    ) -> None:
+        """`exclusive`: the covered directory changes only through the mount (it is mounted over). `beyond` tells what
+        the kernel is told of a name in a directory that another file system is mounted on; None: it is like any."""
         self.table = table
+        self._beyond = beyond
         self._handles = handles
         self._descriptors = descriptors()
         self._timeout = MOMENT if exclusive else 0.0
@@ -142,7 +153,19 @@ class Passthrough:
 
     def lookup(self, parent: InodeT, name: bytes) -> EntryAttributes:
         directory = self.table.node(parent)
-        fd = self._descriptors.for_inode(os.open(name, _HOLD, dir_fd=directory.fd))
+        try:
+            fd = libc.hold_here(directory.fd, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            entry = self._beyond(directory, name)
+            if entry is not None:
+                return entry
+            fd = os.open(name, _HOLD, dir_fd=directory.fd)
+        return self._known(directory, name, self._descriptors.for_inode(fd))
+
+    def _known(self, directory: Node, name: bytes, fd: int) -> EntryAttributes:
+        parent = directory.id
         try:
             status = os.fstat(fd)
         except OSError:
@@ -191,13 +214,13 @@ class Passthrough:
     def identity(self, parent: InodeT, name: bytes) -> bytes | None:
         """What tells the inode that has this name from others; None if none has it, or it cannot be seen."""
         try:
-            status = os.lstat(name, dir_fd=self.table.node(parent).fd)
+            _, key = libc.glance(self.table.node(parent).fd, name)
         except OSError:
             return None
-        return b"%d:%d" % (status.st_dev, status.st_ino)
+        return b"%d:%d" % key
 
     def is_directory(self, parent: InodeT, name: bytes) -> bool:
-        return stat.S_ISDIR(os.lstat(name, dir_fd=self.table.node(parent).fd).st_mode)
+        return stat.S_ISDIR(libc.glance(self.table.node(parent).fd, name)[0])
 
     def unlink(self, parent: InodeT, name: bytes, context: RequestContext) -> None:
         directory = self.table.node(parent).fd
@@ -302,7 +325,7 @@ class Passthrough:
 
     def append_once(self, fh: FileHandleT, before: int, data: bytes) -> int:
         """Append what may have been appended, wholly or in part, when the file was `before` bytes long."""
-        reading = os.open(f"/proc/self/fd/{self.fd(fh)}", os.O_RDONLY | os.O_CLOEXEC)
+        reading = os.open(f"{self.table.descriptors}/{self.fd(fh)}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             behind = os.pread(reading, max(self.size(fh) - before, 0), before)
         finally:
@@ -472,7 +495,15 @@ def has_access_lists(directory: int, without: Collection[bytes]) -> bool:
     """Whether a directory, or an entry of it but for `without`, grants more or less than its mode says (acl(5))."""
     base = b"/proc/self/fd/%d/" % directory
     names = [name for name in map(os.fsencode, os.listdir(directory)) if name not in without]
-    return any(_has_access_list(base + name) for name in (b".", *names))
+    return any(_is_on_it(directory, name) and _has_access_list(base + name) for name in (b".", *names))
+
+
+def _is_on_it(directory: int, name: bytes) -> bool:
+    """Whether that is on the same disk. Another one might not answer."""
+    try:
+        return libc.glance(directory, name)[1][0] == libc.glance(directory)[1][0]
+    except OSError:
+        return False
 
 
 def _has_access_list(path: bytes) -> bool:

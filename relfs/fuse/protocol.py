@@ -96,6 +96,13 @@ def want(reply: bytes, flags: int) -> bytes:
     return bytes(changed)
 
 
+def allow_background(reply: bytes, count: int) -> bytes:
+    """An INIT reply after which so many reads ahead may be under way at a time; the kernel's own limit is 12."""
+    changed = bytearray(reply)
+    struct.pack_into("=H", changed, OUT_HEADER.size + _INIT_OUT.size, count)
+    return bytes(changed)
+
+
 def reply_flags(reply: bytes) -> int:
     """The flags (the lower 32) that an INIT reply asks for."""
     return int(struct.unpack_from("=I", reply, OUT_HEADER.size + 12)[0])

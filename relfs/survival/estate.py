@@ -12,6 +12,8 @@ that either can die at any moment; what a worker opens, it gives them before it 
     listener           the control socket
     releases           `releases` as it is attached in the mount
     pin.N              the native directory whose nodeid is N
+    abroad.N, abroad-ledger.N
+                       the root of another disk, whose nodeid is N, and its ledger (fuse/abroad.py)
     file.N, names.N    the open file N; what was listed of the open directory N
 """
 

@@ -45,6 +45,7 @@ _NODES = 1 << 21
 _LINKS = 1 << 14
 _HANDLES = 1 << 20
 _HANDLE_NUMBERS = 2 * _HANDLES  # more than there are slots
+_FIRST_HANDLE = 1 << 56
 _ERRANDS = 1 << 10
 
 
@@ -90,6 +91,8 @@ class Ledger:
     def __init__(self, fd: int) -> None:
         """Map it. Raises OSError, and ValueError if it is of another VERSION."""
         self.fd = fd
+        self.first_handle = 0
+        """What all file handles are counted from, a multiple of 1 << 56."""
         self._memory = memory = Memory(fd, _SIZE)
         version = Number(memory, 0)
         if version.value not in (0, VERSION):
@@ -101,6 +104,8 @@ class Ledger:
         """Goes up as long as the worker's event loop goes round."""
         self._mounted = Number(memory, 32)
         self._openings = Number(memory, 40)
+        self.entered = Number(memory, 48)
+        """How often the kernel knows the root of another disk, in the ledger of that (fuse/abroad.py)."""
         self._who = {role: (Number(memory, at), Number(memory, at + 8)) for role, at in _WHO.items()}
         self._nodes = Slots(memory, _NODE_AREA, _NODE_MAX)
         self._links = Slots(memory, _LINK_AREA, _LINK_MAX)
@@ -229,7 +234,7 @@ class Ledger:
         number = self._handles.put(_HANDLE.pack(sequence, record.nodeid, flags))
         if not number:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return _handle(sequence, number)
+        return self.first_handle + _handle(sequence, number)
 
     def drop_handle(self, handle: int) -> None:
         self._handles.free(handle % _HANDLE_NUMBERS)
@@ -238,7 +243,7 @@ class Ledger:
         for number, raw in self._handles:
             sequence, nodeid, flags = _HANDLE.unpack(raw)
             record = HandleRecord(nodeid, bool(flags & _WRITING), bool(flags & _DIRECTORY))
-            yield _handle(sequence, number), record
+            yield self.first_handle + _handle(sequence, number), record
 
 
 def _handle(sequence: int, number: int) -> int:
@@ -248,7 +253,7 @@ def _handle(sequence: int, number: int) -> int:
 
 def opening_of(handle: int) -> int:
     """Which handle it was, as `next_opening` told before."""
-    return handle // _HANDLE_NUMBERS
+    return handle % _FIRST_HANDLE // _HANDLE_NUMBERS
 
 
 def new_ledger() -> Ledger:

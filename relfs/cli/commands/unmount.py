@@ -37,10 +37,11 @@ def command(session: Session) -> None:
 def _detach_here(mountpoint: str) -> None:
     """Without the daemon's help: it is gone, or stopped. Uncovering the real link needs none."""
     from relfs.mountinfo import relfs_mounts
-    from relfs.mounts import detach
+    from relfs.mounts import detach_only
 
-    if any(mount.target == mountpoint for mount in relfs_mounts()):
-        detach(mountpoint)
+    for mount in relfs_mounts():
+        if mount.target == mountpoint:
+            detach_only(mount)
 
 
 def _wait_for_end(place: Place) -> None:

@@ -1,0 +1,97 @@
+"""What users are called, where nobody may answer that: getpwuid(3) by a directory service that is slow, or gone."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clients import SECONDS, running
+from mounting import Mounts, wait_for
+from readers import reading
+
+from relfs import users
+
+_HANGS = """
+import pwd, threading
+pwd.getpwuid = lambda uid: threading.Event().wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have asked is not known."""
+    monkeypatch.setattr(users, "_known", {})
+    monkeypatch.setattr(users, "_asking", threading.BoundedSemaphore(4))
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Nobody answers until this is set; then who is asked for is "late"."""
+    answered = threading.Event()
+
+    def ask(_uid: int) -> object:
+        answered.wait()
+        return pwd.struct_passwd(("late", "x", 1, 1, "", "/", "/bin/sh"))
+
+    monkeypatch.setattr(pwd, "getpwuid", ask)
+    yield answered
+    answered.set()
+
+
+def test_a_name_and_a_number_without_one() -> None:
+    assert users.user_name(0) == "root"
+    assert users.known_name(0) == "root"
+    assert users.user_name(4_000_000_000) == "4000000000"
+
+
+def test_who_is_not_known_in_time_goes_by_number(silence: threading.Event) -> None:
+    assert users.user_name(7) == "7"
+    assert users.known_name(7) == "7", "the next one does not wait at all"
+    silence.set()
+    wait_for(lambda: users.known_name(7) == "late", "the answer is taken all the same")
+
+
+def test_only_so_many_ask(silence: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users, "_SECONDS", SECONDS)
+    askers = [threading.Thread(target=users.user_name, args=(uid,)) for uid in range(100, 104)]
+    for each in askers:
+        each.start()
+    wait_for(lambda: not users._asking.acquire(blocking=False), "four are asking")
+    assert users.user_name(104) == "104"
+    assert users.known_name(104) is None, "it is asked for once somebody answers"
+    silence.set()
+    for each in askers:
+        each.join()
+    assert users.known_name(103) == "late"
+
+
+def test_where_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert users.user_name(0) == "0"
+    assert users.user_name(0) == "root"
+
+
+def test_names_that_nobody_tells_hold_nothing(app: Path, mounts: Mounts) -> None:
+    """Switches by relfsctl, by a tool in one step and in two, and what is asked meanwhile."""
+    mount = mounts.start(app, patch=_HANGS)
+    with reading(app / "current/index.html", "40", "41", "42") as readers, running("-C", app, "switch", "41") as switch:
+        assert mount.status()["mounted"]
+        assert (app / "current/index.html").read_text() in ("40", "41")
+        assert switch.wait(SECONDS) == 0
+        (app / "next").symlink_to("releases/42")
+        os.rename(app / "next", app / "current")
+        subprocess.run(["sh", "-c", 'rm "$0" && ln -s releases/40 "$0"', app / "current"], check=True)
+        seen = readers.stop()
+    assert (seen.failed, seen.neither) == ({}, 0)
+    switches = [event for event in mount.journal() if event["action"] == "switch"]
+    assert [(event["release"], event["user"]) for event in switches] == [("41", "0"), ("42", "0"), ("40", "0")]
+    mount.terminate()
