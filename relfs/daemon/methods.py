@@ -13,12 +13,12 @@ from typing import Any
 import trio
 
 from relfs import __version__
+from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
-from relfs.daemon.users import ask_who_uses
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -108,7 +108,7 @@ def _discard(mounted: Mounted) -> _Run:
     """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.discard(str(params.get("release", "")), peer.actor, params["request"])
+        event = await mounted.changes.discard(str(params.get("release", "")), await peer.actor(), params["request"])
         return event.as_json()
 
     return run

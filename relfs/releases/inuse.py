@@ -40,12 +40,13 @@ from typing import Any
 
 from relfs.beneath import open_directory
 from relfs.errors import reason
-from relfs.journal import command_line, user_name
+from relfs.journal import command_line
 from relfs.layout import RELEASES, DeployPath
 from relfs.libc import capabilities_of
 from relfs.mountinfo import FSTYPE, Mount, mount_id, mounts
 from relfs.processes import all_pids, is_of_the_kernel, process, user_of
 from relfs.releases.tree import walk
+from relfs.users import user_name
 
 _Key = tuple[int, int]
 """st_dev and st_ino."""
@@ -382,7 +383,7 @@ def _raw_device(field: bytes) -> str:
 
 def main() -> None:
     """Read a question from standard input, and answer it on standard output: for a daemon whose thread must neither
-    hang in a file system, nor keep its event loop waiting. See daemon/users.py."""
+    hang in a file system, nor keep its event loop waiting. See daemon/inuse.py."""
     question = json.load(sys.stdin)
     deploy = DeployPath(question["path"], question["fd"], question["path"], None)
     json.dump(who_uses(deploy, question["releases"], but=question["but"]).as_json(), sys.stdout)
