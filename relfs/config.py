@@ -27,6 +27,12 @@ pause = 1            # seconds between tries
 timeout = 5          # seconds that one may take
 
 [shared]             # what is linked into each new release: releases/shared.py
+
+[prune]              # which releases `relfsctl prune` leaves: releases/pruning.py
+keep = 5             # so many finished ones; or
+age = "90d"          # those that relfs has known for less than this; or
+budget = "20G"       # as many as this has room for
+unseen = false       # an ordinary user removes releases that others' processes may use
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ from relfs.beneath import read_with_status
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
 from relfs.hooks import NAMES, Hooks, owner_of_commands
+from relfs.releases.pruning import Policy, parse_prune
 from relfs.releases.shared import Shared, parse_shared
 from relfs.verify import Verify, check_url
 
@@ -57,6 +64,7 @@ _KNOWN = {
     "hooks": {"timeout", *_HOOKS},
     "verify": {"url", "host", "status", "contains", "tries", "pause", "timeout"},
     "shared": {"directories", "files", "required", "writable", "group"},
+    "prune": {"keep", "age", "budget", "unseen"},
 }
 
 
@@ -70,6 +78,7 @@ class Config:
     hooks: Hooks = field(default_factory=Hooks)
     verify: Verify = field(default_factory=Verify)
     shared: Shared = field(default_factory=Shared)
+    prune: Policy = field(default_factory=Policy)
     seal: bool = False
 
 
@@ -112,6 +121,7 @@ def _parse(document: dict[str, Any]) -> Config:
         hooks=_hooks(document.get("hooks", {})),
         verify=_verify(document.get("verify", {})),
         shared=parse_shared(document.get("shared", {})),
+        prune=parse_prune(document.get("prune", {})),
         seal=_switch(_SEAL, seal),
     )
 

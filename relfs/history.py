@@ -14,7 +14,9 @@ from relfs.errors import RefusedError, UsageError
 from relfs.journal import IMPORTED, Event
 from relfs.layout import Release
 
-_ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
+ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
+"""The actions, in the journal, that make something current."""
+
 CONFIRM = "confirm"
 _KEEP_ACTIVATIONS = 10_000
 _KEEP_IDS = 4_096
@@ -60,7 +62,7 @@ class History:
             self._by_id.popitem(last=False)
         if event.outcome != IMPORTED:
             self.witnessed = event.time
-        if event.succeeded and event.action in _ACTIVATIONS and event.release is not None:
+        if event.succeeded and event.action in ACTIVATIONS and event.release is not None:
             self._activate(event, event.release)
             self.written = event.text
             self.active = event.id

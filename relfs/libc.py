@@ -277,6 +277,22 @@ def keep_only(*fds: int) -> bool:
     return True
 
 
+def set_idle_io() -> None:
+    """Let others' reads and writes come before this process's (ioprio_set(2), IOPRIO_CLASS_IDLE), where the disk's
+    scheduler knows of such things. Raises OSError."""
+    _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_CLASS_IDLE << _IOPRIO_CLASS_SHIFT))
+
+
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASS_IDLE = 3
+_IOPRIO_CLASS_SHIFT = 13
+_SYS_IOPRIO_SET = {"x86_64": 251, "s390x": 282, "ppc64": 273, "ppc64le": 273}.get(
+    os.uname().machine if ctypes.sizeof(ctypes.c_void_p) == 8 else "",
+    30 if os.uname().machine in ("aarch64", "riscv64", "loongarch64") else -1,
+)  # fmt: skip
+"""Of the machines that Debian knows; -1, which no kernel has, for another."""
+
+
 def _setgroups_number() -> int:
     """Of the machines that Debian knows; -1, which no kernel has, for another, or for 32 bits on a 64-bit kernel."""
     if ctypes.sizeof(ctypes.c_void_p) == 4:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 FSTYPE = "fuse.relfs"
 
-_MOUNTINFO = "/proc/self/mountinfo"
+_OURS = "/proc/self/mountinfo"
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of mountinfo. `source` is what was mounted: for relfs, the deploy path."""
+    """A line of mountinfo. `source` is what was mounted: for relfs, the deploy path. `root` is the path, in its file
+    system, of what is seen at `target`."""
 
     id: int
     target: str
@@ -23,11 +24,12 @@ class Mount:
     source: str
     options: str
     device: str
+    root: str
 
 
-def mounts() -> Iterator[Mount]:
-    """All mounts that this process sees, in the order in which they were made."""
-    with open(_MOUNTINFO, "rb") as file:
+def mounts(file_name: str = _OURS) -> Iterator[Mount]:
+    """All mounts that this process sees (or the one whose mountinfo is given), in the order in which they were made."""
+    with open(file_name, "rb") as file:
         for line in file.read().splitlines():
             before, _, after = line.partition(b" - ")
             fields, rest = before.split(b" "), after.split(b" ")
@@ -38,6 +40,7 @@ def mounts() -> Iterator[Mount]:
                 _unescape(rest[1]),
                 rest[2].decode("ascii", "replace"),
                 fields[2].decode(),
+                _unescape(fields[3]),
             )
 
 

@@ -62,6 +62,8 @@ from relfs.layout import CURRENT, RELEASES, DeployPath, LinkStyle, Target, check
 from relfs.libc import syncfs
 from relfs.lock import change_lock
 from relfs.pending import Pending
+from relfs.releases import trash
+from relfs.releases.inventory import PRUNE, live_releases
 from relfs.store import Owner, open_store, peek
 from relfs.users import user_name
 
@@ -288,6 +290,25 @@ class Pointer:
             event = self._event(action, about.release, about.origin, about.actor, remark_id(about, action))
             event = replace(event, outcome=outcome, output=output or None)
             self._write_or_fail(event)
+            return event
+
+    def discard(self, name: str, actor: Actor, request_id: str) -> Event:
+        """Move release `name`, which nobody can make current meanwhile, to the trash (releases/trash.py).
+
+        Asked again with the same `request_id`, it tells what the first asking led to. Raises as switch();
+        RefusedError also for the release that is current.
+        """
+        with self._locked():
+            self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            self._admission.require_unlocked(actor, tools=True)
+            if name in live_releases(self.deploy, self.target):
+                raise RefusedError(f"{name}: is current, and stays")
+            trash.put(self.deploy, name)
+            event = self._event(PRUNE, name, None, actor, request_id)
+            self._write_or_owe(event)
             return event
 
     def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PF_EXITING = 0x4
+_PF_KTHREAD = 0x200000
 _PROC_READ = 8192
 _GO_BETWEEN = frozenset({b"sudo", b"su", b"runuser", b"doas"})
 
@@ -50,12 +51,31 @@ def is_exiting(pid: int) -> bool:
     """Whether process `pid` has ended but for what the kernel does for the dead: its first thread, that is, while
     others may wait for something that they cannot be killed from (PF_EXITING in include/linux/sched.h; proc(5), flags).
     """
+    flags = _flags(pid)
+    return flags is None or bool(flags & _PF_EXITING)
+
+
+def is_of_the_kernel(pid: int) -> bool:
+    """Whether process `pid` is a thread of the kernel itself (PF_KTHREAD, likewise), or gone."""
+    flags = _flags(pid)
+    return flags is None or bool(flags & _PF_KTHREAD)
+
+
+def _flags(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
-        return True
-    return bool(int(stat[stat.rindex(b")") + 2 :].split(b" ")[6]) & _PF_EXITING)
+        return None
+    return int(stat[stat.rindex(b")") + 2 :].split(b" ")[6])
+
+
+def user_of(pid: int) -> int:
+    """As whom process `pid` acts: its effective user id (proc(5), status); -1 if it is gone."""
+    try:
+        return int(_field(_read(f"/proc/{pid}/status"), b"Uid").split()[1])
+    except OSError:
+        return -1
 
 
 def state_of(pid: int) -> str:

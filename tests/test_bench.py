@@ -135,7 +135,19 @@ def test_passthrough_takes_its_mounts_away_when_it_is_told_to_end(place: Path, n
     assert _is_clean(place)
 
 
-@pytest.mark.parametrize("benchmark", ["passthrough", "resolve"])
+# ---- prune -------------------------------------------------------------------------------------------------
+
+
+def test_prune_reports_each_way_of_removing(place: Path) -> None:
+    report = _report(place, "prune", "--files", "150", "--seconds", "1")
+    assert [row["how"] for row in report["rows"]] == ["nothing", "rm -rf", "relfsctl prune"]
+    for row in report["rows"]:
+        assert 0 < row["gone"] <= row["seconds"]
+        assert all(row[what]["median"] <= row[what]["p99"] <= row[what]["most"] for what in ("read", "flush"))
+    assert all(ratio > 0 for ratio in report["ratios"].values())
+
+
+@pytest.mark.parametrize("benchmark", ["passthrough", "prune", "resolve"])
 def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark: str) -> None:
     done = _run(benchmark, "--directory", place / "missing")
     assert done.returncode == 1

@@ -36,6 +36,7 @@ CALLS: list[dict[str, Any]] = [
     {"method": "switch", "params": {"request": "s", "release": "41", "confirm": 60}, "live": True},
     {"method": "confirm", "params": {"request": "c", "release": None}},
     {"method": "rollback", "params": {"request": "r", "release": None}},
+    {"method": "discard", "params": {"request": "r", "release": "39"}},
     {"method": "lock", "params": {"request": "r", "own": True, "reason": "why", "ttl": 5.0}},
     {"method": "unlock", "params": {"request": "r"}},
     {"method": "nothing of the kind", "params": {}},
@@ -72,7 +73,7 @@ def _methods(deploy: DeployPath) -> ControlServer:
     changes = _NoKernel(pointer, Seals(deploy), mock.Mock(), Aftermath(pointer, Config()))
     parts: dict[str, Any] = {name: mock.Mock() for name in Mounted.__annotations__}
     offered = methods(Mounted(**{**parts, "pointer": pointer, "changes": changes}))
-    for about_the_mount in ("status", "unmount", "reload"):
+    for about_the_mount in ("status", "unmount", "reload", "clean", "who"):
         del offered[about_the_mount]
     return ControlServer(offered, EventHub(), owner=os.getuid(), group=None, states=("1:2",))
 

@@ -17,6 +17,8 @@ _COMMANDS = {
     "switch": "Make a release current.",
     "confirm": "Let what `switch --confirm` made current stay.",
     "rollback": "Go back to the last good release.",
+    "prune": "Remove the releases that nobody needs any more.",
+    "who": "The processes that use a release.",
     "shared": "What outlives releases, and whether it is as it should be.",
     "lock": "Let nobody else make a release current.",
     "unlock": "End that.",

@@ -22,6 +22,7 @@ from relfs.locate import Place, locate, mounted_paths
 
 if TYPE_CHECKING:
     from relfs.aftermath import Aftermath
+    from relfs.config import Config
     from relfs.journal import Event
     from relfs.layout import DeployPath
     from relfs.pointer import Pointer
@@ -173,6 +174,17 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
     return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
+
+
+def configuration(place: Place) -> Config:
+    """What is set for the deploy path. Raises RelfsError."""
+    from relfs.config import Config, load_config
+
+    deploy = open_here(place, create_state=False)
+    try:
+        return load_config(deploy.state_fd, deploy.state_path) if deploy.state_fd is not None else Config()
+    finally:
+        deploy.close()
 
 
 def named_release(deploy: DeployPath, reference: str | None) -> str | None:

@@ -7,25 +7,29 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
 
 from relfs import __version__
+from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
-from relfs.errors import RefusedError, RelfsError
+from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.health import health
 from relfs.hold import Hold, held
+from relfs.layout import check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
+from relfs.releases.deleter import start_deleting
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who
@@ -65,6 +69,9 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "switch": Method(_switch(mounted), changes=True, params={**request, **_SWITCH_PARAMS}),
         "confirm": Method(_confirm(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
+        "discard": Method(_discard(mounted), changes=True, params={**request, "release": str}),
+        "clean": Method(_clean(mounted), changes=True, params=request),
+        "who": Method(_who(mounted), changes=True, params={**request, "releases": list}),
         "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
@@ -106,6 +113,52 @@ def _confirm(mounted: Mounted) -> _Run:
         return (await mounted.changes.confirm(params.get("release"), await peer.actor(), params["request"])).as_json()
 
     return run
+
+
+def _discard(mounted: Mounted) -> _Run:
+    """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
+
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        event = await mounted.changes.discard(str(params.get("release", "")), await peer.actor(), params["request"])
+        return event.as_json()
+
+    return run
+
+
+def _clean(mounted: Mounted) -> _Run:
+    async def run(_peer: Peer, _params: dict[str, Any]) -> bool:
+        return await clean(mounted)
+
+    return run
+
+
+async def clean(mounted: Mounted) -> bool:
+    """Begin to delete what is in the trash; False if it is empty. Raises RelfsError."""
+    deploy = mounted.pointer.deploy
+    try:
+        return await in_thread(partial(start_deleting, deploy, but=_own_pids(mounted)))
+    except OSError as error:
+        raise RelfsError(f"{deploy.path}: what was removed is not being deleted: {reason(error)}") from error
+
+
+def _who(mounted: Mounted) -> _Run:
+    """A change as far as rights go: what others' processes have open is not for everybody to know."""
+    looking = trio.CapacityLimiter(1)
+
+    async def run(_peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        names = [str(name) for name in params.get("releases", [])]
+        for name in names:
+            check_name(name)
+        ask = partial(ask_who_uses, mounted.pointer.deploy, names, _own_pids(mounted))
+        return (await in_thread(ask, limiter=looking, abandon_on_cancel=True)).as_json()
+
+    return run
+
+
+def _own_pids(mounted: Mounted) -> list[int]:
+    """relfs's own processes, which hold what the kernel knows of, for others."""
+    whole = (mounted.member.ledger.who(role) for role in ("supervisor", "worker", "standby"))
+    return [who.pid for who in whole if who is not None]
 
 
 def _lock(mounted: Mounted) -> _Run:

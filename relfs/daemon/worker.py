@@ -34,7 +34,7 @@ from relfs.aftermath import Aftermath
 from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
-from relfs.daemon.methods import Mounted, methods
+from relfs.daemon.methods import Mounted, clean, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
@@ -291,6 +291,7 @@ class _Mount:
         nursery.start_soon(self._notice_unmount, mounted.leave)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes)
         self._say_serving(mounted.pointer.target)
+        nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:
             await self._take_stock(mounted.changes)
 
@@ -316,6 +317,13 @@ class _Mount:
             await changes.refresh()
         except (RelfsError, OSError) as error:
             _log.warning("the real link cannot be looked at: %s", error)
+
+    async def _go_on_deleting(self, mounted: Mounted) -> None:
+        """What was removed, and a crash has kept from being deleted."""
+        try:
+            await clean(mounted)
+        except RelfsError as error:
+            _log.warning("%s", error)
 
     async def _beat(self) -> None:
         """Show that the event loop goes round, and do what is due now and then."""

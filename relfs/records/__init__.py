@@ -19,7 +19,7 @@ from relfs.records import capistrano, deployer
 from relfs.records.record import events_of
 from relfs.records.releases import revision, revision_time
 
-__all__ = ["TOP_NAMES", "made_at", "revision", "revision_time", "tell", "untold"]
+__all__ = ["TOP_NAMES", "being_made", "logged", "made_at", "revision", "revision_time", "tell", "untold"]
 
 TOP_NAMES = (deployer.DIRECTORY, capistrano.LOG)
 """The names in the deploy path that tell() writes, or writes below."""
@@ -54,6 +54,17 @@ def made_at(deploy: DeployPath, release: Release) -> float:
     """When the release was made, in seconds since the epoch: its name may tell better than its directory's times."""
     named = capistrano.time_of(release.name) if capistrano.is_used(deploy) else None
     return named if named is not None else release.created
+
+
+def logged(deploy: DeployPath) -> dict[str, float]:
+    """When each release that a tool's log names as soon as it is begun was begun, in seconds since the epoch. (What
+    Capistrano logs has been current; untold() has it.) Raises OSError, RelfsError."""
+    return deployer.made(deploy)
+
+
+def being_made(deploy: DeployPath) -> str | None:
+    """The release that a tool is making now, or was when it failed, as far as it says so."""
+    return deployer.being_made(deploy)
 
 
 def _attempt(shown: str, event: Event, write: Callable[[], None]) -> None:

@@ -174,11 +174,25 @@ def records(deploy: DeployPath, current: str | None) -> list[Record]:
     if found is None:
         return []
     name, contents = found
-    read = parse if name == LOG else parse_old
-    entries = [entry for line in _lines(contents.data)[-_MAX_LINES:] if (entry := read(line)) is not None]
+    entries = _entries(name, contents)
     logged = {entry.release for entry in entries}
     marks = {name: _mark_of(deploy, name) for name in _marked(deploy) if name in logged}
-    return activations(entries, current, _unfinished(deploy), marks, f"{DIRECTORY}/{name}")
+    return activations(entries, current, being_made(deploy), marks, f"{DIRECTORY}/{name}")
+
+
+def made(deploy: DeployPath) -> dict[str, float]:
+    """When each release that the log names was first made, in seconds since the epoch: also those that were never
+    current. Raises as records()."""
+    found = _read_log(deploy)
+    first: dict[str, float] = {}
+    for entry in _entries(*found) if found is not None else ():
+        first.setdefault(entry.release, entry.created)
+    return first
+
+
+def _entries(name: str, contents: files.Contents) -> list[Entry]:
+    read = parse if name == LOG else parse_old
+    return [entry for line in _lines(contents.data)[-_MAX_LINES:] if (entry := read(line)) is not None]
 
 
 def activations(
@@ -279,7 +293,8 @@ def _mark_of(deploy: DeployPath, name: str) -> Mark:
     return parse_mark(text or b"")
 
 
-def _unfinished(deploy: DeployPath) -> str | None:
+def being_made(deploy: DeployPath) -> str | None:
+    """The release that Deployer is making, or was when it failed: where the link `release` leads."""
     try:
         return deploy.target(os.readlink(UNFINISHED_LINK, dir_fd=deploy.fd)).release
     except OSError:
@@ -345,7 +360,7 @@ def _update_log(deploy: DeployPath, event: Event, current: str, history: History
             if name == OLD_LOG:
                 new = with_old_lines(lines, current, back, existing, event.time)
             else:
-                new = with_lines(lines, current, back, usable, _unfinished(deploy), partial(_new_line, deploy, event))
+                new = with_lines(lines, current, back, usable, being_made(deploy), partial(_new_line, deploy, event))
             if _put(directory, name, contents, lines, new):
                 return
     raise OSError(None, "it keeps being changed by others")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from relfs.cli.output import moment, show_json, show_table, size
 from relfs.cli.session import Session, open_here, pass_session
-from relfs.layout import RELEASES, DeployPath
+from relfs.layout import DeployPath
 
 
 @click.command("releases", epilog="\b\nExample:\n  relfsctl releases --size")
@@ -39,6 +38,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
     from relfs.history import History
     from relfs.journal import Journal
     from relfs.records import made_at, revision, revision_time
+    from relfs.releases.space import Space
     from relfs.store import peek
 
     history = History(Journal(deploy.state_fd).events())
@@ -64,22 +64,6 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
             "revision_time": revision_time(deploy, release.name),
         }
         if with_size:
-            entry["size"] = _disk_usage(os.path.join(deploy.path, RELEASES, release.name))
+            entry["size"] = Space(deploy).of(release.name)
         listing.append(entry)
     return listing
-
-
-def _disk_usage(top: str) -> int:
-    """Bytes on disk, hard links counted once, as du(1) does."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for directory, _, names in os.walk(top):
-        for name in (".", *names):
-            try:
-                status = os.lstat(os.path.join(directory, name))
-            except FileNotFoundError:  # removed while we were reading
-                continue
-            if (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
-                total += status.st_blocks * 512
-    return total
