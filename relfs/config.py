@@ -15,6 +15,11 @@ bad = false          # a release that is marked bad, as rolling back from it doe
 
 [hooks]
 timeout = 10         # seconds that .relfs/hooks/pre-switch may take
+
+[add]                # how much an archive may give that becomes a release
+members = 1000000
+bytes = 68719476736
+ratio = 1000         # bytes for each byte of the archive
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import Any
 from relfs.beneath import read_file
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
+from relfs.releases.archive import Limits
 
 CONFIG = "config.toml"
 
@@ -37,6 +43,7 @@ _KNOWN = {
     "replacement": {"grace"},
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout"},
+    "add": {"members", "bytes", "ratio"},
 }
 
 
@@ -49,6 +56,7 @@ class Config:
     checks: Checks = field(default_factory=Checks)
     hook_timeout: float = 10.0
     seal: bool = False
+    add: Limits = field(default_factory=Limits)
 
 
 def load_config(state_fd: int, shown: str) -> Config:
@@ -85,6 +93,7 @@ def _parse(document: dict[str, Any]) -> Config:
         checks=_checks(document.get("checks", {})),
         hook_timeout=_seconds("hooks.timeout", timeout),
         seal=_switch(_SEAL, seal),
+        add=_limits(document.get("add", {})),
     )
 
 
@@ -98,6 +107,13 @@ def _checks(section: dict[str, Any]) -> Checks:
         unfinished=tuple(unfinished),
         bad=_switch("checks.bad", section.get("bad", default.bad)),
     )
+
+
+def _limits(section: dict[str, Any]) -> Limits:
+    for key, value in section.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"add.{key} must be a whole number, at least 1")
+    return Limits(**section)
 
 
 def _is_name(value: object) -> bool:

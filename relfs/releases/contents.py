@@ -26,6 +26,7 @@ BUFFER = 1 << 20
 Tick = Callable[[int], None]
 """Is told how many bytes more are done."""
 
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FICLONE = 0x40049409
 _NO_HOLES_BELOW = 1 << 14
 _ZEROS = bytes(BUFFER)
@@ -84,7 +85,7 @@ def can_clone(directory: int) -> bool:
     """Whether the file system of `directory` (a descriptor) can; found out by trying. Raises OSError."""
     names = (".relfs-clone-from", ".relfs-clone-to")
     try:
-        files = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory) for name in names]
+        files = [os.open(name, _NEW, 0o600, dir_fd=directory) for name in names]
         try:
             os.write(files[0], b"\0")
             return clone(files[1], files[0])

@@ -1,5 +1,5 @@
-"""Copying a directory into a new release, as it is: bytes and holes, modes, times, owners (root only), extended attributes,
-links, and files with several names.
+"""Copying a directory into a new release, as it is: bytes and holes, modes, times, owners (root only), extended
+attributes, links, and files with several names.
 
 What makes it fast
 ------------------
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from relfs.errors import RelfsError
 from relfs.releases.attributes import Dresser, dresser_for
-from relfs.releases.contents import ChangedError, copy_contents
+from relfs.releases.contents import ChangedError, Tick, copy_contents
 from relfs.releases.manifest import NO_DIGEST, Entry, digest_of, entry_of
 from relfs.releases.sharing import Places, Previous, directory_in
 from relfs.releases.survey import FileId, Piece, Survey, join, opened, survey
@@ -54,9 +54,9 @@ def copy_tree(source: int, target: int, previous: Previous | None, on_progress: 
     """
     found = survey(source)
     copier = _Copier(source, target, previous, found.twins, dresser_for(target))
-    with _any_mode():
+    with any_mode():
         for path in found.directories[1:]:
-            with _naming(path):
+            with naming(path):
                 os.mkdir(path, 0o700, dir_fd=target)
         results = run_all(found.pieces, copier.copy_piece, files=found.files, watch=_watching(found, on_progress))
         twins = list(copier.copy_twins())
@@ -94,7 +94,7 @@ class _Copier:
         return made
 
     def _copy_entry(self, at: Places, path: str, entry: os.DirEntry[str], counter: Counter, made: list[_Made]) -> None:
-        with _naming(path):
+        with naming(path):
             status = entry.stat(follow_symlinks=False)
             if (status.st_dev, status.st_ino) in self.twins:
                 return
@@ -107,22 +107,25 @@ class _Copier:
             entry, shared = self._copy_path(first)
             yield entry, shared
             for path in others:
-                with _naming(path):
+                with naming(path):
                     os.link(first, path, src_dir_fd=self.target, dst_dir_fd=self.target, follow_symlinks=False)
                 yield entry._replace(path=path), shared
 
     def _copy_path(self, path: str) -> _Made:
         directory, _, name = path.rpartition("/")
-        with _naming(path), self._places(directory or ".") as at:
+        with naming(path), self._places(directory or ".") as at:
             return self._copy(at, path, name, os.lstat(name, dir_fd=at.source), lambda _: None)
 
     @contextmanager
     def _places(self, path: str) -> Iterator[Places]:
-        with opened(self.source, path) as source, opened(self.target, path) as target:
-            with directory_in(self.previous, path) as before:
-                yield Places(source, target, before)
+        with (
+            opened(self.source, path) as source,
+            opened(self.target, path) as target,
+            directory_in(self.previous, path) as before,
+        ):
+            yield Places(source, target, before)
 
-    def _copy(self, at: Places, path: str, name: str, status: os.stat_result, tick: Callable[[int], None]) -> _Made:
+    def _copy(self, at: Places, path: str, name: str, status: os.stat_result, tick: Tick) -> _Made:
         if stat.S_ISLNK(status.st_mode):
             return self._copy_link(at, path, name, status), False
         if not stat.S_ISREG(status.st_mode):
@@ -139,7 +142,7 @@ class _Copier:
         self.dresser.dress_link(at.target, name, status)
         return entry_of(path, status, digest_of(os.fsencode(text)))
 
-    def _copy_file(self, at: Places, path: str, name: str, status: os.stat_result, tick: Callable[[int], None]) -> _Made:
+    def _copy_file(self, at: Places, path: str, name: str, status: os.stat_result, tick: Tick) -> _Made:
         fd = os.open(name, _READ, dir_fd=at.source)
         try:
             out = os.open(name, _CREATE, status.st_mode & _PERMISSIONS, dir_fd=at.target)
@@ -156,7 +159,7 @@ class _Copier:
         return entry_of(path, status, digest), shared
 
     def _clone(
-        self, at: Places, path: str, name: str, fd: int, out: int, status: os.stat_result, tick: Callable[[int], None]
+        self, at: Places, path: str, name: str, fd: int, out: int, status: os.stat_result, tick: Tick
     ) -> str | None:
         if self.previous is None or at.previous is None or not self.previous.clones or status.st_size == 0:
             return None
@@ -164,14 +167,14 @@ class _Copier:
 
     def dress_directory(self, path: str) -> Entry:
         """Once all is in it that will be, and in those below it."""
-        with _naming(path), opened(self.source, path) as source, opened(self.target, path) as target:
+        with naming(path), opened(self.source, path) as source, opened(self.target, path) as target:
             status = os.fstat(source)
             self.dresser.dress_made(source, target, status)
             return entry_of(path, status, NO_DIGEST)
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def naming(path: str) -> Iterator[None]:
     """What goes wrong here says where."""
     try:
         yield
@@ -182,7 +185,7 @@ def _naming(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _any_mode() -> Iterator[None]:
+def any_mode() -> Iterator[None]:
     """Files get the mode that open(2) is told."""
     before = os.umask(0)
     try:

@@ -2,9 +2,9 @@
 
     relfs manifest 1 blake2b-256
     d 755 0 0 - .
-    f 644 1234 1700000000123456789 HEX index.php        kind, mode (octal), size in bytes, mtime in ns, BLAKE2b, path
+    f 644 1234 1700000000123456789 HEX index.php        kind, mode (octal), bytes, mtime (ns), BLAKE2b (hex), path
     l 777 9 1700000000123456789 HEX public/storage      the digest of a link is that of its text
-    end 3 HEX                                           how many entries, and the digest of all lines before this one
+    end 3 HEX                                           how many entries; the digest of all lines above
 
 A path is relative to the release and has the bytes that it has, but for a line's end and the backslash, which are
 written \\n and \\\\. Entries are in the order of their paths, as bytes. The last line vouches for the others: a manifest
@@ -34,7 +34,10 @@ _FIELDS = 6
 
 
 class Entry(NamedTuple):
-    """One name in a release; there are many, and a tuple is made and sent quickest. `mtime` is in ns since the epoch; `digest` is hexadecimal."""
+    """One name in a release; there are many, and a tuple is made and sent quickest.
+
+    `mtime` is in ns since the epoch; `digest` is hexadecimal.
+    """
 
     path: str
     kind: str

@@ -15,9 +15,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from relfs.beneath import open_directory
+from relfs.beneath import open_directory, open_file
 from relfs.errors import RelfsError
 from relfs.layout import RELEASES, DeployPath
 from relfs.releases.attributes import xattr_names
@@ -86,7 +87,9 @@ class Previous:
             return None
         return digest
 
-    def clone(self, at: Places, path: str, name: str, fd: int, out: int, wanted: os.stat_result, tick: Tick) -> str | None:
+    def clone(
+        self, at: Places, path: str, name: str, fd: int, out: int, wanted: os.stat_result, tick: Tick
+    ) -> str | None:
         """Let the new file `out`, made from `fd`, have the blocks of its file, if that is unchanged. As link()."""
         assert at.previous is not None
         status = self._unchanged(at, name, wanted)
@@ -101,6 +104,52 @@ class Previous:
             return digest if clone(out, before) else None
         finally:
             os.close(before)
+
+    def clone_path(self, path: str, out: int, digest: str) -> bool:
+        """Let `out`, which has these bytes, have them in the blocks of the file `path`, if that has them still."""
+        with self._file(path) as fd:
+            if fd is None or hash_contents(fd, os.fstat(fd), lambda _: None) != digest:
+                return False
+            return clone(out, fd)
+
+    def link_path(self, path: str, target: int, wanted: os.stat_result, digest: str) -> os.stat_result | None:
+        """Let the file `path` take the place of the same name below `target`, if it has these bytes, mode and owner.
+
+        What is known of it, or None. Raises OSError for a full disk.
+        """
+        with self._file(path) as fd:
+            status = os.fstat(fd) if fd is not None else wanted
+            if fd is None or (status.st_mode, status.st_uid, status.st_gid) != (
+                wanted.st_mode, wanted.st_uid, wanted.st_gid,
+            ):  # fmt: skip
+                return None
+            if hash_contents(fd, status, lambda _: None) != digest:
+                return None
+        return status if self._replace(path, target) else None
+
+    def _replace(self, path: str, target: int) -> bool:
+        beside = f"{path[: path.rfind('/') + 1]}.relfs-link"
+        try:
+            os.link(path, beside, src_dir_fd=self.fd, dst_dir_fd=target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            return False
+        os.rename(beside, path, src_dir_fd=target, dst_dir_fd=target)
+        return True
+
+    @contextmanager
+    def _file(self, path: str) -> Iterator[int | None]:
+        """A descriptor of its regular file `path`; None if it has none."""
+        try:
+            fd = open_file(self.fd, path, os.O_RDONLY)
+        except OSError:
+            yield None
+            return
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _unchanged(self, at: Places, name: str, wanted: os.stat_result) -> os.stat_result | None:
         """What is known of its file, if that looks like the new one."""
@@ -135,7 +184,8 @@ def _same_xattrs(at: Places, name: str) -> bool:
     names = xattr_names(ours)
     if not names or xattr_names(theirs) != names:
         return not names and not xattr_names(theirs)
-    return all(os.getxattr(ours, each, follow_symlinks=False) == os.getxattr(theirs, each, follow_symlinks=False) for each in names)
+    read = partial(os.getxattr, follow_symlinks=False)
+    return all(read(ours, each) == read(theirs, each) for each in names)
 
 
 @contextmanager

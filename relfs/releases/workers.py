@@ -223,7 +223,7 @@ def _result_of(child: _Child) -> Any:
     """Raises what the child has."""
     if not child.received:
         raise RelfsError("a process that was working on the files has been killed; try again")
-    done, result = pickle.loads(child.received)  # noqa: S301 (from our own child, by a pipe that nobody else has)
+    done, result = pickle.loads(child.received)  # from our own child, by a pipe that nobody else has
     if not done:
         raise result
     return result
