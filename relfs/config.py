@@ -20,6 +20,8 @@ timeout = 10         # seconds that .relfs/hooks/pre-switch may take
 members = 1000000
 bytes = 68719476736
 ratio = 1000         # bytes for each byte of the archive
+
+[shared]             # what is linked into each new release: releases/shared.py
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from typing import Any
 from relfs.beneath import read_file
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
-from relfs.releases.archive import Limits
+from relfs.releases.archive import Limits, parse_limits
+from relfs.releases.shared import Shared, parse_shared
 
 CONFIG = "config.toml"
 
@@ -44,6 +47,7 @@ _KNOWN = {
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout"},
     "add": {"members", "bytes", "ratio"},
+    "shared": {"directories", "files", "required", "writable", "group"},
 }
 
 
@@ -55,6 +59,7 @@ class Config:
     grace: float = 10.0
     checks: Checks = field(default_factory=Checks)
     hook_timeout: float = 10.0
+    shared: Shared = field(default_factory=Shared)
     seal: bool = False
     add: Limits = field(default_factory=Limits)
 
@@ -92,8 +97,9 @@ def _parse(document: dict[str, Any]) -> Config:
         grace=_seconds("replacement.grace", grace),
         checks=_checks(document.get("checks", {})),
         hook_timeout=_seconds("hooks.timeout", timeout),
+        shared=parse_shared(document.get("shared", {})),
         seal=_switch(_SEAL, seal),
-        add=_limits(document.get("add", {})),
+        add=parse_limits(document.get("add", {})),
     )
 
 
@@ -107,13 +113,6 @@ def _checks(section: dict[str, Any]) -> Checks:
         unfinished=tuple(unfinished),
         bad=_switch("checks.bad", section.get("bad", default.bad)),
     )
-
-
-def _limits(section: dict[str, Any]) -> Limits:
-    for key, value in section.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"add.{key} must be a whole number, at least 1")
-    return Limits(**section)
 
 
 def _is_name(value: object) -> bool:

@@ -23,11 +23,11 @@ import json
 import os
 import stat
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from relfs.beneath import below, open_file, read_file
+from relfs.durable import remove_file, replace_file
 from relfs.errors import LockedError, RelfsError, UsageError, reason
 from relfs.journal import Actor, command_line
 from relfs.layout import DeployPath
@@ -143,8 +143,7 @@ def give_back(directory: int) -> Hold | None:
         hold = held(directory)
     except RelfsError:  # it stops everybody all the same, and nothing else ends that
         hold = None
-    with suppress(FileNotFoundError):
-        os.unlink(HELD, dir_fd=directory)
+    remove_file(directory, HELD)
     return hold
 
 
@@ -219,17 +218,8 @@ def _time(value: Any) -> float:
 
 def _write(directory: int, hold: Hold) -> None:
     """In one step, so that whoever reads it without waiting finds the old or the new one."""
-    new = f"{HELD}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(new, dir_fd=directory)  # a crash may have left it
     try:
-        fd = open_file(directory, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with open(fd, "wb") as file:
-            file.write(json.dumps(asdict(hold)).encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(new, HELD, src_dir_fd=directory, dst_dir_fd=directory)
-        os.fsync(directory)
+        replace_file(directory, HELD, json.dumps(asdict(hold)).encode("ascii"))
     except OSError as error:
         raise RelfsError(f"{HELD}: the deploy lock cannot be written: {reason(error)}") from error
 

@@ -18,6 +18,7 @@ _COMMANDS = {
     "check": "Whether a release is still what was added.",
     "switch": "Make a release current.",
     "rollback": "Go back to the last good release.",
+    "shared": "What outlives releases, and whether it is as it should be.",
     "lock": "Let nobody else make a release current.",
     "unlock": "End that.",
     "log": "The history of `current`.",

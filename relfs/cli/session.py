@@ -124,6 +124,25 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
 
 
+def named_release(deploy: DeployPath, reference: str | None) -> str | None:
+    """The release that `reference` names, which exists; without one, the current release, if there is one.
+
+    Raises UsageError, RefusedError.
+    """
+    from relfs.history import History, resolve
+    from relfs.journal import Journal
+    from relfs.store import peek
+
+    text = peek(deploy)
+    current = deploy.target(text).release if text is not None else None
+    if reference is None:
+        return current
+    history = History(Journal(deploy.state_fd).events())
+    name = resolve(reference, history, current, deploy.releases(), deploy.is_good)
+    deploy.check_release(name, allow_empty=True)
+    return name
+
+
 def _change_here(place: Place, method: str, release: str | None, request_id: str, *, force: bool) -> Event:
     from relfs.journal import this_actor
     from relfs.layout import check_name

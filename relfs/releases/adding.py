@@ -78,9 +78,12 @@ def add(
     share: Sharing = Sharing(),  # noqa: B008 (frozen)
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     on_progress: Callable[[Progress], None] = lambda _: None,
+    named: Callable[[str], None] = lambda _: None,
     prepare: Prepare | None = None,
 ) -> Added:
     """Make a release from `source`: `name`, or the next one. When this returns, it is there, whole and durable.
+
+    `named` is told what it will be called, once that is settled and before anything is made.
 
     Raises UsageError for a name or a source that can never be, RefusedError for a name that is spent and for what must
     not be in a release, what `prepare` does, and RelfsError for all else; then nothing is left of it.
@@ -90,6 +93,7 @@ def add(
     registry = Registry(deploy.state_fd)
     record = registry.reserve(chooser(spent_names(deploy), name), source=source.label, user=this_actor().user)
     try:
+        named(record.name)
         with staging(deploy, record.name) as made:
             return _make(deploy, registry, record, made, source, share, limits, on_progress, prepare)
     except OSError as error:

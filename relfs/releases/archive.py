@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from relfs.errors import RefusedError
 from relfs.releases.survey import DEPTH_MAX
@@ -36,6 +36,14 @@ class Limits:
     members: int = 1_000_000
     bytes: int = 1 << 36
     ratio: int = 1000
+
+
+def parse_limits(section: dict[str, Any]) -> Limits:
+    """The section [add] of the configuration, whose keys are known. Raises ValueError."""
+    for key, value in section.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"add.{key} must be a whole number, at least 1")
+    return Limits(**section)
 
 
 @dataclass(frozen=True)

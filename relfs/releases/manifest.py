@@ -2,9 +2,9 @@
 
     relfs manifest 1 blake2b-256
     d 755 0 0 - .
-    f 644 1234 1700000000123456789 HEX index.php        kind, mode (octal), bytes, mtime (ns), BLAKE2b (hex), path
+    f 644 1234 1700000000123456789 HEX index.php        kind, mode (octal), bytes, mtime (ns), BLAKE2b, path
     l 777 9 1700000000123456789 HEX public/storage      the digest of a link is that of its text
-    end 3 HEX                                           how many entries; the digest of all lines above
+    end 3 HEX                                           how many; the digest of all lines above
 
 A path is relative to the release and has the bytes that it has, but for a line's end and the backslash, which are
 written \\n and \\\\. Entries are in the order of their paths, as bytes. The last line vouches for the others: a manifest

@@ -76,7 +76,7 @@ def open_source(text: str, *, repository: str | None = None, strip: int = 0) -> 
 
 def _open_stream(shown: str, fd: int, strip: int) -> Source:
     """Without a buffer: a thread may be reading when the program ends (reading.py)."""
-    return _Archive(shown, cast(BinaryIO, open(fd, "rb", buffering=0)), strip)  # noqa: SIM115 (close() does)
+    return _Archive(shown, cast(BinaryIO, open(fd, "rb", buffering=0)), strip)
 
 
 def _open_path(path: str, strip: int) -> Source:

@@ -69,13 +69,21 @@ def _add(place: Place, source: Source, name: str | None, share: Sharing) -> Adde
     from relfs.cli.progress import progress_line
     from relfs.config import load_config
     from relfs.releases.adding import add
+    from relfs.releases.shared import Shared, link_shared
 
     deploy = open_here(place, create_state=True)
     try:
         assert deploy.state_fd is not None, "it was made"
         config = load_config(deploy.state_fd, deploy.state_path)
+
+        def prepare(staged: int, name: str) -> None:
+            link_shared(deploy, staged, name, config.shared)
+
         with progress_line("adding") as tell:
-            return add(deploy, source, name=name, share=share, limits=config.add, on_progress=tell)
+            return add(
+                deploy, source, name=name, share=share, limits=config.add, on_progress=tell,
+                prepare=prepare if config.shared != Shared() else None,
+            )  # fmt: skip
     finally:
         deploy.close()
 

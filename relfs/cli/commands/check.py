@@ -49,9 +49,16 @@ def _check(place: Place, release: str) -> Checked:
     try:
         name = _resolve(deploy, release)
         with progress_line("checking") as tell:
-            return check(deploy, name, on_progress=tell)
+            return check(deploy, name, writable=_writable(deploy), on_progress=tell)
     finally:
         deploy.close()
+
+
+def _writable(deploy: DeployPath) -> tuple[str, ...]:
+    """What the application may write into."""
+    from relfs.config import load_config
+
+    return load_config(deploy.state_fd, deploy.state_path).shared.writable if deploy.state_fd is not None else ()
 
 
 def _resolve(deploy: DeployPath, release: str) -> str:
