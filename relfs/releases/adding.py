@@ -147,9 +147,7 @@ def _prepared(made: Staging, entries: list[Entry], prepare: Prepare | None) -> l
     return settle(made.fd, entries, copied_by)
 
 
-def _publish(
-    deploy: DeployPath, registry: Registry, record: Record, made: Staging, entries: Iterable[Entry]
-) -> None:
+def _publish(deploy: DeployPath, registry: Registry, record: Record, made: Staging, entries: Iterable[Entry]) -> None:
     assert deploy.state_fd is not None, "the registry needed it"
     with uninterrupted():
         write_manifest(deploy.state_fd, record.name, entries)

@@ -2,13 +2,13 @@
 
     relfs manifest 1 blake2b-256
     d 755 0 0 - .
-    f 644 1234 1700000000123456789 HEX index.php        kind, mode (octal), bytes, mtime (ns), BLAKE2b, path
-    l 777 9 1700000000123456789 HEX public/storage      the digest of a link is that of its text
-    end 3 HEX                                           how many; the digest of all lines above
+    f 644 1234 1700000000123456789 HEX index.php      kind, mode (octal), bytes, mtime (ns), BLAKE2b, path
+    l 777 9 1700000000123456789 HEX public/storage    the digest of a link is that of its text
+    end 3 HEX                                         how many; the digest of all lines above
 
 A path is relative to the release and has the bytes that it has, but for a line's end and the backslash, which are
-written \\n and \\\\. Entries are in the order of their paths, as bytes. The last line vouches for the others: a manifest
-that was cut off or changed is an error, never a shorter release.
+written \\n and \\\\. Entries are in the order of their paths, as bytes. The last line vouches for the others: what
+was cut off or changed is an error, never a shorter release.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from relfs.beneath import open_directory, open_file
+from relfs.beneath import belong_to_owner, open_directory, open_file
 from relfs.errors import RelfsError, reason
 
 MANIFESTS = "manifests"
@@ -175,11 +175,3 @@ def _make_directory(state: int) -> int:
     directory = open_directory(state, MANIFESTS)
     belong_to_owner(directory, state)
     return directory
-
-
-def belong_to_owner(fd: int, directory: int) -> None:
-    """What root makes in a state directory belongs to that directory's owner, who has to be able to go on."""
-    owner = os.fstat(directory)
-    status = os.fstat(fd)
-    if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (owner.st_uid, owner.st_gid):
-        os.fchown(fd, owner.st_uid, owner.st_gid)

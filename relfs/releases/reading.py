@@ -169,6 +169,10 @@ def _broken(shown: str) -> Iterator[None]:
         yield
     except RelfsError:
         raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise RelfsError(f"{shown}: is no archive, or a broken one: {error}") from error  # what gzip and bz2 raise
     except _BROKEN as error:
         raise RelfsError(f"{shown}: is no archive, or a broken one: {error or type(error).__name__}") from error
 
