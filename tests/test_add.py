@@ -1,4 +1,4 @@
-"""Adding releases: that what comes out is what went in, whatever it came from; what is shared; and that nothing is left
+"""Adding releases: what comes out is what went in, whatever it came from; what is shared; and that nothing is left
 of what failed. Offline, by the function; the command is in test_add_command.py, hostile archives in test_archive.py."""
 
 from __future__ import annotations
@@ -7,8 +7,8 @@ import gzip
 import os
 import shutil
 import subprocess
-import sysconfig
 import sys
+import sysconfig
 import tarfile
 import tracemalloc
 import zipfile
@@ -135,7 +135,7 @@ def test_many_files_are_copied_by_several_processes(deploy: DeployPath, app: Pat
 
 def test_what_can_be_no_part_of_a_release_is_named(deploy: DeployPath, tree: Path) -> None:
     os.mkfifo(tree / "app/queue")
-    with pytest.raises(RefusedError, match="^app/queue: is a fifo"):
+    with pytest.raises(RefusedError, match=r"^app/queue: is a fifo"):
         add_from(deploy, tree)
     assert_nothing_left(deploy, "40", "41", "42")
 
@@ -322,7 +322,7 @@ def test_files_that_have_the_same_bytes_are_shared_whatever_their_times(
 
 
 def test_a_file_that_was_changed_since_is_not_what_its_manifest_says(deploy: DeployPath, app: Path, tree: Path) -> None:
-    """Edited in the release, and the edit taken over into the source: size and time are alike, the old digest is wrong."""
+    """Edited in the release, and the edit taken over into the source: alike, and the old digest is wrong."""
     add_from(deploy, tree, name="a")
     make_current(app, "a")
     for top in (tree, app / "releases/a"):
@@ -359,7 +359,7 @@ def test_preparing_may_refuse(deploy: DeployPath, tree: Path) -> None:
         names.append(name)
         raise RefusedError("no")
 
-    with pytest.raises(RefusedError, match="^no$"):
+    with pytest.raises(RefusedError, match=r"^no$"):
         add_from(deploy, tree, prepare=prepare)
     assert names == ["43"]
     assert_nothing_left(deploy, "40", "41", "42")
@@ -382,7 +382,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, many: Path, what: str, kind:
         deploy = open_deploy_path(str(disk / "app"))
         try:
             with pytest.raises(
-                RelfsError, match="^1: cannot be added: .+: No space left on device; nothing is left of it"
+                RelfsError, match=r"^1: cannot be added: .+: No space left on device; nothing is left of it"
             ):
                 add_from(deploy, source)
             assert_nothing_left(deploy)
@@ -413,7 +413,7 @@ def test_a_release_that_is_whole_is_noted_as_finished(deploy: DeployPath, tree: 
 
 
 def test_nobody_elses_directory_is_replaced(deploy: DeployPath, app: Path, tree: Path) -> None:
-    def prepare(staged: int, name: str) -> None:
+    def prepare(_: int, name: str) -> None:
         (app / "releases" / name).mkdir()
 
     with pytest.raises(RefusedError, match=r"^43: somebody has made a release of this name meanwhile"):
@@ -524,7 +524,7 @@ def test_check_names_what_differs(deploy: DeployPath, app: Path, many: Path) -> 
 
 
 def test_check_needs_a_manifest_that_is_whole(deploy: DeployPath, tree: Path) -> None:
-    with pytest.raises(RelfsError, match="^41: has no manifest"):
+    with pytest.raises(RelfsError, match=r"^41: has no manifest"):
         check(deploy, "41")
     with pytest.raises(RefusedError, match="no such release"):
         check(deploy, "77")

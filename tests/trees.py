@@ -1,4 +1,4 @@
-"""Directory trees to make releases from: one with all that a release can hold, and how to tell whether two are alike."""
+"""Directory trees to make releases from: one with all that a release can hold; and whether two are alike."""
 
 from __future__ import annotations
 
