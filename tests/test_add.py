@@ -3,9 +3,11 @@ of what failed. Offline, by the function; the command is in test_add_command.py,
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +31,7 @@ from relfs.releases.manifest import read_manifest
 from relfs.releases.registry import Registry
 from relfs.releases.sharing import Sharing
 from relfs.releases.sources import open_source
-from relfs.releases.staging import PREFIX, staging
+from relfs.releases.staging import PREFIX, Staging, staging
 from relfs.releases.workers import Progress
 
 COMPRESSORS = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd", "lz4": "lz4"}
@@ -423,6 +425,39 @@ def test_nobody_elses_directory_is_replaced(deploy: DeployPath, app: Path, tree:
         read_manifest(os.open(deploy.state_path, os.O_RDONLY), "43")
 
 
+def test_a_signal_that_comes_too_late_undoes_nothing(
+    deploy: DeployPath, app: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Staging.put_in_place
+
+    def put_and_be_told(made: Staging) -> None:
+        put(made)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Staging, "put_in_place", put_and_be_told)
+    with pytest.raises(KeyboardInterrupt):
+        add_from(deploy, tree)
+    assert described(app / "releases/43") == described(tree)
+    assert check(deploy, "43").differences == ()
+    assert Registry(deploy.state_fd).records()[0].state == "finished"
+
+
+def test_a_name_that_may_not_last_is_no_release(
+    deploy: DeployPath, app: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, releases = os.fsync, (app / "releases").stat().st_ino
+
+    def fsync(fd: int) -> None:
+        if os.fstat(fd).st_ino == releases:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RelfsError, match=r"^43: cannot be added: Input/output error; nothing is left of it$"):
+        add_from(deploy, tree)
+    assert_nothing_left(deploy, "40", "41", "42")
+
+
 def test_a_file_that_cannot_be_read_is_named(open_place: Path, many: Path) -> None:
     """By the process that came upon it, to whom root may not lend its own permissions."""
     script = (
@@ -467,7 +502,7 @@ def test_a_real_tree_as_successive_releases(deploy: DeployPath, app: Path, tmp_p
     """Python's own library: added from the directory, then from an archive, then with one file in a hundred changed."""
     library = Path(sysconfig.get_path("stdlib"))
     source = tmp_path / "python"
-    shutil.copytree(library, source, symlinks=True, ignore=shutil.ignore_patterns("*-packages", "config-*"))
+    shutil.copytree(library, source, symlinks=True, ignore=shutil.ignore_patterns("*-packages", "config-*", "test*"))
     add_from(deploy, source, name="1")
     make_current(app, "1")
     assert described(app / "releases/1") == described(source)
@@ -483,9 +518,9 @@ def test_a_real_tree_as_successive_releases(deploy: DeployPath, app: Path, tmp_p
 
 
 def test_memory_does_not_grow_with_a_file(deploy: DeployPath, tmp_path: Path) -> None:
-    """A hundred times the buffer, in little more than the buffer."""
+    """Fifty times the buffer, in a few of them."""
     with open(tmp_path / "large", "wb") as file:
-        for _ in range(100):
+        for _ in range(50):
             file.write(os.urandom(1 << 20))
     source = tmp_path / "source"
     source.mkdir()
@@ -515,10 +550,12 @@ def test_check_names_what_differs(deploy: DeployPath, app: Path, many: Path) -> 
     write(release / "cache/new", b"x")
     write(release / "BAD_RELEASE", b"x")
     write(release / "flat/file14", b"x")
+    os.mkfifo(release / "deep/queue")
     found = {each.path: each.change for each in check(deploy, "43").differences}
     assert found == {
         "flat/file9": "content", "flat/file10": "missing", "flat/file11": "mode", "flat/file12": "kind",
         "flat/file14": "size", "cache": "added", "cache/new": "added",
+        "deep/queue": "added",
     }  # fmt: skip
     assert {each.path for each in check(deploy, "43", writable=["flat", "deep"]).differences} == {"cache", "cache/new"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -139,6 +140,7 @@ def test_a_terminal_sees_how_far_it_is(app: Path, tree: Path) -> None:
     status, shown = ctl_on_terminal("-C", app, "add", tree)
     assert status == 0
     assert "adding  [" in shown
+    assert re.search(r"adding  \[.* left", shown)
     assert shown.splitlines()[-1].endswith("43 is added: 8 files, 10.2 MiB"), "the line is gone in the end"
 
 
@@ -148,6 +150,7 @@ def test_a_terminal_sees_how_far_it_is(app: Path, tree: Path) -> None:
         (Progress(1, 0, 2, 0), 60.0, "adding  [##########          ]  50%  1 files, 0 B, 0 B/s, 1:00 left"),
         (Progress(0, 0, 2, 0), 0.0, "adding  [                    ]   0%  0 files, 0 B, 0 B/s"),
         (Progress(0, 0, 0, 0), 1.0, "adding  [####################] 100%  0 files, 0 B, 0 B/s, 0:00 left"),
+        (Progress(7, 9, share=0.25), 30.0, "adding  [#####               ]  25%  7 files, 9 B, 0 B/s, 1:30 left"),
         (Progress(1200, 3 << 20), 2.0, "adding  1,200 files, 3.0 MiB, 1.5 MiB/s"),
         (Progress(1, 0, 101, 0), 72.0, "adding  [                    ]   1%  1 files, 0 B, 0 B/s, 2:00:00 left"),
     ],

@@ -125,9 +125,9 @@ def test_links_that_stay_inside_are_no_harm(deploy: DeployPath, app: Path, tmp_p
 
 
 def test_a_bomb_is_refused_by_its_ratio(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
-    """200 megabytes of zeros, in 200 kilobytes."""
+    """A hundred megabytes of zeros, in a hundred kilobytes."""
     bomb = tmp_path / "bomb.tar.gz"
-    make = 'cd "$1" && head -c 200M /dev/zero >zeros && tar -c zeros | gzip >bomb.tar.gz && rm zeros'
+    make = 'cd "$1" && head -c 100M /dev/zero >zeros && tar -c zeros | gzip >bomb.tar.gz && rm zeros'
     subprocess.run(["sh", "-c", make, "sh", tmp_path], check=True)
     with pytest.raises(RefusedError, match=r"unpacks to 100 times .* raise add.ratio in config.toml"):
         attempt(deploy, bomb, Limits(ratio=100))

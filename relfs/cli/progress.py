@@ -71,7 +71,7 @@ def progress_text(what: str, progress: Progress, seconds: float) -> str:
 
 def _share(progress: Progress) -> float | None:
     if progress.files_total is None or progress.bytes_total is None:
-        return None
+        return progress.share
     total = progress.files_total * _A_FILE + progress.bytes_total
     return min((progress.files * _A_FILE + progress.bytes) / total, 1.0) if total else 1.0
 

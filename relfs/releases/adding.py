@@ -90,18 +90,18 @@ def add(
     """
     _require_apart(deploy, source)
     resume(deploy)
-    registry = Registry(deploy.state_fd)
-    record = registry.reserve(chooser(spent_names(deploy), name), source=source.label, user=this_actor().user)
+    record = Registry(deploy.state_fd).reserve(
+        chooser(spent_names(deploy), name), source=source.label, user=this_actor().user
+    )
     try:
         named(record.name)
-        with staging(deploy, record.name) as made:
-            return _make(deploy, registry, record, made, source, share, limits, on_progress, prepare)
+        return _Adding(deploy, record, source, share, limits, on_progress, prepare).run()
     except OSError as error:
-        _give_up(registry, record)
+        _give_up(deploy, record)
         where = f"{error.filename}: " if error.filename else ""
         raise RelfsError(f"{record.name}: cannot be added: {where}{reason(error)}; nothing is left of it") from error
     except BaseException:
-        _give_up(registry, record)
+        _give_up(deploy, record)
         raise
 
 
@@ -119,52 +119,61 @@ def resume(deploy: DeployPath) -> list[str]:
     return swept
 
 
-def _make(
-    deploy: DeployPath,
-    registry: Registry,
-    record: Record,
-    made: Staging,
-    source: Source,
-    share: Sharing,
-    limits: Limits,
-    on_progress: Callable[[Progress], None],
-    prepare: Prepare | None,
-) -> Added:
-    with previous_release(deploy, share, clones=can_clone(made.fd)) as previous:
-        copied = source.fill(Into(made.fd, previous, limits, _owner(made), on_progress))
-        entries = _prepared(made, copied.entries, prepare)
-        syncfs(made.fd)
-        _publish(deploy, registry, record, made, entries)
-        return _added(deploy, record, source, copied, entries, previous)
+@dataclass(frozen=True)
+class _Adding:
+    """One add, whose name is spent: steps 3 to 8."""
+
+    deploy: DeployPath
+    record: Record
+    source: Source
+    share: Sharing
+    limits: Limits
+    on_progress: Callable[[Progress], None]
+    prepare: Prepare | None
+
+    def run(self) -> Added:
+        with (
+            staging(self.deploy, self.record.name) as made,
+            previous_release(self.deploy, self.share, clones=can_clone(made.fd)) as previous,
+        ):
+            copied = self.source.fill(Into(made.fd, previous, self.limits, _owner(made), self.on_progress))
+            entries = self._prepared(made, copied.entries)
+            syncfs(made.fd)
+            self._publish(made, entries)
+            return _added(self.deploy, self.record, copied, entries, previous)
+
+    def _prepared(self, made: Staging, entries: list[Entry]) -> list[Entry]:
+        """What there is once it is prepared. Setting its times again makes the directory's change time that of now, by
+        the file system's own clock."""
+        if self.prepare is None:
+            return entries
+        before = os.fstat(made.fd)
+        os.utime(made.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        copied_by = os.fstat(made.fd).st_ctime_ns
+        self.prepare(made.fd, made.name)
+        return settle(made.fd, entries, copied_by)
+
+    def _publish(self, made: Staging, entries: Iterable[Entry]) -> None:
+        state = self.deploy.state_fd
+        assert state is not None, "the registry needed it"
+        with uninterrupted():
+            write_manifest(state, made.name, entries)
+            try:
+                made.put_in_place()
+            except BaseException:
+                with suppress(OSError):
+                    remove_manifest(state, made.name)
+                raise
+            with suppress(RelfsError):  # a full disk; the next add will find it so
+                Registry(state).note(self.record, "finished")
 
 
-def _prepared(made: Staging, entries: list[Entry], prepare: Prepare | None) -> list[Entry]:
-    if prepare is None:
-        return entries
-    os.utime(made.fd, ns=(os.fstat(made.fd).st_atime_ns, os.fstat(made.fd).st_mtime_ns))
-    copied_by = os.fstat(made.fd).st_ctime_ns
-    prepare(made.fd, made.name)
-    return settle(made.fd, entries, copied_by)
-
-
-def _publish(deploy: DeployPath, registry: Registry, record: Record, made: Staging, entries: Iterable[Entry]) -> None:
-    assert deploy.state_fd is not None, "the registry needed it"
-    with uninterrupted():
-        write_manifest(deploy.state_fd, record.name, entries)
-        try:
-            made.put_in_place()
-        except BaseException:
-            with suppress(OSError):
-                remove_manifest(deploy.state_fd, record.name)
-            raise
-        with suppress(RelfsError):  # a full disk; the next add will find it so
-            registry.note(record, "finished")
-
-
-def _give_up(registry: Registry, record: Record) -> None:
-    """It stays reserved where even that cannot be written: the name is spent either way."""
+def _give_up(deploy: DeployPath, record: Record) -> None:
+    """It stays reserved where even that cannot be written: the name is spent either way. And it stays finished where
+    the signal came when all was done."""
     with suppress(RelfsError), uninterrupted():
-        registry.note(record, "given-up")
+        if not _is_whole(deploy, record.name):
+            Registry(deploy.state_fd).note(record, "given-up")
 
 
 def _is_whole(deploy: DeployPath, name: str) -> bool:
@@ -191,7 +200,7 @@ def _require_apart(deploy: DeployPath, source: Source) -> None:
 
 
 def _added(
-    deploy: DeployPath, record: Record, source: Source, copied: Copied, entries: list[Entry], previous: Previous | None
+    deploy: DeployPath, record: Record, copied: Copied, entries: list[Entry], previous: Previous | None
 ) -> Added:
     files = [entry for entry in entries if entry.kind == "f"]
     counts = {kind: sum(entry.kind == kind for entry in entries) for kind in "dl"}
@@ -199,7 +208,7 @@ def _added(
         name=record.name,
         path=f"{deploy.path}/{RELEASES}/{record.name}",
         sequence=record.sequence,
-        source=source.label,
+        source=record.source,
         files=len(files),
         directories=counts["d"],
         links=counts["l"],

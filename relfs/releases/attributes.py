@@ -69,7 +69,7 @@ class Dresser:
 
     def _owner(self, status: os.stat_result) -> tuple[int, int]:
         """What to tell chown(2): -1 for what is right by itself or cannot be changed."""
-        if os.geteuid() == 0:
+        if self.uid == 0:
             uid = status.st_uid if status.st_uid != self.uid else -1
             return uid, status.st_gid if status.st_gid != self.gid else -1
         return -1, status.st_gid if status.st_gid != self.gid and status.st_gid in self.groups else -1

@@ -7,6 +7,7 @@ application may write into; that these are there is checked.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -81,7 +82,7 @@ def _found(
     except OSError as error:
         raise RefusedError(f"{deploy.path}/{RELEASES}/{name}: no such release: {reason(error)}") from error
     try:
-        tree = survey(top)
+        tree = survey(top, strict=False)
         checker = _Checker(top, manifest, free)
 
         def watch(files: int, size: int) -> None:
@@ -133,8 +134,13 @@ class _Checker:
     ) -> None:  # fmt: skip
         if self.is_free(path):
             return
+        status = entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            seen.append(path)
+            differences.append(Difference(path, "kind" if path in self.manifest else "added"))
+            return
         try:
-            now = read_entry(directory, path, entry.name, entry.stat(follow_symlinks=False), counter)
+            now = read_entry(directory, path, entry.name, status, counter)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
         self._compare(now, seen, differences)

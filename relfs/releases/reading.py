@@ -63,6 +63,9 @@ class Reading(Protocol):
     def consumed(self) -> int | None:
         """How many bytes of the archive were read so far; None where nobody knows."""
 
+    def share(self) -> float | None:
+        """How much of it was read so far, from 0 to 1; None where nobody knows."""
+
 
 @contextmanager
 def open_archive(file: BinaryIO, shown: str, strip: int) -> Iterator[Reading]:
@@ -92,6 +95,10 @@ class _Counted(io.RawIOBase):
         while len(self._ahead) < size and (part := self._file.read(size - len(self._ahead))):
             self._ahead += part
         return self._ahead
+
+    def share(self) -> float | None:
+        size = os.fstat(self._file.fileno()).st_size if self._file.seekable() else 0
+        return min(self.count / size, 1.0) if size else None
 
     def readable(self) -> bool:
         return True
@@ -199,6 +206,9 @@ class _Tar:
     def consumed(self) -> int | None:
         return self.counted.count
 
+    def share(self) -> float | None:
+        return self.counted.share()
+
     def __iter__(self) -> Iterator[tuple[Member, BinaryIO | None]]:
         with tarfile.open(
             fileobj=self.plain, mode="r|", tarinfo=_Info, encoding="utf-8", errors="surrogateescape"
@@ -256,18 +266,24 @@ def _nanoseconds(info: tarfile.TarInfo) -> int:
     return int(seconds * 1_000_000_000)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Zip:
     file: BinaryIO
     strip: int
     shown: str
+    done: float = 0.0
 
     def consumed(self) -> int | None:
         return os.fstat(self.file.fileno()).st_size
 
+    def share(self) -> float | None:
+        return self.done
+
     def __iter__(self) -> Iterator[tuple[Member, BinaryIO | None]]:
         with zipfile.ZipFile(self.file) as archive:
-            for info in archive.infolist():
+            infos = archive.infolist()
+            for number, info in enumerate(infos):
+                self.done = number / len(infos)
                 if info.flag_bits & 1:
                     raise RelfsError(f"{self.shown}: {info.filename} is encrypted; unpack it, and add the directory")
                 member = self._member(archive, info)

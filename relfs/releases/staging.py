@@ -51,7 +51,11 @@ class Staging:
             if error.errno not in _NO_FLAGS:
                 raise
             self._put_by_name()
-        os.fsync(self.directory)
+        try:
+            os.fsync(self.directory)
+        except OSError:  # it may not last: it is not there yet
+            os.rename(self.name, PREFIX + self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+            raise
 
     def _put_by_name(self) -> None:
         """Where there is no renameat2(2), or the file system (FUSE) does not know the flag: an empty directory that

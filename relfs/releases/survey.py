@@ -55,17 +55,18 @@ class Survey:
 
 @dataclass
 class _Found:
+    strict: bool
     directories: list[str] = field(default_factory=list)
     counts: list[tuple[int, int]] = field(default_factory=list)
     names: dict[FileId, list[str]] = field(default_factory=dict)
 
 
-def survey(top: int) -> Survey:
+def survey(top: int, *, strict: bool = True) -> Survey:
     """Look at all below the directory `top` (a descriptor).
 
-    Raises OSError with the path; RefusedError for what can be no part of a release.
+    Raises OSError with the path; RefusedError for what can be no part of a release, if `strict`.
     """
-    found = _Found()
+    found = _Found(strict)
     waiting = ["."]
     while waiting:
         path = waiting.pop()
@@ -116,7 +117,7 @@ def _look_at_file(directory: str, entry: os.DirEntry[str], found: _Found) -> int
         if status.st_nlink > 1:
             found.names.setdefault((status.st_dev, status.st_ino), []).append(join(directory, entry.name))
         return status.st_size
-    if not stat.S_ISLNK(status.st_mode):
+    if found.strict and not stat.S_ISLNK(status.st_mode):
         what = kind_of(status.st_mode)
         raise RefusedError(f"{join(directory, entry.name)}: is {what}; a release has only directories, files and links")
     return 0

@@ -49,11 +49,10 @@ def unpack(
 ) -> Copied:
     """Write all that an archive holds into an empty directory (a descriptor). Raises RefusedError for what must not be
     in a release, RelfsError for a broken archive, OSError with the path."""
-    unpacker = _Unpacker(target, previous, Gate(limits), owner)
+    unpacker = _Unpacker(target, previous, Gate(limits), owner, reading, on_progress)
     with any_mode():
         for member, data in reading:
-            unpacker.take(member, data, reading.consumed)
-            on_progress(Progress(len(unpacker.entries), unpacker.gate.bytes))
+            unpacker.take(member, data)
         unpacker.gate.finish()
         if not unpacker.entries:
             raise RelfsError("it holds nothing")
@@ -67,12 +66,14 @@ class _Unpacker:
     previous: Previous | None
     gate: Gate
     owner: Owner | None
+    reading: Reading
+    on_progress: Callable[[Progress], None]
     entries: dict[str, Entry] = field(default_factory=dict)
     directories: dict[str, Member] = field(default_factory=dict)
     shared_files: int = 0
     shared_bytes: int = 0
 
-    def take(self, member: Member, data: BinaryIO | None, consumed: Callable[[], int | None]) -> None:
+    def take(self, member: Member, data: BinaryIO | None) -> None:
         """Write one member. Raises as unpack() does."""
         for path in self.gate.admit(member):
             self._make_directory(Member(path, "directory", _TOP_MODE, 0, member.mtime), first=False)
@@ -86,7 +87,11 @@ class _Unpacker:
                 self.entries[member.path] = self.entries[member.link]._replace(path=member.path)
             else:
                 assert data is not None
-                self._make_file(member, data, consumed)
+                self._make_file(member, data)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.on_progress(Progress(len(self.entries), self.gate.bytes, share=self.reading.share()))
 
     def _make_directory(self, member: Member, *, first: bool) -> None:
         """What a member says of a directory counts more than that others are in it."""
@@ -105,10 +110,10 @@ class _Unpacker:
         status = os.lstat(member.path, dir_fd=self.target)
         self._note(member.path, status, digest_of(os.fsencode(member.link)))
 
-    def _make_file(self, member: Member, data: BinaryIO, consumed: Callable[[], int | None]) -> None:
+    def _make_file(self, member: Member, data: BinaryIO) -> None:
         out = os.open(member.path, _CREATE, member.mode & 0o777, dir_fd=self.target)
         try:
-            digest = self._write(out, member, data, consumed)
+            digest = self._write(out, member, data)
             shared = self._clone(out, member, digest)
             if self.owner is not None:
                 os.fchown(out, self.owner.uid, self.owner.gid)
@@ -123,13 +128,14 @@ class _Unpacker:
             self.shared_bytes += status.st_size
         self._note(member.path, linked or status, digest)
 
-    def _write(self, out: int, member: Member, data: BinaryIO, consumed: Callable[[], int | None]) -> str:
+    def _write(self, out: int, member: Member, data: BinaryIO) -> str:
         if member.sparse:  # what it is in full was to be written by somebody, or hashed
             self.gate.count(member.size, None)
         digest = blake2b(digest_size=DIGEST_SIZE)
         size = 0
         while part := data.read(BUFFER):
-            self.gate.count(0 if member.sparse else len(part), consumed())
+            self.gate.count(0 if member.sparse else len(part), self.reading.consumed())
+            self._tell()
             digest.update(part)
             size += len(part)
             if member.sparse and not any(part):

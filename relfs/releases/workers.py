@@ -44,12 +44,14 @@ _FEW_FILES = 300
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done, and what there is to do (None: nobody knows). `bytes` are of files' contents."""
+    """What is done, and what there is to do (None: nobody knows). `bytes` are of files' contents; `share` is how much
+    of the whole is done, from 0 to 1, where that is all that is known."""
 
     files: int
     bytes: int
     files_total: int | None = None
     bytes_total: int | None = None
+    share: float | None = None
 
 
 class Counter:
