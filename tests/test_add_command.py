@@ -103,6 +103,16 @@ def test_what_is_shared_is_linked_before_it_can_be_switched_to(app: Path, tree: 
     assert ctl("-C", app, "check", "43").status == 0
 
 
+def test_what_is_sealed_is_not_linked_to(app: Path, tree: Path, mounts: Mounts) -> None:
+    """Nobody could change it by its new name, then; so its files are copied."""
+    write(app / ".relfs/config.toml", b"seal = true\n")
+    mounts.start(app)
+    assert ctl("-C", app, "add", tree, "--switch").status == 0
+    added = ctl("-C", app, "--json", "add", tree, "--link").json
+    assert (added["previous"], added["shared_files"]) == ("43", 0)
+    assert described(app / "releases/44") == described(tree)
+
+
 def test_what_differs_is_listed(app: Path, tree: Path) -> None:
     assert ctl("-C", app, "add", tree).status == 0
     write(app / "releases/43/index.php", b"<?php echo 2;\n")
