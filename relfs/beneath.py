@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from relfs import libc
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PART = 1 << 18
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY
 """Without these, a fifo would keep us waiting for a writer, and a terminal become ours."""
 
@@ -117,12 +118,20 @@ def _is_ours(directory: int) -> bool:
 
 def _read(fd: int, shown: str, limit: int) -> bytes:
     parts, left = [], limit + 1
-    while left > 0 and (part := os.read(fd, left)):
+    while left > 0 and (part := os.read(fd, min(left, _PART))):  # it has room made for all that it is asked for
         parts.append(part)
         left -= len(part)
     if left <= 0:
         raise OSError(errno.EFBIG, f"{shown} is larger than {limit >> 10} KiB; remove it")
     return b"".join(parts)
+
+
+def belong_to_owner(fd: int, directory: int) -> None:
+    """What root makes in somebody's directory shall be that owner's, who has to be able to go on with it: give him what
+    `fd` is a descriptor of. For others, nothing happens. Raises OSError."""
+    owner, status = os.fstat(directory), os.fstat(fd)
+    if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (owner.st_uid, owner.st_gid):
+        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 class StrangeFileError(PermissionError):

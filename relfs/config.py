@@ -26,6 +26,11 @@ tries = 3
 pause = 1            # seconds between tries
 timeout = 5          # seconds that one may take
 
+[add]                # how much an archive may give that becomes a release
+members = 1000000
+bytes = 68719476736
+ratio = 1000         # bytes for each byte of the archive
+
 [shared]             # what is linked into each new release: releases/shared.py
 
 [prune]              # which releases `relfsctl prune` leaves: releases/pruning.py
@@ -47,6 +52,7 @@ from relfs.beneath import read_with_status
 from relfs.checks import Checks
 from relfs.errors import RelfsError, reason
 from relfs.hooks import NAMES, Hooks, owner_of_commands
+from relfs.releases.archive import Limits, parse_limits
 from relfs.releases.pruning import Policy, parse_prune
 from relfs.releases.shared import Shared, parse_shared
 from relfs.verify import Verify, check_url
@@ -63,6 +69,7 @@ _KNOWN = {
     "checks": {"empty", "unfinished", "bad"},
     "hooks": {"timeout", *_HOOKS},
     "verify": {"url", "host", "status", "contains", "tries", "pause", "timeout"},
+    "add": {"members", "bytes", "ratio"},
     "shared": {"directories", "files", "required", "writable", "group"},
     "prune": {"keep", "age", "budget", "unseen"},
 }
@@ -80,6 +87,7 @@ class Config:
     shared: Shared = field(default_factory=Shared)
     prune: Policy = field(default_factory=Policy)
     seal: bool = False
+    add: Limits = field(default_factory=Limits)
 
 
 def load_config(state_fd: int, shown: str) -> Config:
@@ -123,6 +131,7 @@ def _parse(document: dict[str, Any]) -> Config:
         shared=parse_shared(document.get("shared", {})),
         prune=parse_prune(document.get("prune", {})),
         seal=_switch(_SEAL, seal),
+        add=parse_limits(document.get("add", {})),
     )
 
 

@@ -206,6 +206,14 @@ def prctl(option: int) -> None:
     _check(_prctl(option))
 
 
+def die_with_parent(number: int) -> None:
+    """Let the kernel send signal `number` to this process when the thread that forked it ends (PR_SET_PDEATHSIG,
+    prctl(2)). Nothing, where there is no such call; nor if the parent has ended by now, which is for the caller to see.
+    """
+    if hasattr(_libc, "prctl"):
+        _check(_prctl(_PR_SET_PDEATHSIG, number))
+
+
 def add_seccomp_filter(program: bytes) -> None:
     """Let a classic BPF program decide on each system call of this thread and its children from now on (seccomp(2)).
 
@@ -232,6 +240,7 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24

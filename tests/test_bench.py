@@ -147,7 +147,7 @@ def test_prune_reports_each_way_of_removing(place: Path) -> None:
     assert all(ratio > 0 for ratio in report["ratios"].values())
 
 
-@pytest.mark.parametrize("benchmark", ["passthrough", "prune", "resolve"])
+@pytest.mark.parametrize("benchmark", ["add", "passthrough", "prune", "resolve"])
 def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark: str) -> None:
     done = _run(benchmark, "--directory", place / "missing")
     assert done.returncode == 1
@@ -157,7 +157,7 @@ def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark:
     assert str(place / "missing") in done.stderr
 
 
-@pytest.mark.parametrize("benchmark", ["passthrough", "resolve"])
+@pytest.mark.parametrize("benchmark", ["add", "passthrough", "resolve"])
 def test_no_rounds_at_all_is_wrong_usage(place: Path, benchmark: str) -> None:
     done = _run(benchmark, "--directory", place, "--rounds", "0")
     assert done.returncode == 2
@@ -173,3 +173,19 @@ def test_resolve_reports_resolution_switch_and_memory(place: Path) -> None:
     assert [row["call"] for row in report["resolution"]] == ["stat", "open+read+close"]
     assert report["switch"]["medians"]["switch"] > 0
     assert report["memory"]["processes"]
+
+
+# ---- add
+
+
+def test_add_reports_every_tool_in_both_cases(place: Path) -> None:
+    report = _report(place, "add", "--rounds", "1", "--files", "400")
+    assert report["files"] > 400, "and links"
+    first = ["relfs", "rsync", "cp", "tar"]
+    rows = [("first time", tool) for tool in first] + [("1 % changed", tool) for tool in ("relfs --link", *first)]
+    assert [(row["case"], row["tool"]) for row in report["rows"]] == rows
+    for row in report["rows"]:
+        assert 0 < row["least"] <= row["median"]
+        assert row["flushed_least"] >= row["least"]
+    judged = {(row["case"], row["tool"]): row["ok"] is (row["ratio"] <= 1.0) for row in report["rows"] if row["limit"]}
+    assert judged == {("first time", "relfs"): True, ("1 % changed", "relfs --link"): True}

@@ -14,6 +14,8 @@ _COMMANDS = {
     "init": "Make a deploy path, or adopt one.",
     "status": "What is current, since when, by whom, and how the mount is.",
     "releases": "List the releases.",
+    "add": "Make a release from a directory, an archive, git or standard input.",
+    "check": "Whether a release is still what was added.",
     "switch": "Make a release current.",
     "confirm": "Let what `switch --confirm` made current stay.",
     "rollback": "Go back to the last good release.",

@@ -16,10 +16,11 @@ from relfs.history import History
 from relfs.journal import Event
 from relfs.layout import DeployPath, Release
 from relfs.records import capistrano, deployer
+from relfs.records.deployer import last_number
 from relfs.records.record import events_of
 from relfs.records.releases import revision, revision_time
 
-__all__ = ["TOP_NAMES", "being_made", "logged", "made_at", "revision", "revision_time", "tell", "untold"]
+__all__ = ["TOP_NAMES", "being_made", "last_number", "logged", "made_at", "revision", "revision_time", "tell", "untold"]
 
 TOP_NAMES = (deployer.DIRECTORY, capistrano.LOG)
 """The names in the deploy path that tell() writes, or writes below."""

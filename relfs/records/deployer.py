@@ -340,6 +340,15 @@ def _raise_latest(deploy: DeployPath, number: int) -> None:
             files.overwrite(directory, LATEST, b"%d\n" % number)
 
 
+def last_number(deploy: DeployPath) -> int:
+    """The number that Deployer gave last; 0 if it has given none, or does not tell."""
+    try:
+        with files.below(deploy.fd, DIRECTORY) as directory:
+            return _php_intval(files.read_start(directory, LATEST, _SMALL) or b"")
+    except OSError:
+        return 0
+
+
 def _php_intval(text: bytes) -> int:
     digits = text.strip()
     length = next((at for at, byte in enumerate(digits) if not 0x30 <= byte <= 0x39), len(digits))

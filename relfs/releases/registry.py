@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from relfs.beneath import open_file, read_file
+from relfs.beneath import belong_to_owner, open_file, read_file
 from relfs.errors import RelfsError, reason
 
 REGISTRY = "releases"
@@ -96,6 +96,7 @@ class Registry:
             raise RelfsError(f"the list of releases cannot be written: {reason(error)}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            belong_to_owner(fd, self._directory)
             yield fd
         finally:
             os.close(fd)

@@ -1,0 +1,156 @@
+"""What a directory tree consists of, found out before anything is done with it: its directories, how much there is to
+do, in pieces that several processes can work on, and which files have several names in it.
+
+No link is followed, and nothing else is a part of a release than directories, files and links. Of files, only numbers
+are kept, so a large tree takes little memory; whoever works on a directory looks at its files again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from relfs.beneath import open_directory
+from relfs.errors import RefusedError
+
+DEPTH_MAX = 256
+"""Directories in each other. What is deeper, rm(1) and others have trouble to remove."""
+
+_FILES_A_PIECE = 200
+_BYTES_A_PIECE = 1 << 23
+_PIECES_MAX = 4000
+_PATH_MAX = 4095
+
+FileId = tuple[int, int]
+"""Device and inode."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole directories, or the share number `part` of `parts` of the files in one."""
+
+    directories: tuple[str, ...]
+    part: int = 0
+    parts: int = 1
+
+    def has(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a name in one of the directories belongs to this piece."""
+        return self.parts == 1 or entry.inode() % self.parts == self.part
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`directories` are paths relative to the top ("."), each after the one it is in; `files` counts what is no
+    directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
+
+    directories: list[str]
+    pieces: list[Piece]
+    files: int
+    bytes: int
+    twins: dict[FileId, list[str]]
+
+
+@dataclass
+class _Found:
+    strict: bool
+    directories: list[str] = field(default_factory=list)
+    counts: list[tuple[int, int]] = field(default_factory=list)
+    names: dict[FileId, list[str]] = field(default_factory=dict)
+
+
+def survey(top: int, *, strict: bool = True) -> Survey:
+    """Look at all below the directory `top` (a descriptor).
+
+    Raises OSError with the path; RefusedError for what can be no part of a release, if `strict`.
+    """
+    found = _Found(strict)
+    waiting = ["."]
+    while waiting:
+        path = waiting.pop()
+        waiting += _look(top, path, found)
+    twins = {key: names for key, names in found.names.items() if len(names) > 1}
+    files, size = (sum(each) for each in zip(*found.counts, strict=True))
+    return Survey(found.directories, list(_pieces(found, files, size)), files, size, twins)
+
+
+def join(directory: str, name: str) -> str:
+    """The path of a name in a directory, relative to the top."""
+    return name if directory == "." else f"{directory}/{name}"
+
+
+@contextmanager
+def opened(top: int, path: str) -> Iterator[int]:
+    """A descriptor of the directory `path`, on the way to which no link is followed. Raises OSError."""
+    fd = open_directory(top, path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _look(top: int, path: str, found: _Found) -> list[str]:
+    """Note what is in the directory `path`; its directories."""
+    below = []
+    files = size = 0
+    try:
+        with opened(top, path) as fd, os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(_deeper(join(path, entry.name)))
+                    continue
+                files += 1
+                size += _look_at_file(path, entry, found)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    found.directories.append(path)
+    found.counts.append((files, size))
+    return below
+
+
+def _look_at_file(directory: str, entry: os.DirEntry[str], found: _Found) -> int:
+    """The bytes that it holds."""
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode):
+        if status.st_nlink > 1:
+            found.names.setdefault((status.st_dev, status.st_ino), []).append(join(directory, entry.name))
+        return status.st_size
+    if found.strict and not stat.S_ISLNK(status.st_mode):
+        what = kind_of(status.st_mode)
+        raise RefusedError(f"{join(directory, entry.name)}: is {what}; a release has only directories, files and links")
+    return 0
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this mode is called."""
+    names = {stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return names.get(stat.S_IFMT(mode), "something strange")
+
+
+def _deeper(path: str) -> str:
+    if path.count("/") >= DEPTH_MAX or len(os.fsencode(path)) > _PATH_MAX:
+        raise RefusedError(f"{path[:80]}...: is too deep; at most {DEPTH_MAX} directories can be in each other")
+    return path
+
+
+def _pieces(found: _Found, files: int, size: int) -> Iterator[Piece]:
+    """Small directories together, large ones in parts; not too many in all."""
+    most_files = max(_FILES_A_PIECE, (files + len(found.directories)) * 4 // _PIECES_MAX)
+    most_bytes = max(_BYTES_A_PIECE, size * 4 // _PIECES_MAX)
+    together: list[str] = []
+    together_files = together_bytes = 0
+    for path, (count, amount) in zip(found.directories, found.counts, strict=True):
+        parts = min(64, max(count // most_files, amount // most_bytes, 1), max(count, 1))
+        if parts > 1:
+            yield from (Piece((path,), part, parts) for part in range(parts))
+            continue
+        together.append(path)
+        together_files += count + 1
+        together_bytes += amount
+        if together_files >= most_files or together_bytes >= most_bytes:
+            yield Piece(tuple(together))
+            together, together_files, together_bytes = [], 0, 0
+    if together:
+        yield Piece(tuple(together))
