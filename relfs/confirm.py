@@ -92,9 +92,8 @@ def as_json(history: History) -> dict[str, object] | None:
     }  # fmt: skip
 
 
-def protected(deploy: DeployPath) -> Mapping[str, str]:
+def protected(deploy: DeployPath, history: History) -> Mapping[str, str]:
     """The releases that must not be removed while one of them waits for being confirmed, and why. Raises RelfsError."""
-    history = History(Journal(deploy.state_fd).events())
     event = history.unconfirmed
     if event is None or event.release is None:
         return {}

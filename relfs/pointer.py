@@ -306,6 +306,9 @@ class Pointer:
             self._admission.require_unlocked(actor, tools=True)
             if name in live_releases(self.deploy, self.target):
                 raise RefusedError(f"{name}: is current, and stays")
+            why = confirming.protected(self.deploy, self.history).get(name)
+            if why is not None:
+                raise RefusedError(f"{name}: {why}, and stays")
             trash.put(self.deploy, name)
             event = self._event(PRUNE, name, None, actor, request_id)
             self._write_or_owe(event)

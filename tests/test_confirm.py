@@ -157,11 +157,11 @@ def test_where_there_would_be_no_way_back(
 
 
 def test_neither_of_the_two_may_be_removed(pointer: Pointer, deploy: DeployPath) -> None:
-    assert protected(deploy) == {}
+    assert protected(deploy, History(Journal(deploy.state_fd).events())) == {}
     pointer.switch("41", ACTOR, "request", confirm=LATER)
-    assert protected(deploy).keys() == {"41", "40"}
+    assert protected(deploy, History(Journal(deploy.state_fd).events())).keys() == {"41", "40"}
     pointer.confirm(None, ACTOR, "confirmation")
-    assert protected(deploy) == {}
+    assert protected(deploy, History(Journal(deploy.state_fd).events())) == {}
 
 
 # ---- being taken back

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from relfs.cli.output import say_error
 from relfs.cli.session import is_mounted, open_here, pointer_here, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
@@ -43,16 +44,16 @@ def prune(
     *,
     dry_run: bool = False,
     wait: bool = False,
-    protected: Mapping[str, str] | None = None,
     before: Callable[[str], None] = lambda _name: None,
 ) -> Pruned:
     """Remove the releases that `policy` (by default, what the configuration says) leaves no room for.
 
-    `wait` until they are deleted. `protected` says, by name, why some stay besides what is protected anyway. `before`
-    each one is removed it is called with its name, and may raise RefusedError. What cannot be removed is in the result;
-    raises RelfsError if there is no telling what is to go.
+    `wait` until they are deleted. Before each, `before` is called with its name, and the hook pre-prune is asked. What
+    cannot be removed is in the result; raises RelfsError if there is no telling what is to go.
     """
     from relfs.config import Config, load_config
+    from relfs.hooks import PRE_PRUNE
+    from relfs.releases.asking import ask_before
     from relfs.releases.removing import carry_out, plan
 
     refuse_in_hook(place)
@@ -62,10 +63,15 @@ def prune(
         chosen = policy or config.prune
         if not dry_run:
             _clean(place, deploy)  # what was left; and whoever may not do this, hears of it
-        planned = plan(deploy, chosen, config.checks.unfinished, lambda names: look(place, deploy, names), protected)
+        planned = plan(deploy, chosen, config.checks.unfinished, lambda names: look(place, deploy, names))
         if dry_run:
             return Pruned(planned.decisions, _left(deploy), planned.unseen, planned.blind)
-        decisions = carry_out(planned.decisions, lambda name: _discard(place, deploy, name), before)
+
+        def ask(name: str) -> None:
+            before(name)
+            ask_before(PRE_PRUNE, deploy, config, name, show=say_error)
+
+        decisions = carry_out(planned.decisions, lambda name: discard(place, deploy, name), ask)
         decisions += _remove_staged(place, deploy)
         _clean(place, deploy)
         if wait:
@@ -96,7 +102,7 @@ def _ask(place: Place, names: list[str]) -> Uses | None:
     return Uses(of, max(part.unseen for part in parts), any(part.blind for part in parts)) if parts else Uses({})
 
 
-def _discard(place: Place, deploy: DeployPath, name: str) -> None:
+def discard(place: Place, deploy: DeployPath, name: str) -> None:
     """Raises RelfsError. What is not there any more is removed: by somebody else, or by a daemon that has died before
     it could say so."""
     from relfs.layout import RELEASES
@@ -133,7 +139,7 @@ def _remove_staged(place: Place, deploy: DeployPath) -> tuple[Decision, ...]:
 
     why = "whoever was making it has ended before it was finished"
     staged = [Decision(name, False, why) for name in abandoned(deploy)]
-    return carry_out(staged, lambda name: _discard(place, deploy, name), lambda _name: None)
+    return carry_out(staged, lambda name: discard(place, deploy, name), lambda _name: None)
 
 
 def _clean(place: Place, deploy: DeployPath) -> None:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "releases": "List the releases.",
     "add": "Make a release from a directory, an archive, git or standard input.",
     "check": "Whether a release is still what was added.",
+    "deploy": "Make a new release, make it current, verify it, and remove what is old.",
     "switch": "Make a release current.",
     "confirm": "Let what `switch --confirm` made current stay.",
     "rollback": "Go back to the last good release.",

@@ -24,8 +24,8 @@ from relfs.releases.deployment import (
 class Steps(Protocol):
     """How things are done here: through a daemon or without one. Each raises RelfsError, and may be interrupted."""
 
-    def add(self, source: str, named: Callable[[str], None]) -> None:
-        """Make a release. `named` is called with its name as soon as that is spent, and nothing was made yet."""
+    def add(self, named: Callable[[str], None]) -> None:
+        """Make the release. `named` is called with its name as soon as that is spent, and nothing was made yet."""
 
     def switch(self, name: str, request_id: str) -> None:
         """Make it current, and have it verified; asked again with the same id, do nothing twice.
@@ -37,7 +37,8 @@ class Steps(Protocol):
         """Whether the journal knows of that switch."""
 
     def discard(self, name: str) -> None:
-        """Remove what was made under that name, whole or in part."""
+        """Remove what was made under that name, whole or in part. Whoever makes it current at this moment comes before
+        or after this; raises RefusedError if it was before."""
 
     def prune(self) -> None:
         """Remove what is old and unused. Raises nothing: what cannot be removed is said, and tried again next time."""
@@ -64,7 +65,7 @@ def deploy(steps: Steps, directory: int, request: Request, previous: str | None)
         note.begin(Deployment(request.id, "adding", name, previous, request.source, request.user, request.since))
 
     with _undone(steps, note):
-        steps.add(request.source, named)
+        steps.add(named)
         note.step("switching")
         steps.switch(note.name, request.id)
     name = note.name
@@ -84,8 +85,7 @@ def settle(steps: Steps, directory: int) -> str | None:
     if left.step == "pruning":
         _prune(steps, note)
         return f"{left} was interrupted while it removed old releases; that is done now"
-    if left.step == "adding" or not steps.was_switched(left.id):
-        _undo(steps, note)
+    if _undo(steps, note):
         return f"{left} was interrupted before the switch; what it had made was removed"
     with _undone(steps, note):
         steps.switch(left.name, left.id)
@@ -104,6 +104,10 @@ class _Note:
     def name(self) -> str:
         assert self.deployment is not None, "a deployment has a name once its release has one"
         return self.deployment.name
+
+    def was_switched(self, steps: Steps) -> bool:
+        left = self.deployment
+        return left is not None and left.step == "switching" and steps.was_switched(left.id)
 
     def begin(self, deployment: Deployment) -> None:
         write_deployment(self._directory, deployment)
@@ -125,17 +129,27 @@ def _undone(steps: Steps, note: _Note) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        left = note.deployment
-        if left is not None and not (left.step == "switching" and steps.was_switched(left.id)):
-            _undo(steps, note)
-        elif left is not None and isinstance(error, RefusedError):
+        if note.deployment is not None and not _undo(steps, note) and isinstance(error, RefusedError):
             note.forget()
         raise
 
 
-def _undo(steps: Steps, note: _Note) -> None:
-    steps.discard(note.name)
+def _undo(steps: Steps, note: _Note) -> bool:
+    """Take back what was made; False if it was switched to, and stays.
+
+    A daemon may be about to make the switch, though who asked for it is gone. It holds the change lock then, as whoever
+    removes a release does: so one of the two is refused, and the journal tells which.
+    """
+    if note.was_switched(steps):
+        return False
+    try:
+        steps.discard(note.name)
+    except RefusedError:
+        if note.was_switched(steps):
+            return False
+        raise
     note.forget()
+    return True
 
 
 def _prune(steps: Steps, note: _Note) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from relfs import records
+from relfs import confirm, records
 from relfs.errors import RelfsError, reason
 from relfs.history import ACTIVATIONS, History, ways_back_among
 from relfs.journal import Event, Journal
@@ -86,6 +86,7 @@ def _protected(
     found = {being_made: "a deploy tool is making it, or has left it when it failed"} if being_made else {}
     if last_good is not None:
         found[last_good] = "the last good one, which a rollback leads to"
+    found |= confirm.protected(deploy, history)
     try:
         found |= dict.fromkeys(live_releases(deploy, target), "current")
     except OSError as error:

@@ -8,7 +8,7 @@ removed, under the lock that a switch takes too (Pointer.discard), and whether i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from relfs.errors import LockedError, RelfsError
@@ -32,14 +32,13 @@ class Plan:
 
 
 def plan(
-    deploy: DeployPath, policy: Policy, markers: Iterable[str], look: Looker, protected: Mapping[str, str] | None = None
+    deploy: DeployPath, policy: Policy, markers: Iterable[str], look: Looker
 ) -> Plan:
-    """Decide what becomes of each release. `markers` say that one is unfinished, `protected` why some must stay,
-    besides what inventory.py protects. Changes nothing. Raises RelfsError if there is no telling.
+    """Decide what becomes of each release. `markers` say that one is unfinished. Changes nothing. Raises RelfsError if there is no telling.
     """
     inventory = take_inventory(deploy, markers)
     items = _with_sizes(deploy, inventory) if policy.budget is not None else inventory.items
-    stay = {**(protected or {}), **inventory.protected}
+    stay = dict(inventory.protected)
     return _plan(items, policy, stay, look, time.time())
 
 

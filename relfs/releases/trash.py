@@ -9,8 +9,8 @@ is found here, and nowhere else. N makes the name new. The order: the rename is 
 tells of it. A crash between leaves a record of a release that is not there, which the next one mends. So it is with a
 full disk, which must not keep anybody from making room.
 
-What a killed relfsctl has left of a release that it was making (a directory with a name of STAGING, which its maker
-holds with flock(2) while it lives) goes the same way.
+What a killed relfsctl has left of a release that it was making (staging.py), which its maker holds with flock(2) while
+it lives, goes the same way.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from relfs.beneath import below, open_directory, read_file
 from relfs.durable import remove_file, replace_file
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import RELEASES, DeployPath, check_name
+from relfs.releases.manifest import remove_manifest
 from relfs.releases.registry import Registry
+from relfs.releases.staging import PREFIX
 
 TRASH = "trash"
-STAGING = ".relfs-add-"
-"""How the names of directories in releases/ begin in which a release is being made."""
-
 _IN_RELEASES = ".relfs-trash"
 _LEFT = ".left"
 _LEFT_MAX = 1 << 20
@@ -49,7 +48,7 @@ def put(deploy: DeployPath, name: str) -> None:
     """
     check_name(name)
     shown = f"{deploy.path}/{RELEASES}/{name}"
-    if name.startswith(".") and not name.startswith(STAGING):
+    if name.startswith(".") and not name.startswith(PREFIX):
         raise RefusedError(f"{shown}: is no release")
     try:
         with below(deploy.fd, RELEASES) as releases, _unused(releases, name, shown):
@@ -60,7 +59,7 @@ def put(deploy: DeployPath, name: str) -> None:
         if error.errno == errno.EBUSY:
             raise RefusedError(f"{shown}: something is mounted there, or it is still sealed", errno.EBUSY) from error
         raise RelfsError(f"{shown}: cannot be removed: {reason(error)}") from error
-    with suppress(RelfsError):
+    with suppress(RelfsError, OSError):
         _settle(deploy, name)
 
 
@@ -68,7 +67,7 @@ def abandoned(deploy: DeployPath) -> list[str]:
     """What was being made by somebody who is gone, by name. Raises RelfsError."""
     try:
         with below(deploy.fd, RELEASES) as releases:
-            staged = [name for name in os.listdir(releases) if name.startswith(STAGING)]
+            staged = [name for name in os.listdir(releases) if name.startswith(PREFIX)]
             return sorted(name for name in staged if _is_abandoned(releases, name))
     except OSError as error:
         raise RelfsError(f"{deploy.path}/{RELEASES}: cannot be read: {reason(error)}") from error
@@ -87,7 +86,7 @@ def _unused(releases: int, name: str, shown: str) -> Iterator[None]:
     """Raises RefusedError if `name` is being made, and keeps its maker's lock meanwhile; OSError for no directory."""
     directory = open_directory(releases, name)
     try:
-        if name.startswith(STAGING):
+        if name.startswith(PREFIX):
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
@@ -145,6 +144,8 @@ def _settle(deploy: DeployPath, name: str) -> None:
         gone = record.name == name or (record.state == "finished" and record.name not in there)
         if gone and record.state != "removed":
             registry.note(record, "removed")
+    if deploy.state_fd is not None:
+        remove_manifest(deploy.state_fd, name)
 
 
 # ---- what is in it -------------------------------------------------------------------------------------------------

@@ -44,12 +44,14 @@ def command(
     It is made beside the others and gets its name when it is complete and on the disk; an add that is interrupted
     leaves nothing. Where the file system can, unchanged files share their blocks with the current release.
     """
+    from relfs.cli.deploying import settle_left
     from relfs.interrupts import ending_by_exception
     from relfs.releases.sharing import Sharing
     from relfs.releases.sources import open_source
 
     place = session.place()
     refuse_in_hook(place)
+    settle_left(place)
     with ending_by_exception():
         opened = open_source(source, repository=repository, strip=strip)
         try:
@@ -66,24 +68,13 @@ def command(
 
 
 def _add(place: Place, source: Source, name: str | None, share: Sharing) -> Added:
-    from relfs.cli.progress import progress_line
+    from relfs.cli.adding import add_release
     from relfs.config import load_config
-    from relfs.releases.adding import add
-    from relfs.releases.shared import Shared, link_shared
 
     deploy = open_here(place, create_state=True)
     try:
         assert deploy.state_fd is not None, "it was made"
-        config = load_config(deploy.state_fd, deploy.state_path)
-
-        def prepare(staged: int, name: str) -> None:
-            link_shared(deploy, staged, name, config.shared)
-
-        with progress_line("adding") as tell:
-            return add(
-                deploy, source, name=name, share=share, limits=config.add, on_progress=tell,
-                prepare=prepare if config.shared != Shared() else None,
-            )  # fmt: skip
+        return add_release(deploy, load_config(deploy.state_fd, deploy.state_path), source, share, name=name)
     finally:
         deploy.close()
 

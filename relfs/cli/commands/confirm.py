@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from relfs.cli.deploying import settle_left
 from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, confirm_current, pass_session
 
@@ -13,7 +14,9 @@ from relfs.cli.session import Session, confirm_current, pass_session
 @pass_session
 def command(session: Session, release: str | None) -> None:
     """Let the release stay that waits for being confirmed. With RELEASE, only if it is that one."""
-    event = confirm_current(session.place(), release)
+    place = session.place()
+    settle_left(place)
+    event = confirm_current(place, release)
     if session.json:
         show_json(event)
     else:

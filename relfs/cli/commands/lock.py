@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-from typing import Any
 
 import click
 
+from relfs.cli.holding import take_lock
 from relfs.cli.output import moment, say, show_json
-from relfs.cli.session import Session, pass_session, pointer_here, refuse_behind_mount, refuse_in_hook
-from relfs.control import NoDaemon, change
+from relfs.cli.session import Session, pass_session
 from relfs.errors import RelfsError, UsageError, reason
-from relfs.locate import Place
 
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
@@ -38,7 +35,7 @@ def command(session: Session, reason: str, ttl: float | None, words: tuple[str, 
     """
     if words and ttl is not None:
         raise UsageError("--ttl: a lock that is held for a command ends with it; leave one of them out")
-    lock = _take(session.place(), own=bool(words), why=reason, ttl=ttl)
+    lock = take_lock(session.place(), own=bool(words), why=reason, ttl=ttl)
     if words:
         return _run(words)
     if session.json:
@@ -47,21 +44,6 @@ def command(session: Session, reason: str, ttl: float | None, words: tuple[str, 
         until = f"until {moment(lock['until'])}" if lock["until"] else f"until process {lock['pid']} ends"
         say(f"the deploy lock is yours {until}, or `relfsctl unlock`")
     return 0
-
-
-def _take(place: Place, *, own: bool, why: str, ttl: float | None) -> dict[str, Any]:
-    refuse_in_hook(place)
-    try:
-        lock: dict[str, Any] = change(place.state_paths, "lock", {"own": own, "reason": why, "ttl": ttl})
-        return lock
-    except NoDaemon:
-        refuse_behind_mount(place)
-    from relfs.journal import this_actor
-    from relfs.processes import starter
-
-    with pointer_here(place) as pointer:
-        holder = os.getpid() if own else starter(os.getpid())
-        return pointer.hold(this_actor(), holder, why=why, seconds=ttl).as_json()
 
 
 def _run(words: tuple[str, ...]) -> int:

@@ -41,9 +41,12 @@ def command(
     Never the current one, the last good one, one that a process uses, or one that relfs does not know. A release that
     was never finished counts for nothing. The exit status is 1 if something that should go could not be removed.
     """
+    from relfs.cli.deploying import settle_left
     from relfs.cli.pruning import prune
 
     place = session.place()
+    if not dry_run:
+        settle_left(place)
     policy = _policy(place, keep, age, budget)
     chosen = replace(policy, unknown=unknown, unseen=unseen or policy.unseen)
     pruned = prune(place, chosen, dry_run=dry_run, wait=wait)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from relfs.cli.deploying import settle_left
 from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, change_current, pass_session
 
@@ -16,7 +17,9 @@ def command(session: Session, release: str | None) -> None:
 
     The way back follows what was really activated; rolling back again goes further back, not forth.
     """
-    event = change_current(session.place(), "rollback", release)
+    place = session.place()
+    settle_left(place)
+    event = change_current(place, "rollback", release)
     if session.json:
         show_json(event)
     else:

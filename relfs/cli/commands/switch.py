@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from relfs.cli.deploying import settle_left
 from relfs.cli.output import moment, say, show_json
 from relfs.cli.session import Session, change_current, pass_session
 
@@ -22,7 +23,9 @@ def command(session: Session, release: str, force: bool, confirm: float | None) 
     When this returns 0, every new lookup sees it, and the choice survives a power cut. If it is verified (config.toml,
     [verify], or a hook), and does not work, it is taken back, and marked bad: exit status 3.
     """
-    event = change_current(session.place(), "switch", release, force=force, confirm=confirm)
+    place = session.place()
+    settle_left(place)
+    event = change_current(place, "switch", release, force=force, confirm=confirm)
     if session.json:
         show_json(event)
         return
