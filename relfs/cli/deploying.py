@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from relfs.cli.holding import take_lock
 from relfs.cli.output import say_error
-from relfs.cli.session import change_current, open_here
+from relfs.cli.session import change_current, in_hook, open_here
 from relfs.errors import LockedError, RelfsError
 from relfs.locate import Place
-from relfs.releases.deployment import read_deployment
+from relfs.releases.deployment import DEPLOYMENT
 
 if TYPE_CHECKING:
     from relfs.config import Config
@@ -66,7 +66,7 @@ def deploy_here(place: Place, wanted: Wanted) -> Deployed:
 def settle_left(place: Place) -> None:
     """Finish or undo what an interrupted deployment has left, if there is one and nobody holds the deploy lock, as one
     that goes on does. Raises RefusedError if the release that it left is not good; RelfsError."""
-    if not _is_left(place):
+    if not any(os.path.lexists(f"{path}/{DEPLOYMENT}") for path in place.state_paths) or in_hook(place):
         return
     try:
         take_lock(place, own=True, why=_REASON)
@@ -74,14 +74,6 @@ def settle_left(place: Place) -> None:
         return
     with _steps(place, None) as steps:
         _settle(steps)
-
-
-def _is_left(place: Place) -> bool:
-    deploy = open_here(place, create_state=False)
-    try:
-        return read_deployment(deploy.state_fd) is not None
-    finally:
-        deploy.close()
 
 
 def _settle(steps: _Steps) -> None:

@@ -152,13 +152,19 @@ def refuse_in_hook(place: Place, *, before_only: bool = False) -> None:
     """Raises RefusedError for a hook that wants to change what it is being asked about: each waits for the other, until
     the hook's time is up; then its own change is next, for which the hook is asked, and so on for ever. So it would go
     on with one that is run after a switch, and switches; `before_only`: that one may."""
-    hook = os.environ.get("RELFS_HOOK")
-    if not hook or os.environ.get("RELFS_DEPLOY_PATH") != place.deploy_path:
+    hook = in_hook(place)
+    if hook is None:
         return
     if hook.startswith("pre-"):
         raise RefusedError(f"{place.deploy_path}: the hook {hook} is asked before a change here, and cannot make one")
     if not before_only:
         raise RefusedError(f"{place.deploy_path}: the hook {hook} is run after a change here, and cannot make another")
+
+
+def in_hook(place: Place) -> str | None:
+    """The hook of this deploy path that runs us."""
+    hook = os.environ.get("RELFS_HOOK")
+    return hook if hook and os.environ.get("RELFS_DEPLOY_PATH") == place.deploy_path else None
 
 
 def open_here(place: Place, *, create_state: bool) -> DeployPath:

@@ -34,8 +34,8 @@ class Plan:
 def plan(
     deploy: DeployPath, policy: Policy, markers: Iterable[str], look: Looker
 ) -> Plan:
-    """Decide what becomes of each release. `markers` say that one is unfinished. Changes nothing. Raises RelfsError if there is no telling.
-    """
+    """Decide what becomes of each release. `markers` say that one is unfinished. Changes nothing. Raises RelfsError if
+    there is no telling."""
     inventory = take_inventory(deploy, markers)
     items = _with_sizes(deploy, inventory) if policy.budget is not None else inventory.items
     stay = dict(inventory.protected)
