@@ -18,6 +18,7 @@ from sandbox import make_app
 
 from relfs.mountinfo import mount_at
 from relfs.releases.staging import PREFIX
+from relfs.store import TEMPORARY
 
 STEPS = (
     "fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,symlink,symlinkat,connect,sendto"
@@ -149,6 +150,7 @@ def test_who_is_locked_out_is_told_by_whom(app: Path, source: Path) -> None:
         done = ctl("-C", app, "deploy", source)
         assert_one_line(done, 4, "migration")
         assert names(app) == {"40", "41", "42"}
+        assert ctl("-C", app, "switch", "41").status == 4, "who lost has not taken the lock away"
         holder.terminate()
         holder.wait(SECONDS)
 
@@ -166,6 +168,16 @@ def test_a_source_that_is_not_there(app: Path, missing: str) -> None:
     assert done.status in (1, 2)
     assert_one_line(done, done.status, missing)
     assert names(app) == {"40", "41", "42"}
+
+
+@pytest.mark.parametrize("leads_to", ["releases/40", "releases/41"])
+def test_a_temporary_link_that_was_left_is_not_entered(app: Path, source: Path, leads_to: str) -> None:
+    """`mv new current`, where `new` is old and `current` a link to a directory, lands in the release that is live.
+    (Through a mount, nobody can make such a link.)"""
+    (app / TEMPORARY).symlink_to(leads_to)
+    assert ctl("-C", app, "deploy", source).status == 0
+    assert current(app) == "43"
+    assert os.listdir(app / "releases/40") == os.listdir(app / "releases/41") == ["index.html"]
 
 
 # ---- killed at any step ----------------------------------------------------------------------------------------------
