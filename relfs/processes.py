@@ -48,6 +48,15 @@ def process(pid: int) -> Process | None:
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), alive, int(fields[4]))
 
 
+def shows_us() -> bool:
+    """Whether /proc shows this process under its own number. In a pid name space of its own, it may be that of another
+    one (pid_namespaces(7)), and tells of strangers then."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def is_exiting(pid: int) -> bool:
     """Whether process `pid` has ended but for what the kernel does for the dead: its first thread, that is, while
     others may wait for something that they cannot be killed from (PF_EXITING in include/linux/sched.h; proc(5), flags).

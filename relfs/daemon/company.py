@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from relfs.daemon.member import is_alive
-from relfs.processes import is_exiting, process, state_of
+from relfs.daemon.member import is_alive, is_working, who_is
+from relfs.processes import state_of
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.ledger import Ledger, Who
 
@@ -118,7 +118,7 @@ class Company:
         """Take in those that were there before this supervisor. They join by themselves."""
         for role in (STANDBY, WORKER):
             who = self._ledger.who(role)
-            if role not in self._members and who is not None and is_alive(who) and not is_exiting(who.pid):
+            if role not in self._members and who is not None and is_working(who):
                 self.add(Comrade(role, None), who)
 
     def add(self, each: Comrade, who: Who | None = None) -> None:
@@ -136,8 +136,7 @@ class Company:
         except OSError:
             self.lose(each)
             return
-        found = process(who.pid)
-        if found is None or found.start != who.start:
+        if who.start and who_is(who.pid) != who:
             os.close(pidfd)
             self.lose(each)
             return
@@ -209,7 +208,7 @@ class Company:
     def _lose_tie(self, each: Comrade) -> None:
         """It has closed its end: it is ending, or was never there; or it is about to join again. One that ends is not
         waited for: a thread of it may be telling the kernel something, which waits for an answer of the next worker."""
-        if each.pidfd is not None and is_alive(each.who) and not is_exiting(each.pid):
+        if each.pidfd is not None and is_working(each.who):
             self._cut_tie(each)
             each.since = time.monotonic()
         else:

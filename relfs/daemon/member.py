@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from relfs.daemon.command import start
-from relfs.processes import process, state_of
+from relfs.processes import is_exiting, process, shows_us, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
@@ -46,16 +46,38 @@ _STOPPED_TURNS = 4
 _log = logging.getLogger(__name__)
 
 
+def who_is(pid: int) -> Who:
+    """Process `pid`, known by its start time, too; by its number alone (0) where /proc is not ours, or it is gone."""
+    found = process(pid) if shows_us() else None
+    return Who(pid, found.start if found is not None else 0)
+
+
 def myself() -> Who:
     """This process."""
-    found = process(os.getpid())
-    return Who(os.getpid(), found.start if found is not None else 0)
+    return who_is(os.getpid())
 
 
 def is_alive(who: Who | None) -> bool:
     """Whether that very process still runs."""
-    found = process(who.pid) if who is not None else None
-    return found is not None and who is not None and found.start == who.start and found.alive
+    if who is None or not who.start:
+        return who is not None and _exists(who.pid)
+    found = process(who.pid)
+    return found is not None and found.start == who.start and found.alive
+
+
+def is_working(who: Who | None) -> bool:
+    """Whether it runs, and is not about to end: a thread that the kernel keeps may be all that is left of it."""
+    return who is not None and is_alive(who) and not (who.start and is_exiting(who.pid))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class Member:

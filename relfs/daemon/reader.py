@@ -31,4 +31,4 @@ async def become_reader(ledger: Ledger) -> None:
 
 
 def _reads_no_more(who: Who | None) -> bool:
-    return who is not None and is_exiting(who.pid)
+    return who is not None and bool(who.start) and is_exiting(who.pid)

@@ -27,7 +27,7 @@ from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.fdstore import store_of_unit
 from relfs.daemon.gaveup import note_giving_up
-from relfs.daemon.member import TICK, bequeath, is_alive, myself
+from relfs.daemon.member import TICK, bequeath, is_alive, myself, who_is
 from relfs.daemon.plan import Plan
 from relfs.daemon.reloading import Reloading
 from relfs.daemon.service import Heartbeat, notify
@@ -37,7 +37,6 @@ from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach_only
-from relfs.processes import process
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.ledger import Ledger, Who
@@ -204,8 +203,7 @@ class Supervisor:
 
     def _give_to_standby(self, role: str, child: subprocess.Popen[bytes], channel: Channel) -> None:
         self._children.append(child)
-        found = process(child.pid)
-        self._company.add(Comrade(role, channel), Who(child.pid, found.start if found is not None else 0))
+        self._company.add(Comrade(role, channel), who_is(child.pid))
         bequeath(self._estate, channel)
 
     def _have_forked(self, forker: Comrade) -> None:
