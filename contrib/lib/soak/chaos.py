@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from relfs.daemon.member import who_is
+from relfs.survival.ledger import Who
 from soak.judge import Verdict
 from soak.site import Pids, Site, SoakError
 
@@ -64,7 +66,7 @@ class Chaos:
         self._site = site
         self._random = random.Random(seed)
         self.struck: list[Struck] = []
-        self._gone: set[int] = set()  # who was killed runs for a moment yet, or is stopped
+        self._gone: set[Who] = set()  # who was killed runs for a moment yet, or is stopped
         self._wrong: list[str] = []
 
     def deal(self, kind: Kind) -> None:
@@ -74,10 +76,10 @@ class Chaos:
             self._reload(pids)
             return
         victims, number = self._choose(kind, pids)
+        self._gone |= {*map(who_is, victims)}
         for pid in victims:
             with suppress(ProcessLookupError):  # it ended by itself, which the next blow looks into
                 os.kill(pid, number)
-        self._gone |= {*victims}
         self.struck.append(Struck(time.monotonic(), kind, victims))
 
     def _choose(self, kind: Kind, pids: Pids) -> tuple[tuple[int, ...], signal.Signals]:
@@ -99,7 +101,7 @@ class Chaos:
         least = 3 if kind in ("two", "standby", "reload") else 2
 
         def enough(pids: Pids) -> bool:
-            alive = {*pids.alive()} - self._gone
+            alive = {who.pid for who in map(who_is, pids.alive()) if who.start and who not in self._gone}
             return len(alive) >= least and {pids.worker, pids.supervisor} <= alive
 
         return enough
