@@ -28,23 +28,19 @@ from sidebyside import tree
 
 @dataclass(frozen=True)
 class Change:
-    """Python for the change, and the system call that carries it out: call number `when` that is about `path`."""
+    """Python for the change, and the system call that carries it out: the first that is about `path`."""
 
     program: str
     calls: str
     path: str = "new"
-    when: int = 1
 
-
-_CREATE = 2
-"""Before it asks for a file to be made, the kernel looks the name up, which opens it."""
 
 _RENAME = "rename,renameat,renameat2"
 
 _CHANGES = {
     "mkdir": Change("os.mkdir('new')", "mkdir,mkdirat"),
     "rmdir": Change("os.rmdir('directory')", "rmdir,unlinkat", "directory"),
-    "create": Change("os.fsync(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY))", "openat", when=_CREATE),
+    "create": Change("os.fsync(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY))", "openat"),
     "mknod": Change("os.mkfifo('new')", "mknod,mknodat"),
     "symlink": Change("os.symlink('file', 'new')", "symlink,symlinkat"),
     "link": Change("os.link('file', 'new')", "link,linkat"),
@@ -84,12 +80,12 @@ def covered(app: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _killed_after(mount: Mount, calls: str, path: str, *, when: int = 1) -> Iterator[int]:
+def _killed_after(mount: Mount, calls: str, path: str) -> Iterator[int]:
     """The worker, whose pid this is, is held after that call, and at the end killed there; another one serves then."""
     worker = whole(mount).worker
     assert worker is not None
     expect_deaths(mount)
-    with held_after(worker, calls, path, when=when):
+    with held_after(worker, calls, path):
         yield worker
         os.kill(worker, signal.SIGKILL)
     whole(mount, gone=(worker,))
@@ -112,7 +108,7 @@ def test_a_change_that_is_not_answered_is_not_done_twice(
     for directory in (plain, app):
         _fill(directory)
     assert _run(change.program, plain).wait(60) == 0
-    with _killed_after(mount, change.calls, change.path.format(app=app), when=change.when):
+    with _killed_after(mount, change.calls, change.path.format(app=app)):
         process = _run(change.program, app)
         wait_for(lambda: _is_alike(covered, plain), "it is carried out")
         assert process.poll() is None, "it is not answered"
