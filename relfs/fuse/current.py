@@ -34,7 +34,7 @@ from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
 from relfs.threads import in_thread, user_name_of
-from relfs.views import Replacement, begin_replacement, replacement_of
+from relfs.views.replacement import Replacement, begin_replacement, replacement_of
 
 _log = logging.getLogger(__name__)
 
