@@ -314,6 +314,18 @@ class Pointer:
             self._write_or_owe(event)
             return event
 
+    def named(self, reference: str) -> Target:
+        """What `reference` would make current, for somebody who is only to see it. May be a moment old.
+
+        Raises UsageError, RefusedError, RelfsError.
+        """
+        if not reference.startswith("@"):
+            check_name(reference)
+        current, is_good = self._current_release(), self._admission.judge()
+        name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
+        self.deploy.check_release(name, allow_empty=True)
+        return self.deploy.target(self._text_for(name))
+
     def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
         """Let process `holder` hold the deploy lock; see hold.py. Raises LockedError, RelfsError."""
         with self._locked():

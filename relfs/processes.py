@@ -78,6 +78,17 @@ def user_of(pid: int) -> int:
         return -1
 
 
+def sole_owner(pid: int) -> tuple[int, int] | None:
+    """The user and group of process `pid`, if it acts as no other (real, effective, saved); None if it does, or is
+    gone."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except OSError:
+        return None
+    users, groups = (set(_field(status, name).split()[:3]) for name in (b"Uid", b"Gid"))
+    return (int(users.pop()), int(groups.pop())) if len(users) == len(groups) == 1 else None
+
+
 def state_of(pid: int) -> str:
     """What process `pid` is doing, by a letter (proc(5)): R, S, D, T and so on; empty if it is gone."""
     try:

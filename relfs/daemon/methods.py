@@ -16,9 +16,11 @@ from relfs import __version__
 from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
+from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
+from relfs.daemon.viewing import view_methods, with_pinned
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -26,7 +28,7 @@ from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.health import health
 from relfs.hold import Hold, held
-from relfs.layout import check_name
+from relfs.layout import CURRENT, check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.releases.deleter import start_deleting
@@ -52,6 +54,7 @@ class Mounted:
     pointer: Pointer
     changes: Changes
     current: CurrentLink
+    pinning: Pinning
     operations: Operations
     init: InitRequest
     caches_links: bool
@@ -76,6 +79,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
+        **view_methods(mounted.pointer, mounted.pinning, mounted.current),
     }
 
 
@@ -119,8 +123,9 @@ def _discard(mounted: Mounted) -> _Run:
     """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.discard(str(params.get("release", "")), await peer.actor(), params["request"])
-        return event.as_json()
+        name = str(params.get("release", ""))
+        with mounted.pinning.removing(name):
+            return (await mounted.changes.discard(name, await peer.actor(), params["request"])).as_json()
 
     return run
 
@@ -150,7 +155,9 @@ def _who(mounted: Mounted) -> _Run:
         for name in names:
             check_name(name)
         ask = partial(ask_who_uses, mounted.pointer.deploy, names, _own_pids(mounted))
-        return (await in_thread(ask, limiter=looking, abandon_on_cancel=True)).as_json()
+        uses = await in_thread(ask, limiter=looking, abandon_on_cancel=True)
+        path = f"{mounted.plan.mountpoint}/{CURRENT}"
+        return (await in_thread(with_pinned, uses, list(mounted.pinning.pins), path)).as_json()
 
     return run
 
@@ -250,7 +257,7 @@ def _look_now(mounted: Mounted) -> Seen:
 def status(mounted: Mounted, seen: Seen) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
-    kept = present()
+    kept, pinned = present(), mounted.pinning.witnesses()
     base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, seen.lock)
     return dataclasses.replace(
         base,
@@ -271,6 +278,10 @@ def status(mounted: Mounted, seen: Seen) -> Status:
         views=tuple(
             View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
             for each in mounted.current.replacements
+        )
+        + tuple(
+            View(f"pinned to {pin.release}", pinned.get(pin.mark, pin.pid), pin.actor.user, pin.actor.command, pin.since)
+            for pin in mounted.pinning.pins
         ),
         diverged=pointer.diverged,
         sealed=tuple(sorted(mounted.seals.sealed)) if mounted.seals is not None else None,

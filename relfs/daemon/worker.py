@@ -36,6 +36,7 @@ from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, clean, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
+from relfs.daemon.pinning import Pinning
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
 from relfs.daemon.reader import become_reader
@@ -70,6 +71,7 @@ from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
+from relfs.views.pins import Pins
 
 _log = logging.getLogger(__name__)
 
@@ -192,14 +194,17 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             aftermath = Aftermath(pointer, self._config)
             changes = Changes(pointer, self._seals, Teller(self._member["connection"]), aftermath)
+            pinning = Pinning(Pins(self._ledger.pins), changes)
             current = CurrentLink(
-                pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
-                show=self._show, checks=self._config.checks, grace=self._config.grace,
+                pointer, changes, self._table, nursery,
+                once=self._once, pins=pinning.pins, kept=self._ledger.replacements, show=self._show,
+                checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
             handshake = self._handshake()
             operations = self._operations(current, handshake, nursery)
             if self._adopting:
                 self._restore(current, operations)
+                pinning.restore()
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
@@ -208,8 +213,8 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
-                self._relayed, self._seals if self._config.seal else None, self._native, leave,
+                self._plan, self._member, pointer, changes, current, pinning, operations, self._init,
+                handshake.caches_links, self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             nursery.start_soon(self._obey_supervisor, changes, leave)
@@ -290,6 +295,7 @@ class _Mount:
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes)
+        nursery.start_soon(mounted.pinning.run)
         self._say_serving(mounted.pointer.target)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:

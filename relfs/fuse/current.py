@@ -1,8 +1,9 @@
 """The virtual `current`: what the name leads to, for whom, and what becomes of attempts to replace it.
 
-The link has no state of its own: what it says is Pointer.target, who is replacing it is `replacements`. Every way of
-replacing it (unlink and symlink, rename, exchange) ends in Changes.replace(), after the new target was checked; the
-covered directory's own `current` is never removed, so that the real symlink serves at every moment.
+The link has no state of its own: what it says is Pointer.target, or what the caller is pinned to (`pins`); who is
+replacing it is `replacements`. Every way of replacing it (unlink and symlink, rename, exchange) ends in
+Changes.replace(), after the new target was checked; the covered directory's own `current` is never removed, so that the
+real symlink serves at every moment.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
 from relfs.threads import in_thread, user_name_of
+from relfs.views.pins import Pins
 from relfs.views.replacement import Replacement, begin_replacement, replacement_of
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class CurrentLink:
         nursery: trio.Nursery,
         *,
         once: Once,
+        pins: Pins,
         kept: Cell,
         show: Callable[[Target], str],
         checks: Checks,
@@ -70,6 +73,7 @@ class CurrentLink:
         """`show` makes the text that readers get of a target; `grace` is in seconds; `kept` is where the next worker
         finds the replacements."""
         self.replacements: list[Replacement] = []
+        self._pins = pins
         self._once = once
         self._kept = kept
         self._pointer = pointer
@@ -87,16 +91,20 @@ class CurrentLink:
 
     def lookup(self, context: RequestContext) -> EntryAttributes:
         """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
-        entry = None if self.hidden_from(context) else self.entry()
+        if self.hidden_from(context):
+            raise FUSEError(errno.ENOENT)
+        pin = self._pins.of(context.pid)
+        entry = self._entry(pin.target) if pin is not None else self.entry()
         if entry is None:
             raise FUSEError(errno.ENOENT)
         return entry
 
     def entry(self) -> EntryAttributes | None:
-        """What a lookup answers, which takes a reference; None while there is no `current`."""
+        """What a lookup answers whoever is not pinned, which takes a reference; None while there is no `current`."""
         target = self._pointer.target
-        if target is None:
-            return None
+        return self._entry(target) if target is not None else None
+
+    def _entry(self, target: Target) -> EntryAttributes:
         entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
         self._table.count(entry.st_ino)
         return entry
@@ -117,7 +125,7 @@ class CurrentLink:
         entry.st_nlink = 1
         entry.st_size = len(text)
         entry.attr_timeout = FOR_EVER
-        entry.entry_timeout = 0.0 if self.replacements else FOR_EVER
+        entry.entry_timeout = 0.0 if self.replacements or self._pins else FOR_EVER
         return entry
 
     def _status(self) -> os.stat_result:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 
 from relfs.processes import all_pids
@@ -33,33 +32,41 @@ _LOOKS_MAX = 100
 
 
 @dataclass(frozen=True)
-class Census:
-    """`witnesses` has a pidfd of one living bearer of each mark that was asked for and has one; they are the caller's
-    to close. `complete`: the others have none."""
+class Witness:
+    """A process that lived when it was last looked at; `pidfd` tells when it has ended, and is to be closed."""
 
-    witnesses: dict[int, int]
+    pid: int
+    pidfd: int
+
+
+@dataclass(frozen=True)
+class Census:
+    """`witnesses` has one living bearer of each mark that was asked for and has one; they are the caller's to close.
+    `complete`: the others have none."""
+
+    witnesses: dict[int, Witness]
     complete: bool
 
 
 def take_census(marks: Collection[int]) -> Census:
     """Look for somebody who bears each of the `marks`. Blocks for as long as looking at all processes takes, about 5 µs
     each. Raises OSError if there are no descriptors left."""
-    missing, witnesses = set(marks), dict[int, int]()
+    missing, witnesses = set(marks), dict[int, Witness]()
     seen: set[int] = set()
     try:
         for _ in range(_LOOKS_MAX):
             new = all_pids() - seen
             for pid in new:
                 mark = mark_of(pid)
-                if mark in missing and (fd := _hold(pid, mark)) is not None:
-                    witnesses[mark] = fd
+                if mark in missing and (witness := _hold(pid, mark)) is not None:
+                    witnesses[mark] = witness
                     missing.discard(mark)
             if not (new and missing):
                 return Census(witnesses, complete=True)
             seen |= new
     except OSError:
-        for fd in witnesses.values():
-            os.close(fd)
+        for witness in witnesses.values():
+            os.close(witness.pidfd)
         raise
     return Census(witnesses, complete=False)
 
@@ -74,30 +81,29 @@ def bearers(marks: Collection[int]) -> dict[int, list[int]]:
     return found
 
 
-def hold(pid: int) -> int | None:
-    """A pidfd of process `pid`, None if it has ended. Raises OSError if there are no descriptors left."""
+def hold(pid: int) -> Witness | None:
+    """Process `pid`, None if it has ended. Raises OSError if there are no descriptors left."""
     try:
-        fd = os.pidfd_open(pid)
+        witness = Witness(pid, os.pidfd_open(pid))
     except (ProcessLookupError, ValueError):
         return None
-    if not has_ended(fd):
-        return fd
-    os.close(fd)
+    if not has_ended(witness):
+        return witness
+    os.close(witness.pidfd)
     return None
 
 
-def has_ended(pidfd: int) -> bool:
+def has_ended(witness: Witness) -> bool:
     """Whether the process has, though its parent may not know yet."""
     waiting = select.poll()
-    waiting.register(pidfd, select.POLLIN)
+    waiting.register(witness.pidfd, select.POLLIN)
     return bool(waiting.poll(0))
 
 
-def _hold(pid: int, mark: int) -> int | None:
+def _hold(pid: int, mark: int) -> Witness | None:
     """hold(), if that is still the process that bears `mark`."""
-    fd = hold(pid)
-    if fd is None or (mark_of(pid) == mark and not has_ended(fd)):
-        return fd
-    with suppress(OSError):
-        os.close(fd)
+    witness = hold(pid)
+    if witness is None or (mark_of(pid) == mark and not has_ended(witness)):
+        return witness
+    os.close(witness.pidfd)
     return None

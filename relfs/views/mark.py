@@ -38,6 +38,10 @@ _TAG_AT = 56
 _LIMITS_LINE = b"\nMax file locks"
 
 
+class MarkRefusedError(RelfsError):
+    """The process is not ours to mark."""
+
+
 def new_mark() -> int:
     """One that nobody bears."""
     return _TAG << _TAG_AT | secrets.randbits(_TAG_AT)
@@ -50,7 +54,7 @@ def mark_of(tid: int) -> int:
         return 0
     try:
         limit = resource.prlimit(tid, _RLIMIT_LOCKS)[0]
-    except PermissionError:  # it is another user's, and we are not root
+    except PermissionError:  # it is another user's, and we are not root, or without CAP_SYS_RESOURCE
         limit = _as_proc_tells(tid)
     except OSError:
         return 0
@@ -58,7 +62,8 @@ def mark_of(tid: int) -> int:
 
 
 def put_mark(pid: int, mark: int) -> None:
-    """Let process `pid` bear `mark`, and whoever it starts from now on. Raises RelfsError if we may not do that."""
+    """Let process `pid` bear `mark`, and whoever it starts from now on. Raises RelfsError if that cannot be,
+    MarkRefusedError if only we may not."""
     try:
         hard = resource.prlimit(pid, _RLIMIT_LOCKS)[1]
         if hard != resource.RLIM_INFINITY and hard < mark:
@@ -69,6 +74,8 @@ def put_mark(pid: int, mark: int) -> None:
         resource.prlimit(pid, _RLIMIT_LOCKS, (mark, hard))
     except ProcessLookupError as error:
         raise RelfsError(f"process {pid}: is gone") from error
+    except PermissionError as error:
+        raise MarkRefusedError(f"process {pid}: is somebody else's; only he and root can let it be pinned") from error
     except OSError as error:
         raise RelfsError(f"process {pid}: cannot be marked: {reason(error)}") from error
 

@@ -1,0 +1,138 @@
+"""What can be asked for on the control socket about who sees what: pinning processes, and telling of all views.
+
+A pin is a mark that is given to whoever asks. It is for him to put it on, or on others, which the kernel allows him to
+do with what is his (views/mark.py); so nobody has to be asked whether he may pin whom. Who has asked for a pin may end
+it, and so may those who may switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from relfs.daemon.pinning import Pinning
+from relfs.daemon.server import Method, Peer
+from relfs.errors import RefusedError, RelfsError
+from relfs.fuse.current import CurrentLink
+from relfs.journal import command_line
+from relfs.layout import Target
+from relfs.pointer import Pointer
+from relfs.processes import process, user_of
+from relfs.releases.inuse import Use, Uses
+from relfs.threads import in_thread
+from relfs.users import user_name
+from relfs.views.bearers import bearers
+from relfs.views.pins import Pin
+
+_Run = Callable[[Peer, dict[str, Any]], Any]
+
+
+def view_methods(pointer: Pointer, pinning: Pinning, current: CurrentLink) -> dict[str, Method]:
+    """The methods by name."""
+    return {
+        "pin": Method(_pin(pointer, pinning), changes=True, for_all=True, params=_PIN_PARAMS),
+        "unpin": Method(_unpin(pinning), changes=True, for_all=True, params=_UNPIN_PARAMS),
+        "views": Method(_views(pinning, current), changes=False, params={}),
+    }
+
+
+_PIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "release": (str, type(None))}
+_UNPIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "mark": int}
+
+
+def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
+    """The pin lasts until who asks has ended, and all have that bear its mark then."""
+
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        who = process(peer.pid)
+        if who is None:
+            raise RelfsError("who asks to be pinned cannot be seen from here: it is gone, or outside of a container")
+        target = await in_thread(_target, pointer, params.get("release"))
+        pin = await pinning.pin(target, await peer.actor(), params["request"], who)
+        try:
+            await in_thread(_require_there, pointer, target)
+        except RelfsError:
+            pinning.end(pin)
+            raise
+        marks = [each.mark for each in pinning.pins]
+        return {"release": pin.release, "since": pin.since, "mark": pin.mark, "pins": marks}
+
+    return run
+
+
+def _target(pointer: Pointer, reference: str | None) -> Target:
+    """What is to be seen. Blocks."""
+    if reference is not None:
+        return pointer.named(reference)
+    if pointer.target is None:
+        raise RefusedError("there is no current release yet; name one with --release")
+    return pointer.target
+
+
+def _require_there(pointer: Pointer, target: Target) -> None:
+    """That it was not removed before it was pinned to: from then on it stays. Blocks."""
+    if target.release is not None:
+        pointer.deploy.check_release(target.release, allow_empty=True)
+
+
+def _unpin(pinning: Pinning) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        pin = pinning.pins.get(params["mark"])
+        if pin is None:
+            return {"release": None}
+        if not (peer.may_change or peer.uid == pin.actor.uid):
+            raise RefusedError(f"{pin.actor.user} has pinned it to {pin.release}; he, or who may switch, can end that")
+        pinning.end(pin)
+        return {"release": pin.release}
+
+    return run
+
+
+def _views(pinning: Pinning, current: CurrentLink) -> _Run:
+    """All that there are, oldest first."""
+
+    async def run(_peer: Peer, _params: dict[str, Any]) -> list[dict[str, object]]:
+        replacing = [
+            _view("replacing current", None, each.actor.user, each.since, [_shown(each.actor.pid)])
+            for each in current.replacements
+        ]
+        pinned = await in_thread(_pinned, list(pinning.pins))
+        return sorted(replacing + pinned, key=lambda view: str(view["since"]))
+
+    return run
+
+
+def _pinned(pins: list[Pin]) -> list[dict[str, object]]:
+    """Blocks."""
+    found = bearers({pin.mark for pin in pins})
+    return [
+        _view("pinned", pin.release, pin.actor.user, pin.since, [_shown(pid) for pid in found[pin.mark]])
+        for pin in pins
+    ]  # fmt: skip
+
+
+def _view(
+    why: str, release: str | None, by: str, since: float, processes: list[dict[str, object]]
+) -> dict[str, object]:
+    """As it is published; `release` is None for who sees no `current`."""
+    return {"reason": why, "release": release, "by": by, "since": since, "processes": processes}
+
+
+def _shown(pid: int) -> dict[str, object]:
+    return {"pid": pid, "user": user_name(user_of(pid)), "command": command_line(pid)}
+
+
+def with_pinned(uses: Uses, pins: list[Pin], path: str) -> Uses:
+    """`uses`, and the processes that are pinned to one of its releases, which they know by `path`. Blocks."""
+    found = bearers({pin.mark for pin in pins})
+    of = dict(uses.of)
+    for pin in pins:
+        if pin.release in of:
+            pinned = [_use(pid, path) for pid in found[pin.mark] or [pin.pid]]
+            of[pin.release] = (*of[pin.release], *pinned)
+    return Uses(of, uses.unseen, uses.blind)
+
+
+def _use(pid: int, path: str) -> Use:
+    found = process(pid)
+    return Use(pid, found.start if found else 0, user_name(user_of(pid)), command_line(pid), "pinned", path)

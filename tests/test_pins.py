@@ -1,0 +1,299 @@
+"""Pinned processes, on a real mount: what they see, until when, who may pin whom, and that it outlives workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
+
+from relfs.views.mark import mark_of
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+_READER = 'while read -r _; do cat "$0/current/index.html"; echo; done'
+"""Answers each line with what it sees; cat(1) is a process of its own each time."""
+
+
+class Reader:
+    """A process that says, when asked, which release it sees."""
+
+    def __init__(self, command: list[str], *, user: int | None = None) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd="/", user=user,
+            group=user, extra_groups=[] if user is not None else None,
+        )  # fmt: skip
+        self.pid = self.process.pid
+
+    def sees(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def reader(mount: Mount, *words: str, before: tuple[str, ...] = (), user: int | None = None) -> Iterator[Reader]:
+    """One that is run by `relfsctl WORDS`, or just run; BEFORE is what runs it."""
+    command = [*before, "sh", "-c", _READER, str(mount.mountpoint)]
+    started = Reader(relfsctl_command(mount.mountpoint, *words, "--", *command) if words else command, user=user)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def switch(mount: Mount, release: str) -> None:
+    done = mount.relfsctl("switch", release)
+    assert done.returncode == 0, done.stderr
+
+
+def views(mount: Mount) -> list[dict[str, Any]]:
+    done = mount.relfsctl("--json", "views")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def pids_of(view: dict[str, Any]) -> list[int]:
+    return [each["pid"] for each in view["processes"]]
+
+
+def test_run_sees_one_release_until_it_ends(mount: Mount) -> None:
+    with reader(mount) as other, reader(mount, "run") as pinned:
+        for release in ("41", "42", "40", "41"):
+            assert pinned.sees() == "40"
+            switch(mount, release)
+            assert (pinned.sees(), other.sees()) == ("40", release)
+    wait_for(lambda: views(mount) == [], "the view has ended with the last process")
+
+
+def test_a_release_that_is_not_current(mount: Mount) -> None:
+    with reader(mount, "run", "--release", "42") as pinned, reader(mount, "run", "--release", "@current") as other:
+        assert (pinned.sees(), other.sees()) == ("42", "40")
+        switch(mount, "41")
+        assert (pinned.sees(), other.sees()) == ("42", "40")
+
+
+def test_in_the_place_of_relfsctl(mount: Mount) -> None:
+    """Its pid, its exit status, and signals as they were."""
+    program = ["sh", "-c", "echo $$; sh -c 'kill -PIPE $$'; echo $?; exit 7"]
+    done = subprocess.Popen(
+        relfsctl_command(mount.mountpoint, "run", "--", *program), stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    output, _ = done.communicate()
+    assert output.split() == [str(done.pid), str(128 + signal.SIGPIPE)]
+    assert done.returncode == 7
+    assert mount.relfsctl("run", "--", "no-such-command").returncode == 127
+
+
+_WAYS = {
+    "env": ("env", "-i"),
+    "session": ("setsid", "--wait"),
+    "pid name space": ("unshare", "--pid", "--fork", "--mount-proc"),
+    "user": ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    "run again": ("nice", "-n1", "sh", "-c", 'exec "$@"', "sh"),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("way", _WAYS)
+def test_whatever_it_does(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place)
+    with reader(mount, "run", before=_WAYS[way]) as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        assert pinned.sees() == "40"
+
+
+def test_a_daemon(mount: Mount, tmp_path: Path) -> None:
+    """It is nobody's child; the view is over with it."""
+    fifo, seen = tmp_path / "fifo", tmp_path / "seen"
+    os.mkfifo(fifo)
+    told = f"echo $$ >{seen}; while read -r _ <{fifo}; do cat {mount.mountpoint}/current/index.html >>{seen}; done"
+    daemonise = f"(setsid sh -c '{told}' </dev/null >/dev/null 2>&1 &)"
+    assert mount.relfsctl("run", "--", "sh", "-c", daemonise).returncode == 0
+    wait_for(lambda: seen.exists() and seen.read_text().endswith("\n"), "the daemon runs")
+    pid = int(seen.read_text())
+    try:
+        switch(mount, "41")
+        fifo.write_text("\n")
+        wait_for(lambda: seen.read_text() == f"{pid}\n40", "the daemon sees what was current when it was started")
+        (view,) = views(mount)
+        assert (view["release"], view["reason"], pids_of(view)) == ("40", "pinned", [pid])
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: views(mount) == [], "the view has ended with the daemon")
+
+
+def test_pin_a_running_process_and_its_children(mount: Mount) -> None:
+    """A child that was there before as well as those that come; nobody else."""
+    with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
+        assert family.sees() == "40"
+        done = mount.relfsctl("pin", "--pid", str(family.pid))
+        assert done.returncode == 0, done.stderr
+        switch(mount, "41")
+        assert (family.sees(), other.sees()) == ("40", "41")
+        (view,) = views(mount)
+        assert family.pid in pids_of(view)
+        assert len(pids_of(view)) == 2
+        again = mount.relfsctl("pin", "--pid", str(family.pid), "--release", "42")
+        assert again.returncode == 0, again.stderr
+        assert family.sees() == "42"
+        wait_for(lambda: [view["release"] for view in views(mount)] == ["40", "42"], "both are there")
+        assert mount.relfsctl("pin", "--pid", str(family.pid), "--end").returncode == 0
+        assert family.sees() == "41"
+
+
+def test_nested(mount: Mount) -> None:
+    """The inner one counts for its family, the outer one for the rest."""
+    show = f"cat {mount.app}/current/index.html"
+    inner = " ".join(relfsctl_command(mount.mountpoint, "run", "--release", "42", "--", show))
+    outer = ["run", "--release", "41", "--", "sh", "-c", f"{show}; echo; {inner}; echo; {show}"]
+    done = mount.relfsctl(*outer)
+    assert done.stdout.split() == ["41", "42", "41"], done.stderr
+
+
+def test_outlives_workers(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        switch(mount, "41")
+        for _ in range(3):
+            worker = mount.worker_pid
+            mount.expect_log(f"worker.*{worker}")
+            os.kill(worker, signal.SIGKILL)
+            assert pinned.sees() == "40"
+            wait_for(lambda was=worker: mount.pids().get("worker", was) != was, "another worker serves")
+        assert len(views(mount)) == 1
+    wait_for(lambda: views(mount) == [], "the worker that did not begin the view ends it")
+
+
+def test_is_over_when_nobody_watched(mount: Mount) -> None:
+    """The process ends while there is no worker."""
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGSTOP)
+        pinned.end()
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: views(mount) == [], "the next worker finds out")
+
+
+def test_is_never_removed(mount: Mount) -> None:
+    """By prune, nor by who asks for that release."""
+    switch(mount, "41")
+    switch(mount, "42")
+    with reader(mount, "run", "--release", "40", before=("sh", "-c", 'cd /; exec "$@"', "sh")) as pinned:
+        assert pinned.sees() == "40"
+        done = mount.relfsctl("prune", "--keep", "1")
+        assert done.returncode == 0, done.stderr
+        assert (mount.app / "releases/40").exists()
+        uses = json.loads(mount.relfsctl("--json", "who", "40").stdout)["uses"]
+        assert [(use["pid"], use["how"]) for use in uses] == [(pinned.pid, "pinned")]
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+    assert mount.relfsctl("prune", "--keep", "1").returncode == 0
+    assert not (mount.app / "releases/40").exists()
+
+
+def test_costs_nothing_when_it_is_over(mount: Mount) -> None:
+    """The kernel is asked for nothing more, and answers by itself."""
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+    for _ in range(3):  # with the first, it is told to keep the name
+        before = mount.requests().get("lookup", 0)
+        for _ in range(100):
+            os.readlink(mount.app / "current")
+    assert mount.requests().get("lookup", 0) == before
+
+
+def test_one_lookup_a_resolution(mount: Mount) -> None:
+    with reader(mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        os.readlink(mount.app / "current")
+        before = mount.requests()
+        for _ in range(100):
+            os.readlink(mount.app / "current")
+        after = mount.requests()
+    assert after["lookup"] - before["lookup"] == 100
+    assert after.get("readlink", 0) == before.get("readlink", 0)
+
+
+# ---- who may
+
+
+@pytest.fixture
+def open_mount(app: Path, open_place: Path, mounts: Mounts) -> Mount:
+    """A mount of root's that everybody can reach."""
+    place = open_place / "app"
+    app.rename(place)
+    return mounts.start(place)
+
+
+@needs_root
+def test_everybody_may_pin_his_own(open_mount: Mount) -> None:
+    with reader(open_mount, user=NOBODY) as his, reader(open_mount, "run", user=NOBODY) as run:
+        done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(his.pid), user=NOBODY)
+        assert done.returncode == 0, done.stderr
+        switch(open_mount, "41")
+        assert (his.sees(), run.sees()) == ("40", "40")
+        done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(his.pid), "--end", user=NOBODY)
+        assert done.returncode == 0, done.stderr
+        assert his.sees() == "41"
+
+
+@needs_root
+def test_and_nobody_elses(open_mount: Mount) -> None:
+    with reader(open_mount) as roots, reader(open_mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        for pid, words, status in ((roots.pid, (), 1), (pinned.pid, (), 1), (pinned.pid, ("--end",), 3)):
+            done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(pid), *words, user=NOBODY)
+            assert done.returncode == status, done.stderr
+        assert mark_of(roots.pid) == 0
+        assert pinned.sees() == "42"
+        assert relfsctl(open_mount.mountpoint, "switch", "41", user=NOBODY).returncode == 3
+
+
+@needs_root
+def test_root_may_pin_everybodys(open_mount: Mount) -> None:
+    with reader(open_mount, user=NOBODY) as his:
+        assert his.sees() == "40"
+        done = open_mount.relfsctl("pin", "--pid", str(his.pid))
+        assert (done.returncode, done.stderr) == (0, "")
+        switch(open_mount, "41")
+        assert his.sees() == "40"
+
+
+def test_what_cannot_be_pinned(mount: Mount) -> None:
+    for words, status in (
+        (("run", "--release", "99", "--", "true"), 3),
+        (("run", "--release", "a/b", "--", "true"), 2),
+        (("pin", "--pid", "4194305"), 1),
+        (("pin", "--pid", "1", "--end"), 3),
+    ):
+        done = mount.relfsctl(*words)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.count("\n") == 1
+    assert views(mount) == []
+
+
+def test_without_a_mount(app: Path) -> None:
+    done = relfsctl(app, "run", "--", "true")
+    assert done.returncode == 1
+    assert "is not mounted" in done.stderr
