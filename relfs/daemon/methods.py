@@ -257,7 +257,7 @@ def _look_now(mounted: Mounted) -> Seen:
 def status(mounted: Mounted, seen: Seen) -> Status:
     """How things are now. Contains no `await`; what another thread is changing is seen before or after it."""
     pointer = mounted.pointer
-    kept, pinned = present(), mounted.pinning.witnesses()
+    kept = present()
     base = unmounted_status(pointer.deploy.path, pointer.target, pointer.history, os.uname().release, seen.lock)
     return dataclasses.replace(
         base,
@@ -275,20 +275,25 @@ def status(mounted: Mounted, seen: Seen) -> Status:
             capabilities=kept.capabilities,
             seccomp=kept.seccomp,
         ),
-        views=tuple(
-            View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
-            for each in mounted.current.replacements
-        )
-        + tuple(
-            View(f"pinned to {pin.release}", pinned.get(pin.mark, pin.pid), pin.actor.user, pin.actor.command, pin.since)
-            for pin in mounted.pinning.pins
-        ),
+        views=_views(mounted),
         diverged=pointer.diverged,
         sealed=tuple(sorted(mounted.seals.sealed)) if mounted.seals is not None else None,
         unsealing=tuple(sorted(mounted.seals.left)) if mounted.seals is not None else (),
         requests=dict(mounted.operations.requests),
         health=seen.health,
     )
+
+
+def _views(mounted: Mounted) -> tuple[View, ...]:
+    found = [
+        View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
+        for each in mounted.current.replacements
+    ]
+    pids = mounted.pinning.witnesses()
+    for pin in mounted.pinning.pins:
+        pid = pids.get(pin.mark, pin.pid)
+        found.append(View(f"pinned to {pin.release}", pid, pin.actor.user, pin.actor.command, pin.since))
+    return tuple(found)
 
 
 def _pid(who: Who | None) -> int | None:
