@@ -15,7 +15,7 @@ def pin_self(place: Place, release: str | None) -> None:
     """Let this process, and what it starts or becomes, see `release`, or what is current now. Raises RelfsError."""
     from relfs.views.mark import put_mark
 
-    put_mark(os.getpid(), _ask(place, "pin", {"release": release})["mark"])
+    put_mark(os.getpid(), ask_mount(place, "pin", {"release": release})["mark"])
 
 
 def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
 
     if process(pid) is None:
         raise RelfsError(f"process {pid}: there is none")
-    made = _ask(place, "pin", {"release": release})
+    made = ask_mount(place, "pin", {"release": release})
     leave = set(made["pins"]) - {mark_of(pid)}
     others = mark_family(pid, made["mark"], leave=leave)
     return {"release": made["release"], "pid": pid, "since": made["since"], "others": others}
@@ -38,13 +38,13 @@ def unpin(place: Place, pid: int) -> dict[str, Any]:
     none."""
     from relfs.views.mark import mark_of
 
-    ended = _ask(place, "unpin", {"mark": mark_of(pid)})
+    ended = ask_mount(place, "unpin", {"mark": mark_of(pid)})
     if ended["release"] is None:
         raise RefusedError(f"process {pid}: is not pinned; `relfsctl views` lists those that are")
     return {**ended, "pid": pid}
 
 
-def _ask(place: Place, method: str, params: dict[str, Any]) -> Any:
+def ask_mount(place: Place, method: str, params: dict[str, Any]) -> Any:
     """What the daemon answers. Raises RelfsError, also where nothing is mounted, and RefusedError for the hook that is
     asked before a swap: a tool that swaps keeps the mount's directory meanwhile, and the kernel can be told nothing."""
     refuse_in_hook(place, before_only=True)

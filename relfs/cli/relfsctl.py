@@ -25,6 +25,7 @@ _COMMANDS = {
     "shared": "What outlives releases, and whether it is as it should be.",
     "run": "Run a command that sees one release until it ends.",
     "pin": "Let a running process see one release until it ends.",
+    "canary": "Let some see a release before everybody does.",
     "views": "Who does not see what everybody sees.",
     "lock": "Let nobody else make a release current.",
     "unlock": "End that.",

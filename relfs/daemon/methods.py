@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from relfs import __version__
+from relfs.daemon.canarying import Canarying
 from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
@@ -55,6 +56,7 @@ class Mounted:
     changes: Changes
     current: CurrentLink
     pinning: Pinning
+    canarying: Canarying
     operations: Operations
     init: InitRequest
     caches_links: bool
@@ -79,7 +81,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
-        **view_methods(mounted.pointer, mounted.pinning, mounted.current),
+        **view_methods(mounted.pointer, mounted.pinning, mounted.canarying, mounted.current),
     }
 
 
@@ -289,6 +291,10 @@ def _views(mounted: Mounted) -> tuple[View, ...]:
         View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
         for each in mounted.current.replacements
     ]
+    canary = mounted.canarying.event
+    if canary is not None:
+        actor = canary.actor
+        found.append(View(f"canary {canary.release}", actor.pid, actor.user, actor.command, canary.time))
     pids = mounted.pinning.witnesses()
     for pin in mounted.pinning.pins:
         pid = pids.get(pin.mark, pin.pid)

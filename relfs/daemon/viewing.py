@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from relfs.audience import audience_of
+from relfs.daemon.canarying import Canarying
 from relfs.daemon.pinning import Pinning
 from relfs.daemon.server import Method, Peer
 from relfs.errors import RefusedError, RelfsError
 from relfs.fuse.current import CurrentLink
-from relfs.journal import command_line
+from relfs.journal import Event, command_line
 from relfs.layout import Target
 from relfs.pointer import Pointer
 from relfs.processes import process, user_of
@@ -27,12 +29,17 @@ from relfs.views.pins import Pin
 _Run = Callable[[Peer, dict[str, Any]], Any]
 
 
-def view_methods(pointer: Pointer, pinning: Pinning, current: CurrentLink) -> dict[str, Method]:
+def view_methods(
+    pointer: Pointer, pinning: Pinning, canarying: Canarying, current: CurrentLink
+) -> dict[str, Method]:
     """The methods by name."""
     return {
         "pin": Method(_pin(pointer, pinning), changes=True, for_all=True, params=_PIN_PARAMS),
         "unpin": Method(_unpin(pinning), changes=True, for_all=True, params=_UNPIN_PARAMS),
-        "views": Method(_views(pinning, current), changes=False, params={}),
+        "canary": Method(_canary(canarying), changes=True, params=_CANARY_PARAMS),
+        "promote": Method(_promote(canarying), changes=True, params={"request": str}),
+        "abort": Method(_abort(canarying), changes=True, params={"request": str}),
+        "views": Method(_views(pinning, canarying, current), changes=False, params={}),
     }
 
 
@@ -88,7 +95,37 @@ def _unpin(pinning: Pinning) -> _Run:
     return run
 
 
-def _views(pinning: Pinning, current: CurrentLink) -> _Run:
+_CANARY_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "release": str, "audience": dict, "force": bool}
+
+
+def _canary(canarying: Canarying) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        audience = audience_of(params.get("audience", {}))
+        event = await canarying.begin(
+            str(params.get("release", "")), audience, await peer.actor(), params["request"],
+            force=bool(params.get("force", False)),
+        )  # fmt: skip
+        return event.as_json()
+
+    return run
+
+
+def _promote(canarying: Canarying) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        event = await canarying.promote(await peer.actor(), params["request"], owner=peer.owner, show=peer.show)
+        return event.as_json()
+
+    return run
+
+
+def _abort(canarying: Canarying) -> _Run:
+    async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
+        return (await canarying.abort(await peer.actor(), params["request"])).as_json()
+
+    return run
+
+
+def _views(pinning: Pinning, canarying: Canarying, current: CurrentLink) -> _Run:
     """All that there are, oldest first."""
 
     async def run(_peer: Peer, _params: dict[str, Any]) -> list[dict[str, object]]:
@@ -96,8 +133,10 @@ def _views(pinning: Pinning, current: CurrentLink) -> _Run:
             _view("replacing current", None, each.actor.user, each.since, [_shown(each.actor.pid)])
             for each in current.replacements
         ]
+        event, chosen = canarying.event, canarying.canary.chosen()
         pinned = await in_thread(_pinned, list(pinning.pins))
-        return sorted(replacing + pinned, key=lambda view: str(view["since"]))
+        canary = await in_thread(_of_canary, event, chosen)
+        return [*canary, *sorted(replacing + pinned, key=lambda view: view["since"])]  # type: ignore[arg-type,return-value]
 
     return run
 
@@ -106,16 +145,24 @@ def _pinned(pins: list[Pin]) -> list[dict[str, object]]:
     """Blocks."""
     found = bearers({pin.mark for pin in pins})
     return [
-        _view("pinned", pin.release, pin.actor.user, pin.since, [_shown(pid) for pid in found[pin.mark]])
+        _view("pinned", pin.release, pin.actor.user, pin.since, [_shown(pid) for pid in found[pin.mark]], pin.mark)
         for pin in pins
     ]  # fmt: skip
 
 
+def _of_canary(event: Event | None, chosen: list[int]) -> list[dict[str, object]]:
+    """Of the processes that are of the audience, those that have asked so far. Blocks."""
+    if event is None:
+        return []
+    shown = [_shown(pid) for pid in chosen]
+    return [_view(f"canary: {event.audience}", event.release, event.actor.user, event.time, shown)]
+
+
 def _view(
-    why: str, release: str | None, by: str, since: float, processes: list[dict[str, object]]
+    why: str, release: str | None, by: str, since: float, processes: list[dict[str, object]], mark: int | None = None
 ) -> dict[str, object]:
-    """As it is published; `release` is None for who sees no `current`."""
-    return {"reason": why, "release": release, "by": by, "since": since, "processes": processes}
+    """As it is published; `release` is None for who sees no `current`, `mark` is what those who are pinned bear."""
+    return {"reason": why, "release": release, "by": by, "since": since, "mark": mark, "processes": processes}
 
 
 def _shown(pid: int) -> dict[str, object]:

@@ -31,6 +31,7 @@ import trio
 
 from relfs import libc
 from relfs.aftermath import Aftermath
+from relfs.daemon.canarying import Canarying
 from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
@@ -71,7 +72,9 @@ from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
+from relfs.views.canary import Canary
 from relfs.views.pins import Pins
+from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +148,7 @@ class _Mount:
         self._tried: set[str] = set()
         self._attached: set[str] = _attached(member.ledger)
         self._leaving = False
+        self._canarying: Canarying | None = None
         self._signals: AsyncIterator[int]
 
     async def run(self) -> int:
@@ -152,7 +156,7 @@ class _Mount:
         token = trio.lowlevel.current_trio_token()
 
         def publish(event: Event) -> None:
-            token.run_sync_soon(self._hub.publish, event)
+            token.run_sync_soon(self._publish, event)
 
         pointer = await in_thread(lambda: self._open_pointer(publish))
         with ExitStack() as session:
@@ -166,6 +170,11 @@ class _Mount:
         if not self._ledger.mounted:
             raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
         return self._status
+
+    def _publish(self, event: Event) -> None:
+        self._hub.publish(event)
+        if self._canarying is not None:
+            self._canarying.follow()
 
     def _open_pointer(self, publish: Callable[[Event], None]) -> Pointer:
         on_target = self._seals.prepare if self._config.seal else None
@@ -194,10 +203,12 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             aftermath = Aftermath(pointer, self._config)
             changes = Changes(pointer, self._seals, Teller(self._member["connection"]), aftermath)
-            pinning = Pinning(Pins(self._ledger.pins), changes)
+            sights = Sights(Pins(self._ledger.pins), Canary(self._ledger.canary, self._ledger.decisions))
+            pinning = Pinning(sights.pins, changes)
+            self._canarying = canarying = Canarying(sights.canary, pointer, changes)
             current = CurrentLink(
                 pointer, changes, self._table, nursery,
-                once=self._once, pins=pinning.pins, kept=self._ledger.replacements, show=self._show,
+                once=self._once, sights=sights, kept=self._ledger.replacements, show=self._show,
                 checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
             handshake = self._handshake()
@@ -205,6 +216,9 @@ class _Mount:
             if self._adopting:
                 self._restore(current, operations)
                 pinning.restore()
+                sights.canary.restore()
+            else:
+                canarying.follow()
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
@@ -213,7 +227,7 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._member, pointer, changes, current, pinning, operations, self._init,
+                self._plan, self._member, pointer, changes, current, pinning, canarying, operations, self._init,
                 handshake.caches_links, self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
@@ -321,6 +335,8 @@ class _Mount:
         """Finish what the worker before this one had begun, once nobody has to wait for it."""
         try:
             await changes.refresh()
+            if self._canarying is not None:
+                self._canarying.follow()
         except (RelfsError, OSError) as error:
             _log.warning("the real link cannot be looked at: %s", error)
 

@@ -20,6 +20,7 @@ import trio
 from pyfuse3 import InodeT
 
 from relfs.aftermath import Aftermath
+from relfs.audience import Audience
 from relfs.fuse.inodes import ROOT
 from relfs.fuse.teller import Teller
 from relfs.hold import Hold
@@ -92,6 +93,17 @@ class Changes:
     async def confirm(self, release: str | None, actor: Actor, request_id: str) -> Event:
         """Pointer.confirm(); what was overdue has been taken back first."""
         return await self._then_tell(partial(self._pointer.confirm, release, actor, request_id))
+
+    async def begin_canary(
+        self, reference: str, audience: Audience, actor: Actor, request_id: str, *, force: bool
+    ) -> Event:
+        """Pointer.begin_canary(). Nobody sees it yet."""
+        call = partial(self._pointer.begin_canary, reference, audience, actor, request_id, force=force)
+        return await self._then_tell(call)
+
+    async def abort_canary(self, actor: Actor, request_id: str) -> Event:
+        """Pointer.abort_canary(). Some still see it."""
+        return await self._then_tell(partial(self._pointer.abort_canary, actor, request_id))
 
     async def take_stock(self) -> None:
         """Pointer.take_stock(), and what follows if something was taken back."""

@@ -1,6 +1,6 @@
 """The virtual `current`: what the name leads to, for whom, and what becomes of attempts to replace it.
 
-The link has no state of its own: what it says is Pointer.target, or what the caller is pinned to (`pins`); who is
+The link has no state of its own: what it says is Pointer.target, or what the caller sees instead (`sights`); who is
 replacing it is `replacements`. Every way of replacing it (unlink and symlink, rename, exchange) ends in
 Changes.replace(), after the new target was checked; the covered directory's own `current` is never removed, so that the
 real symlink serves at every moment.
@@ -35,8 +35,8 @@ from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
 from relfs.threads import in_thread, user_name_of
-from relfs.views.pins import Pins
 from relfs.views.replacement import Replacement, begin_replacement, replacement_of
+from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class CurrentLink:
         nursery: trio.Nursery,
         *,
         once: Once,
-        pins: Pins,
+        sights: Sights,
         kept: Cell,
         show: Callable[[Target], str],
         checks: Checks,
@@ -73,7 +73,7 @@ class CurrentLink:
         """`show` makes the text that readers get of a target; `grace` is in seconds; `kept` is where the next worker
         finds the replacements."""
         self.replacements: list[Replacement] = []
-        self._pins = pins
+        self._sights = sights
         self._once = once
         self._kept = kept
         self._pointer = pointer
@@ -93,14 +93,14 @@ class CurrentLink:
         """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
         if self.hidden_from(context):
             raise FUSEError(errno.ENOENT)
-        pin = self._pins.of(context.pid)
-        entry = self._entry(pin.target) if pin is not None else self.entry()
+        target = self._sights.seen_by(context.pid, context.uid, context.gid) if self._sights else None
+        entry = self._entry(target) if target is not None else self.entry()
         if entry is None:
             raise FUSEError(errno.ENOENT)
         return entry
 
     def entry(self) -> EntryAttributes | None:
-        """What a lookup answers whoever is not pinned, which takes a reference; None while there is no `current`."""
+        """What a lookup answers, which takes a reference, who sees what everybody does; None while there is none."""
         target = self._pointer.target
         return self._entry(target) if target is not None else None
 
@@ -125,7 +125,7 @@ class CurrentLink:
         entry.st_nlink = 1
         entry.st_size = len(text)
         entry.attr_timeout = FOR_EVER
-        entry.entry_timeout = 0.0 if self.replacements or self._pins else FOR_EVER
+        entry.entry_timeout = 0.0 if self.replacements or self._sights else FOR_EVER
         return entry
 
     def _status(self) -> os.stat_result:

@@ -7,7 +7,9 @@ whole).
     errands    requests that must not be done twice (fuse/once.py)
     requests   requests that were read and not answered, where the kernel cannot be asked for them again (requests.py)
     pins       what the marks of processes stand for (views/pins.py)
-    cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals
+    decisions  who sees the canary, and who does not (views/canary.py)
+    cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals,
+               the canary
 
 Lookup counts are advisory: a FORGET that a dead worker had read is lost, and a LOOKUP that is done again counts twice.
 Each only keeps a record longer than it is needed.
@@ -50,6 +52,8 @@ _FIRST_HANDLE = 1 << 56
 _ERRANDS = 1 << 10
 _PIN_MAX = 1 << 14
 _PINS = 1 << 13
+_DECISION_MAX = 24
+_DECISIONS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Ledger:
         self._handles = Slots(memory, _HANDLE_AREA, _HANDLE.size)
         self.errands = Slots(memory, _ERRAND_AREA, ERRAND_MAX)
         self.pins = Slots(memory, _PIN_AREA, _PIN_MAX)
+        self.decisions = Slots(memory, _DECISION_AREA, _DECISION_MAX)
+        self.canary = Cell(memory, _CANARY_AREA)
         self.session = Cell(memory, _SESSION_AREA)
         self.reply = Cell(memory, _REPLY_AREA)
         self.attached = Cell(memory, _ATTACHED_AREA)
@@ -279,5 +285,7 @@ _HANDLE_AREA = area(_ERRAND_AREA, Slots.room(_HANDLE.size, _HANDLES))
 _LINK_AREA = area(_HANDLE_AREA, Slots.room(_LINK_MAX, _LINKS))
 _NODE_AREA = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
 _REQUEST_AREA = area(_NODE_AREA, Requests.room())
-_PIN_AREA = area(_REQUEST_AREA, Slots.room(_PIN_MAX, _PINS))  # last: memory that was made without it grows
-_SIZE = _PIN_AREA.end
+_PIN_AREA = area(_REQUEST_AREA, Slots.room(_PIN_MAX, _PINS))  # from here on: memory that was made without it grows
+_DECISION_AREA = area(_PIN_AREA, Slots.room(_DECISION_MAX, _DECISIONS))
+_CANARY_AREA = area(_DECISION_AREA, 1 << 18)
+_SIZE = _CANARY_AREA.end

@@ -1,0 +1,192 @@
+"""The canary: a release that an audience sees before everybody does.
+
+Whether a process is of the audience is decided when it asks for the first time, and then holds until it ends or the
+canary does: who changes his user or is moved to another control group meanwhile goes on seeing what he saw. What is
+decided is remembered by pid and start time, which is one read of /proc for each lookup, and for the next worker.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from relfs.audience import NAME_MAX, Audience, audience_of
+from relfs.layout import Target
+from relfs.processes import cgroups_of, credentials, name_of, start_of, thread_group
+from relfs.views.mark import mark_of
+from relfs.views.pins import Kept
+from relfs.views.share import Key, Share
+
+_DECISION = struct.Struct("=3Q")  # pid, start time, flags
+_CHOSEN = 1
+_COUNTED = 2
+_TIDY_MIN = 1024
+
+
+class Told(Protocol):
+    """A value that outlives us (survival/memory.py, Cell)."""
+
+    def store(self, value: bytes) -> None:
+        """Replace it."""
+
+    def load(self) -> bytes:
+        """The value."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the canary is: who sees what. `id` is that of the event that began it."""
+
+    id: str
+    target: Target
+    audience: Audience
+
+
+class Asker:
+    """A process that asks, as far as it matters who it is. Each property is one look at /proc."""
+
+    def __init__(self, pid: int, uid: int, gid: int) -> None:
+        self._pid = pid
+        self.uid = uid
+        self.gid = gid
+
+    @cached_property
+    def groups(self) -> frozenset[int]:
+        return frozenset({self.gid, *credentials(self._pid).groups})
+
+    @cached_property
+    def cgroups(self) -> tuple[str, ...]:
+        return cgroups_of(self._pid)
+
+    @cached_property
+    def mark(self) -> int:
+        return mark_of(self._pid)
+
+    @cached_property
+    def name(self) -> str:
+        return name_of(self._pid)
+
+
+def is_meant(audience: Audience, asker: Asker) -> bool:
+    """Whether all rules but the percentage are met."""
+    return (
+        (not audience.users or asker.uid in audience.users)
+        and (not audience.groups or bool(asker.groups & set(audience.groups)))
+        and (not audience.marks or asker.mark in audience.marks)
+        and (not audience.cgroups or any(_is_in(asker.cgroups, each) for each in audience.cgroups))
+        and (audience.name is None or _is_called(asker.name, audience.name))
+    )
+
+
+def _is_in(paths: tuple[str, ...], wanted: str) -> bool:
+    if wanted.startswith("/"):
+        return any(path == wanted.rstrip("/") or path.startswith(wanted.rstrip("/") + "/") for path in paths)
+    return any(f"/{wanted.strip('/')}/" in f"{path}/" for path in paths)
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    return name.encode("utf-8", "surrogateescape") == wanted.encode("utf-8", "surrogateescape")[:NAME_MAX]
+
+
+class Canary:
+    """The one of a mount, if there is one. GUARDED BY the event loop. Nothing in here waits."""
+
+    def __init__(self, told: Told, kept: Kept) -> None:
+        """`told` and `kept` are where the next worker finds it, and what was decided."""
+        self.stage: Stage | None = None
+        self._told = told
+        self._kept = kept
+        self._share: Share | None = None
+        self._known: dict[Key, bool] = {}
+        self._numbers: dict[Key, int] = {}
+        self._tidy_at = _TIDY_MIN
+
+    def begin(self, stage: Stage) -> None:
+        """From now on. Begun again with the same id, it goes on."""
+        if self.stage is not None and self.stage.id == stage.id:
+            return
+        self._forget()
+        self._told.store(json.dumps(asdict(stage)).encode("ascii"))
+        self._set(stage)
+
+    def end(self) -> None:
+        self._told.store(b"")
+        self._forget()
+        self.stage = None
+
+    def restore(self) -> None:
+        """Go on with that of the worker before this one."""
+        raw = self._told.load()
+        if not raw:
+            return
+        self._set(_stage_of(json.loads(raw)))
+        for number, record in self._kept:
+            pid, start, flags = _DECISION.unpack(record)
+            self._known[pid, start] = bool(flags & _CHOSEN)
+            self._numbers[pid, start] = number
+            if self._share is not None and flags & _COUNTED:
+                self._share.add((pid, start), chosen=bool(flags & _CHOSEN))
+
+    def seen_by(self, tid: int, uid: int, gid: int) -> Target | None:
+        """What thread `tid`, which acts as `uid` and `gid`, sees because of it; None: what everybody does."""
+        if self.stage is None:
+            return None
+        start = start_of(tid)
+        if start is None:  # it is outside of our pid name space, or gone
+            return None
+        chosen = self._known.get((tid, start))
+        if chosen is None:
+            chosen = self._first_sight(self.stage, tid, start, uid, gid)
+        return self.stage.target if chosen else None
+
+    def chosen(self) -> list[int]:
+        """The processes that see it, as far as they have asked and live."""
+        return sorted(pid for pid, start in self._numbers if self._known[pid, start] and start_of(pid) == start)
+
+    def _set(self, stage: Stage) -> None:
+        self.stage = stage
+        audience = stage.audience
+        if audience.percent is not None:
+            self._share = Share(audience.percent, f"{stage.target.label}\0{audience.name}")
+
+    def _first_sight(self, stage: Stage, tid: int, start: int, uid: int, gid: int) -> bool:
+        """A thread sees what its process does."""
+        self._tidy()
+        pid = thread_group(tid)
+        began = start if pid == tid else start_of(pid)
+        key = (pid, began if began is not None else 0)
+        chosen = self._known.get(key)
+        if chosen is None:
+            chosen = self._decide(stage.audience, Asker(pid, uid, gid), key)
+        self._known[tid, start] = chosen
+        return chosen
+
+    def _decide(self, audience: Audience, asker: Asker, key: Key) -> bool:
+        chosen, flags = is_meant(audience, asker), 0
+        if chosen and self._share is not None:
+            chosen, flags = self._share.choose(key), _COUNTED
+        self._known[key] = chosen
+        self._numbers[key] = self._kept.put(_DECISION.pack(*key, flags | (_CHOSEN if chosen else 0)))
+        return chosen
+
+    def _tidy(self) -> None:
+        """Forget those that have ended, now and then."""
+        if len(self._known) < self._tidy_at:
+            return
+        for key in [key for key in self._known if start_of(key[0]) != key[1]]:
+            del self._known[key]
+            self._kept.free(self._numbers.pop(key, 0))
+        self._tidy_at = max(_TIDY_MIN, 2 * len(self._known))
+
+    def _forget(self) -> None:
+        for number in self._numbers.values():
+            self._kept.free(number)
+        self._known, self._numbers, self._share = {}, {}, None
+        self._tidy_at = _TIDY_MIN
+
+
+def _stage_of(told: dict[str, Any]) -> Stage:
+    return Stage(told["id"], Target(**told["target"]), audience_of(told["audience"]))

@@ -1,0 +1,222 @@
+"""The canary on a real mount: who sees it, how it ends, and that it outlives workers, mounts and reboots."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts, relfsctl, wait_for
+from viewers import Reader, pids_of, reader, switch, views
+
+NOBODY = 65534
+DAEMON = 1
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+
+@pytest.fixture
+def site(app: Path, open_place: Path, mounts: Mounts) -> Mount:
+    """A mount that every user can reach."""
+    place = open_place / "app"
+    app.rename(place)
+    return mounts.start(place)
+
+
+def canary(mount: Mount, *words: str) -> None:
+    done = mount.relfsctl("canary", *words)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_root
+def test_for_a_user_until_it_is_promoted(site: Mount) -> None:
+    with reader(site, user=NOBODY) as his, reader(site, user=DAEMON) as other:
+        canary(site, "42", "--uid", "nobody")
+        assert (his.sees(), other.sees()) == ("42", "40")
+        assert os.readlink(site.app / "current") == "releases/40"
+        switch(site, "41")
+        assert (his.sees(), other.sees()) == ("42", "41")
+        canary(site, "promote")
+        assert (his.sees(), other.sees()) == ("42", "42")
+    assert views(site) == []
+    assert [event["action"] for event in site.journal()][-3:] == ["canary", "switch", "switch"]
+
+
+@needs_root
+def test_until_it_is_aborted(site: Mount) -> None:
+    with reader(site, user=NOBODY) as his:
+        canary(site, "42", "--gid", str(NOBODY))
+        assert his.sees() == "42"
+        canary(site, "abort")
+        assert his.sees() == "40"
+    assert [event["action"] for event in site.journal()][-2:] == ["canary", "abort"]
+    for words in (("promote",), ("abort",)):
+        done = site.relfsctl("canary", *words)
+        assert (done.returncode, done.stderr) == (
+            3, "relfsctl: there is no canary; `relfsctl canary RELEASE` begins one\n"
+        )  # fmt: skip
+
+
+@needs_root
+def test_whoever_else_makes_it_current_promotes_it(site: Mount) -> None:
+    canary(site, "42", "--uid", "nobody")
+    switch(site, "42")
+    wait_for(lambda: views(site) == [], "the canary is over")
+    switch(site, "41")
+    with reader(site, user=NOBODY) as his:
+        assert his.sees() == "41"
+
+
+def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
+    with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
+        assert family.sees() == "40"
+        canary(mount, "42", "--pid", str(family.pid))
+        assert (family.sees(), other.sees()) == ("42", "40")
+
+
+def test_who_is_pinned_stays_so(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        canary(mount, "42", "--uid", str(os.getuid()))
+        assert (pinned.sees(), os.readlink(mount.app / "current")) == ("40", "releases/42")
+        done = mount.relfsctl("canary", "abort")
+        done = mount.relfsctl("canary", "42", "--pid", str(pinned.pid))
+        assert (done.returncode, "is pinned" in done.stderr) == (3, True)
+
+
+@contextmanager
+def control_group(name: str) -> Iterator[Path]:
+    """One without a controller, in whichever hierarchy there is."""
+    root = next(
+        path for path in map(Path, ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"))
+        if (path / "cgroup.procs").exists()
+    )  # fmt: skip
+    group = root / name
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
+        group.rmdir()
+
+
+@needs_root
+def test_for_a_control_group(mount: Mount) -> None:
+    """As a systemd unit's is: by name, and by path."""
+    name = f"relfs-test-{os.getpid()}.service"
+    with control_group(name) as group:
+        into = ("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group))
+        for wanted in (name, f"/{name}"):
+            canary(mount, "42", "--cgroup", wanted)
+            with reader(mount, before=into) as inside, reader(mount) as outside:
+                assert (inside.sees(), outside.sees()) == ("42", "40")
+            canary(mount, "abort")
+
+
+_NAMED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(15, sys.argv[2].encode())
+for line in sys.stdin:
+    print(os.readlink(sys.argv[1] + "/current"), flush=True)
+"""
+
+
+@contextmanager
+def workers(mount: Mount, count: int, name: str) -> Iterator[list[Reader]]:
+    """Processes that are called `name`."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            worker = Reader(["python3", "-Sc", _NAMED, str(mount.mountpoint), name])
+            stack.callback(worker.end)
+            found.append(worker)
+        yield found
+
+
+def test_a_quarter_of_64_workers(mount: Mount) -> None:
+    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches."""
+    canary(mount, "42", "--percent", "25", "--of", "relfs-test-work")
+    with workers(mount, 64, "relfs-test-work") as all_of_them, workers(mount, 8, "another") as others:
+        seen = [worker.sees() for worker in all_of_them]
+        assert seen.count("releases/42") == 16
+        assert {worker.sees() for worker in others} == {"releases/40"}
+        switch(mount, "41")
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGKILL)
+        again = [each.sees() for each in all_of_them]
+        assert again == [text.replace("40", "41") for text in seen]
+        chosen = [each.pid for each, text in zip(all_of_them, again, strict=True) if text == "releases/42"]
+        (view,) = views(mount)
+        assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
+
+
+@needs_root
+@pytest.mark.parametrize("way", ["killed", "unmounted"])
+def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
+    """It is in the journal; the next mount knows of nothing else."""
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place)
+    canary(mount, "42", "--uid", "nobody")
+    if way == "unmounted":
+        assert mount.relfsctl("unmount").returncode == 0
+        mount.process.wait()
+    else:
+        mount.kill()
+        wait_for(lambda: not os.path.ismount(place), "the mount is gone")
+    mount = mounts.start(place)
+    with reader(mount, user=NOBODY) as his, reader(mount) as other:
+        assert (his.sees(), other.sees()) == ("42", "40")
+        canary(mount, "abort")
+        assert his.sees() == "40"
+
+
+@needs_root
+def test_is_never_removed(site: Mount) -> None:
+    switch(site, "41")
+    canary(site, "42", "--uid", "nobody")
+    switch(site, "40")
+    assert site.relfsctl("prune", "--keep", "1").returncode == 0
+    assert (site.app / "releases/42").exists()
+
+
+@needs_root
+def test_only_for_those_who_may_switch(site: Mount) -> None:
+    for words in (("42", "--uid", "nobody"), ("promote",), ("abort",)):
+        done = relfsctl(site.mountpoint, "canary", *words, user=NOBODY)
+        assert done.returncode == 3, done.stderr
+    assert views(site) == []
+
+
+def test_what_cannot_be(mount: Mount) -> None:
+    me = ("--uid", str(os.getuid()))
+    for words, status in (
+        (("42",), 2),
+        (("42", "--percent", "10"), 2),
+        (("42", "--percent", "0", "--of", "sh"), 2),
+        (("42", "--uid", "no-such-user"), 2),
+        (("promote", *me), 2),
+        (("99", *me), 3),
+        (("40", *me), 3),
+        (("a/b", *me), 2),
+    ):
+        done = mount.relfsctl("canary", *words)
+        assert done.returncode == status, (words, done.stderr)
+        assert done.stderr.count("\n") == 1
+    canary(mount, "42", *me)
+    done = mount.relfsctl("canary", "41", *me)
+    assert (done.returncode, "promote" in done.stderr) == (3, True)
+    status = json.loads(mount.relfsctl("--json", "status").stdout)
+    assert [view["reason"] for view in status["views"]] == ["canary 42"]
+
+
+def test_without_a_mount(app: Path) -> None:
+    done = relfsctl(app, "canary", "42", "--uid", "0")
+    assert done.returncode == 1
+    assert "is not mounted" in done.stderr
+    assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
