@@ -7,7 +7,7 @@
     text     what a tool wrote into the link, if the real link must say it otherwise (a path through a mountpoint)
     outcome  done, recovered, imported, failed: WHY, lapsed: WHY, refused: WHY
     why      why relfs did it by itself             output   the last that a hook said
-    confirm  until when it has to be confirmed (deadline.py), or it is taken back
+    confirm  until when it has to be confirmed (deadline.py), or it is taken back; of a canary, verified
     audience for whom it is current that is not so for everybody (audience.py)
 
 Lines are written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,

@@ -318,15 +318,23 @@ class Pointer:
             return event
 
     def begin_canary(
-        self, reference: str, audience: Audience, actor: Actor, request_id: str, *, force: bool = False
+        self,
+        reference: str,
+        audience: Audience,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool = False,
+        seconds: float | None = None,
     ) -> Event:
         """Let the release that `reference` names be current for `audience`. It is written in the journal, and for the
-        caller to do, as long as History.canary says so.
+        caller to do, as long as History.canary says so; and to decide about in so many `seconds`, if they are given.
 
         Raises as switch(); RefusedError also while there is another canary.
         """
         if not reference.startswith("@"):
             check_name(reference)
+        until = confirming.deadline(seconds) if seconds is not None else None
         with self._locked():
             self._take_stock()
             known = self._known(request_id)
@@ -337,7 +345,7 @@ class Pointer:
             name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
             self._admission.check_release(name, self.history, force=force)
             _require_no_canary(name, current, self.history.canary)
-            event = replace(self._event(CANARY, name, current, actor, request_id), audience=audience)
+            event = replace(self._event(CANARY, name, current, actor, request_id), audience=audience, confirm=until)
             self._write_or_fail(event)
             return event
 

@@ -220,3 +220,60 @@ def test_without_a_mount(app: Path) -> None:
     assert done.returncode == 1
     assert "is not mounted" in done.stderr
     assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
+
+
+# ---- deciding by itself
+
+
+def hook(mount: Mount, name: str, program: str) -> None:
+    hooks = mount.app / ".relfs/hooks"
+    hooks.mkdir(exist_ok=True)
+    (hooks / name).write_text(f"#!/bin/sh\n{program}\n")
+    (hooks / name).chmod(0o755)
+
+
+def actions(mount: Mount) -> list[tuple[str, str]]:
+    return [(event["action"], event["outcome"]) for event in mount.journal()][1:]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_is_promoted_if_it_verifies(mount: Mount, tmp_path: Path, killed: bool) -> None:
+    """Also where the worker that asks is killed."""
+    asked = tmp_path / "asked"
+    hang = f'; [ "$(wc -l <{asked})" -gt 1 ] || sleep 1000'
+    hook(mount, "verify", f"echo $RELFS_RELEASE >>{asked}{hang * killed}")
+    canary(mount, "42", "--uid", "12345", "--for", "0.01")
+    if killed:
+        wait_for(asked.exists, "the hook was asked")
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: os.readlink(mount.app / "current") == "releases/42", "the canary is promoted")
+    wait_for(lambda: len(actions(mount)) == 4, "the switch is verified, too")
+    assert actions(mount) == [("canary", "done"), ("verify", "done"), ("switch", "done"), ("verify", "done")]
+    assert views(mount) == []
+
+
+@pytest.mark.parametrize("program", ["exit 1", None])
+def test_is_aborted_if_it_does_not(mount: Mount, program: str | None) -> None:
+    """Or if nobody can be asked."""
+    if program is not None:
+        hook(mount, "verify", program)
+    canary(mount, "42", "--uid", str(os.getuid()), "--for", "0.01")
+    wait_for(lambda: [action for action, _ in actions(mount)][-1:] == ["abort"], "the canary is aborted")
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert mount.journal()[-1]["why"]
+
+
+def test_what_was_decided_meanwhile_counts(mount: Mount, tmp_path: Path) -> None:
+    asked, go = tmp_path / "asked", tmp_path / "go"
+    os.mkfifo(go)
+    hook(mount, "verify", f"touch {asked}; cat {go}")
+    canary(mount, "42", "--uid", "12345", "--for", "0.01")
+    wait_for(asked.exists, "the hook was asked")
+    canary(mount, "abort")
+    go.write_text("good")
+    wait_for(lambda: len(actions(mount)) == 3, "the hook has answered")
+    canary(mount, "41", "--uid", "12345")
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert [action for action, _ in actions(mount)] == ["canary", "abort", "verify", "canary"]

@@ -16,14 +16,14 @@ from relfs.locate import Place
 
 
 def begin_canary(
-    place: Place, release: str, audience: Audience, pids: Collection[int], *, force: bool
+    place: Place, release: str, audience: Audience, pids: Collection[int], *, force: bool, seconds: float | None
 ) -> dict[str, Any]:
     """Let `release` be current for `audience`; if `pids` are given, for those of it that are one of these processes, or
-    descend from one. The journal event. Raises RelfsError."""
+    descend from one. In so many `seconds`, it decides by itself. The journal event. Raises RelfsError."""
     if pids:
         audience = replace(audience, marks=(_mark(place, pids),))
     audience_of(audience.as_json())  # what is wrong with it is said without asking anybody
-    params = {"release": release, "audience": audience.as_json(), "force": force}
+    params = {"release": release, "audience": audience.as_json(), "force": force, "for": seconds}
     event: dict[str, Any] = ask_mount(place, "canary", params)
     return event
 

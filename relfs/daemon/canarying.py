@@ -1,6 +1,10 @@
 """The canary of a mount: what the journal tells of it (Pointer.begin_canary), and who sees what (views/canary.py), are
 kept together here.
 
+With `--for`, it decides by itself: when the time is over, the release is verified, as one is that everybody sees
+(aftermath.py), and is promoted if it is good, aborted otherwise. That is begun anew by the next worker, where one dies
+amid it, or by the next mount; nothing of it is done twice, for each step has an id that follows from the canary's.
+
 It begins with its line in the journal, and ends with another one: that it was aborted, or that its release has become
 current, by whomever. So every event that is written is looked at. The line comes first, then what is seen; who sees
 the release for a moment longer when it is current for all, sees the same.
@@ -8,14 +12,26 @@ the release for a moment longer when it is current for all, sees the same.
 
 from __future__ import annotations
 
+import logging
+
+import trio
+
 from relfs.audience import Audience
-from relfs.errors import RefusedError
+from relfs.errors import RefusedError, RelfsError
 from relfs.fuse.changes import Changes
+from relfs.history import ABORT
 from relfs.hooks import Show
 from relfs.journal import Actor, Event
 from relfs.pointer import Pointer
 from relfs.store import Owner
 from relfs.views.canary import Canary, Stage
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
+_AGAIN_SECONDS = 1.0
+_AGAIN_SECONDS_MAX = 60.0
+_PROMOTE = "promote"
 
 
 class Canarying:
@@ -32,24 +48,31 @@ class Canarying:
         return self._pointer.history.canary
 
     async def begin(
-        self, reference: str, audience: Audience, actor: Actor, request_id: str, *, force: bool
+        self,
+        reference: str,
+        audience: Audience,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool,
+        seconds: float | None,
     ) -> Event:
         """Raises as Pointer.begin_canary() does. When it returns, the audience sees the release at its next lookup."""
-        event = await self._changes.begin_canary(reference, audience, actor, request_id, force=force)
+        event = await self._changes.begin_canary(
+            reference, audience, actor, request_id, force=force, seconds=seconds
+        )  # fmt: skip
         self.follow()
         await self._changes.drop_current()
         return event
 
-    async def abort(self, actor: Actor, request_id: str) -> Event:
+    async def abort(self, actor: Actor, request_id: str, why: str | None = None) -> Event:
         """Raises as Pointer.abort_canary() does. When it returns, no lookup leads to the release."""
-        event = await self._changes.abort_canary(actor, request_id)
+        event = await self._changes.abort_canary(actor, request_id, why)
         self.follow()
         await self._changes.drop_current()
         return event
 
-    async def promote(
-        self, actor: Actor, request_id: str, *, owner: Owner, show: Show | None
-    ) -> Event:
+    async def promote(self, actor: Actor, request_id: str, *, owner: Owner | None, show: Show | None) -> Event:
         """Make it current for all, as Changes.switch() does, and raises; RefusedError if there is none."""
         await self._changes.take_stock()  # a worker that has taken over has to read the journal
         canary, done = self.event, self._pointer.history.find(request_id)
@@ -67,3 +90,29 @@ class Canarying:
             self.canary.begin(Stage(event.id, self._pointer.target_of(event.release), event.audience))
         elif self.canary.stage is not None:
             self.canary.end()
+
+    async def decide_in_time(self) -> None:
+        """Never returns. The clock is looked at, and not waited for, since a machine may sleep."""
+        pause = _LOOK_SECONDS
+        while True:
+            await trio.sleep(pause)
+            event = self.event
+            if event is None or event.confirm is None or not event.confirm.is_over():
+                pause = _LOOK_SECONDS
+                continue
+            try:
+                await self._decide(event)
+            except RelfsError as error:
+                _log.warning("%s: it cannot be decided whether it becomes current for all: %s", event.release, error)
+            pause = _AGAIN_SECONDS if pause == _LOOK_SECONDS else min(2 * pause, _AGAIN_SECONDS_MAX)
+
+    async def _decide(self, event: Event) -> None:
+        """Raises RelfsError."""
+        why = await self._changes.judge(event)
+        if self.event is None or self.event.id != event.id:  # somebody else has decided meanwhile
+            return
+        if why is not None:
+            _log.info("%s: is taken back: %s", event.release, why)
+            await self.abort(event.actor, f"{event.id}.{ABORT}", why)
+            return
+        await self.promote(event.actor, f"{event.id}.{_PROMOTE}", owner=None, show=None)

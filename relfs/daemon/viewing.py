@@ -95,7 +95,9 @@ def _unpin(pinning: Pinning) -> _Run:
     return run
 
 
-_CANARY_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "release": str, "audience": dict, "force": bool}
+_CANARY_PARAMS: dict[str, type | tuple[type, ...]] = {
+    "request": str, "release": str, "audience": dict, "force": bool, "for": (int, float, type(None)),
+}  # fmt: skip
 
 
 def _canary(canarying: Canarying) -> _Run:
@@ -103,7 +105,7 @@ def _canary(canarying: Canarying) -> _Run:
         audience = audience_of(params.get("audience", {}))
         event = await canarying.begin(
             str(params.get("release", "")), audience, await peer.actor(), params["request"],
-            force=bool(params.get("force", False)),
+            force=bool(params.get("force", False)), seconds=params.get("for"),
         )  # fmt: skip
         return event.as_json()
 

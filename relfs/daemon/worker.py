@@ -310,6 +310,7 @@ class _Mount:
         nursery.start_soon(self._notice_unmount, mounted.leave)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes)
         nursery.start_soon(mounted.pinning.run)
+        nursery.start_soon(mounted.canarying.decide_in_time)
         self._say_serving(mounted.pointer.target)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:

@@ -31,11 +31,16 @@ _ABORT = "abort"
 @click.option("--pid", "pids", multiple=True, type=int, metavar="PID", help="This process, and what it has started.")
 @click.option("--percent", type=float, metavar="N", help="So many per cent of the processes that --of names.")
 @click.option("--of", "name", metavar="NAME", help="Processes that are called so (as `ps -o comm` has it).")
+@click.option(
+    "--for", "seconds", type=float, metavar="SECONDS",
+    help="Then decide: promote it if it verifies (hook `verify`, `[verify]` of config.toml), abort it if not.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Pass over the checks of the release.")
 @pass_session
 def command(
     session: Session, what: str, users: tuple[str, ...], groups: tuple[str, ...], cgroups: tuple[str, ...],
-    pids: tuple[int, ...], percent: float | None, name: str | None, force: bool,
+    pids: tuple[int, ...], percent: float | None, name: str | None, seconds: float | None,
+    force: bool,
 ) -> None:  # fmt: skip
     """Let some processes see RELEASE as `current`, until `canary promote` makes it current for all, in one step, or
     `canary abort` takes it back.
@@ -46,11 +51,11 @@ def command(
     audience = Audience(tuple(map(user_id, users)), tuple(map(group_id, groups)), cgroups, (), percent, name)
     place = session.place()
     if what in (_PROMOTE, _ABORT):
-        if audience != Audience() or pids or force:
+        if audience != Audience() or pids or force or seconds is not None:
             raise UsageError(f"canary {what}: is for all who see it; leave the options out")
         event = promote_canary(place) if what == _PROMOTE else abort_canary(place)
     else:
-        event = begin_canary(place, what, audience, pids, force=force)
+        event = begin_canary(place, what, audience, pids, force=force, seconds=seconds)
     if session.json:
         show_json(event)
     else:
