@@ -127,6 +127,34 @@ def test_outlives_workers(mount: Mount) -> None:
     wait_for(lambda: views(mount) == [], "the worker that did not begin the view ends it")
 
 
+@needs_root
+@pytest.mark.parametrize("role", ["supervisor", "standby"])
+def test_outlives_the_others(mount: Mount, role: str) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        wait_for(lambda: len(mount.pids()) == 3, "all are there")
+        pid = mount.pids()[role]
+        mount.expect_log(role)
+        os.kill(pid, signal.SIGKILL)
+        assert pinned.sees() == "40"
+        wait_for(lambda: mount.pids().get(role, pid) != pid, "there is another one")
+        os.kill(worker := mount.worker_pid, signal.SIGKILL)
+        mount.expect_log(f"worker.*{worker}")
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+
+
+def test_outlives_a_reload(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        done = mount.relfsctl("reload")
+        assert done.returncode == 0, done.stderr
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+
+
 def test_is_over_when_nobody_watched(mount: Mount) -> None:
     """The process ends while there is no worker."""
     with reader(mount, "run") as pinned:
