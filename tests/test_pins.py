@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
 from viewers import pids_of, reader, switch, views
 
-from relfs.views.mark import mark_of
+from relfs.views.mark import mark_of, new_mark, put_mark
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
@@ -241,6 +242,36 @@ def test_and_nobody_elses(open_mount: Mount) -> None:
         assert mark_of(roots.pid) == 0
         assert pinned.sees() == "42"
         assert relfsctl(open_mount.mountpoint, "switch", "41", user=NOBODY).returncode == 3
+
+
+@needs_root
+def test_not_by_a_mark_that_they_bear(open_mount: Mount) -> None:
+    """Such as one of another mount, or of a view that is over."""
+    program = """
+import os, sys
+from relfs.control import change
+from relfs.errors import RefusedError
+from relfs.views.mark import new_mark
+for mark in map(int, sys.argv[2:]):
+    try:
+        change((sys.argv[1],), "pin", {"mark": mark, "release": "41"})
+    except RefusedError as error:
+        print(error)
+assert change((sys.argv[1],), "pin", {"mark": new_mark(), "release": "41"})["release"] == "41"
+"""
+    with reader(open_mount) as roots, reader(open_mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        put_mark(roots.pid, new_mark())
+        marks = (mark_of(roots.pid), mark_of(pinned.pid))
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"{open_mount.mountpoint}/.relfs", *map(str, marks)],
+            check=True, stdout=subprocess.PIPE, text=True, env=environment(),
+            user=NOBODY, group=NOBODY, extra_groups=[],
+        )  # fmt: skip
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+            f"process {roots.pid}", f"process {pinned.pid}"
+        ]  # fmt: skip
+        assert (roots.sees(), pinned.sees()) == ("40", "42")
 
 
 @needs_root

@@ -13,23 +13,31 @@ from relfs.locate import Place
 
 def pin_self(place: Place, release: str | None) -> None:
     """Let this process, and what it starts or becomes, see `release`, or what is current now. Raises RelfsError."""
-    from relfs.views.mark import put_mark
+    from relfs.views.mark import new_mark, put_mark
 
-    put_mark(os.getpid(), ask_mount(place, "pin", {"release": release})["mark"])
+    mark = new_mark()
+    put_mark(os.getpid(), mark)
+    ask_mount(place, "pin", {"mark": mark, "release": release})
 
 
 def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
     """Likewise process `pid` and its descendants, but for those that are pinned otherwise already; `others` in the
-    answer counts those that are not ours to pin. Raises RelfsError."""
+    answer counts those that are not ours to pin. Raises RelfsError.
+
+    It is asked for twice: before any mark is replaced by one that is worth nothing, and when those are known that have
+    it.
+    """
     from relfs.processes import process
     from relfs.views.family import mark_family
-    from relfs.views.mark import mark_of
+    from relfs.views.mark import mark_of, new_mark
 
     if process(pid) is None:
         raise RelfsError(f"process {pid}: there is none")
-    made = ask_mount(place, "pin", {"release": release})
-    leave = set(made["pins"]) - {mark_of(pid)}
-    others = mark_family(pid, made["mark"], leave=leave)
+    params = {"mark": new_mark(), "release": release}
+    request_id = os.urandom(16).hex()
+    made = ask_mount(place, "pin", params, request_id)
+    others = mark_family(pid, made["mark"], leave=set(made["pins"]) - {mark_of(pid)})
+    ask_mount(place, "pin", params, request_id)
     return {"release": made["release"], "pid": pid, "since": made["since"], "others": others}
 
 
@@ -44,12 +52,14 @@ def unpin(place: Place, pid: int) -> dict[str, Any]:
     return {**ended, "pid": pid}
 
 
-def ask_mount(place: Place, method: str, params: dict[str, Any]) -> Any:
+def ask_mount(place: Place, method: str, params: dict[str, Any], request_id: str | None = None) -> Any:
     """What the daemon answers. Raises RelfsError, also where nothing is mounted, and RefusedError for the hook that is
     asked before a swap: a tool that swaps keeps the mount's directory meanwhile, and the kernel can be told nothing."""
     refuse_in_hook(place, before_only=True)
     try:
-        return change(place.state_paths, method, params, mounted=lambda: is_mounted(place))
+        return change(
+            place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
+        )  # fmt: skip
     except NoDaemon:
         refuse_behind_mount(place)
         raise RelfsError(

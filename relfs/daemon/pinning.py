@@ -1,7 +1,7 @@
 """Pinning processes, for a mount: who may, from when on it holds, and when it is over.
 
-A pin is made before anybody bears its mark, and answered once the kernel asks us for each lookup of `current`; so who
-asked may put the mark on, and sees what he was promised from that moment on. Of each pin, one living process is held
+A pin is answered once the kernel asks us for each lookup of `current`, and nobody is remembered from before it; so who
+bears its mark sees what was promised from that moment on. Of each pin, one living process is held
 by its pidfd, the witness. When that has ended, all are looked at for another (views/bearers.py), and where there is
 none, the pin is over. No clock is involved; that we are told of the end of a witness a moment late, ends a pin late.
 """
@@ -24,7 +24,6 @@ from relfs.layout import Target
 from relfs.processes import Process, process
 from relfs.threads import in_thread
 from relfs.views.bearers import Census, Witness, hold, take_census
-from relfs.views.mark import new_mark
 from relfs.views.pins import Pin, Pins
 
 _log = logging.getLogger(__name__)
@@ -48,19 +47,22 @@ class Pinning:
 
     # ---- what may be asked for
 
-    async def pin(self, target: Target, actor: Actor, request_id: str, who: Process) -> Pin:
-        """Let there be a mark for process `who`, which nobody bears yet; once this has returned, whoever does sees
-        `target`. Asked again with the same `request_id`, it is the same.
+    async def pin(self, mark: int, target: Target, actor: Actor, request_id: str, who: Process) -> Pin:
+        """Let whoever bears `mark` see `target`, from when this has returned. Process `who` is taken for a bearer while
+        it lives. Asked again with the same `request_id`, it is the same pin, and those count who bear the mark by now.
 
-        Raises RefusedError if the release is being removed, RelfsError.
+        Raises RefusedError if the release is being removed or the mark is another pin's, RelfsError.
         """
         pin = self.pins.asked_for(request_id)
         if pin is None:
             if target.release in self._removing:
                 raise RefusedError(f"{target.label}: is being removed")
-            pin = Pin(new_mark(), target, actor, time.time(), request_id, who.pid, who.start)
+            if self.pins.get(mark) is not None:
+                raise RefusedError("this mark is that of another pin; ask with a new one")
+            pin = Pin(mark, target, actor, time.time(), request_id, who.pid, who.start)
             self._watch_first(pin)
             self.pins.add(pin)
+        self.pins.on_change()
         await self._changes.drop_current()
         return pin
 

@@ -1,8 +1,8 @@
 """What can be asked for on the control socket about who sees what: pinning processes, and telling of all views.
 
-A pin is a mark that is given to whoever asks. It is for him to put it on, or on others, which the kernel allows him to
-do with what is his (views/mark.py); so nobody has to be asked whether he may pin whom. Who has asked for a pin may end
-it, and so may those who may switch.
+Who wants to be pinned makes a mark, puts it on, or on others, which the kernel allows him to do with what is his
+(views/mark.py), and says here what it stands for. Anybody may, for a mark that nobody bears but his own processes; root
+for all. Who has asked for a pin may end it, and so may those who may switch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from relfs.audience import audience_of
 from relfs.daemon.canarying import Canarying
 from relfs.daemon.pinning import Pinning
 from relfs.daemon.server import Method, Peer
-from relfs.errors import RefusedError, RelfsError
+from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.fuse.current import CurrentLink
 from relfs.journal import Event, command_line
 from relfs.layout import Target
 from relfs.pointer import Pointer
-from relfs.processes import process, user_of
+from relfs.processes import process, sole_owner, user_of
 from relfs.releases.inuse import Use, Uses
 from relfs.threads import in_thread
 from relfs.users import user_name
 from relfs.views.bearers import bearers
+from relfs.views.mark import is_mark
 from relfs.views.pins import Pin
 
 _Run = Callable[[Peer, dict[str, Any]], Any]
@@ -43,7 +44,7 @@ def view_methods(
     }
 
 
-_PIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "release": (str, type(None))}
+_PIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "mark": int, "release": (str, type(None))}
 _UNPIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "mark": int}
 
 
@@ -54,8 +55,10 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
         who = process(peer.pid)
         if who is None:
             raise RelfsError("who asks to be pinned cannot be seen from here: it is gone, or outside of a container")
+        mark = params.get("mark", 0)
         target = await in_thread(_target, pointer, params.get("release"))
-        pin = await pinning.pin(target, await peer.actor(), params["request"], who)
+        await in_thread(_require_own, mark, peer.uid)
+        pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
         try:
             await in_thread(_require_there, pointer, target)
         except RelfsError:
@@ -65,6 +68,16 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
         return {"release": pin.release, "since": pin.since, "mark": pin.mark, "pins": marks}
 
     return run
+
+
+def _require_own(mark: int, uid: int) -> None:
+    """That nobody bears it who is another's, and would be pinned without having asked. Blocks."""
+    if not is_mark(mark):
+        raise UsageError(f"{mark}: not a mark")
+    for pid in bearers({mark})[mark] if uid != 0 else ():
+        owner = sole_owner(pid)
+        if owner is not None and owner[0] != uid:
+            raise RefusedError(f"process {pid}: is somebody else's; only he and root can let it be pinned")
 
 
 def _target(pointer: Pointer, reference: str | None) -> Target:

@@ -10,7 +10,7 @@ The consequence. One look at all of /proc proves nothing.
 The choice. Looks are repeated, each at those who were not looked at before, until one finds nobody new. Then nobody
 bears the mark. For assume that somebody did at the beginning of the last listing. He was in it, since who is there
 all the time is listed; so he had been looked at before, and found without the mark; but a mark is inherited at birth,
-and given to nobody whose pin does not watch him already (daemon/pinning.py). So he was looked at under the same pid
+or given by somebody whom the pin watches until he is done (daemon/pinning.py). So he was looked at under the same pid
 when that was another's; and for a pid to be given out again, all others have to be first, which takes longer than
 looking.
 

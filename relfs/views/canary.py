@@ -2,13 +2,15 @@
 
 Whether a process is of the audience is decided when it asks for the first time, and then holds until it ends or the
 canary does: who changes his user or is moved to another control group meanwhile goes on seeing what he saw. What is
-decided is remembered by pid and start time, which is one read of /proc for each lookup, and for the next worker.
+decided is remembered by pid and start time, for the next worker, too; who has just asked, is known without a look at
+those (acquaintances.py).
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -95,7 +97,9 @@ class Canary:
     """The one of a mount, if there is one. GUARDED BY the event loop. Nothing in here waits."""
 
     def __init__(self, told: Told, kept: Kept) -> None:
-        """`told` and `kept` are where the next worker finds it, and what was decided."""
+        """`told` and `kept` are where the next worker finds it, and what was decided. `on_change` is called when it has
+        begun or ended."""
+        self.on_change: Callable[[], None] = lambda: None
         self.stage: Stage | None = None
         self._told = told
         self._kept = kept
@@ -111,11 +115,13 @@ class Canary:
         self._forget()
         self._told.store(json.dumps(asdict(stage)).encode("ascii"))
         self._set(stage)
+        self.on_change()
 
     def end(self) -> None:
         self._told.store(b"")
         self._forget()
         self.stage = None
+        self.on_change()
 
     def restore(self) -> None:
         """Go on with that of the worker before this one."""

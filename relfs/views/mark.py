@@ -16,8 +16,8 @@ holds 64 bits; is read by one system call; and means nothing: the soft limit of 
 kernel has not looked at since Linux 2.4.25 (getrlimit(2)), and still keeps. Nobody but a shell's `ulimit -x`, and
 pam_limits(8) where `locks` is set for a user, writes to it.
 
-The choice. A pinned process has a random number there, the mark, and relfs remembers what that stands for. No walk, no
-cache and no start time decide who somebody is: a process that begins anew under an old pid has what its own parent
+The choice. A pinned process has a random number there, the mark, and relfs remembers what that stands for. No walk and
+no start time decide who somebody is: a process that begins anew under an old pid has what its own parent
 had. The hard limit stays as it is, so that a mark may be replaced by another.
 
 What it cannot do: stop a process from ending its own view, or from taking over one that it read from another's
@@ -35,6 +35,7 @@ from relfs.errors import RelfsError, reason
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; the same on every architecture
 _TAG = 0x52
 _TAG_AT = 56
+_LIMITS_MAX = 1 << 12
 _LIMITS_LINE = b"\nMax file locks"
 
 
@@ -45,6 +46,11 @@ class MarkRefusedError(RelfsError):
 def new_mark() -> int:
     """One that nobody bears."""
     return _TAG << _TAG_AT | secrets.randbits(_TAG_AT)
+
+
+def is_mark(number: int) -> bool:
+    """Whether it may be one."""
+    return number >> _TAG_AT == _TAG
 
 
 def mark_of(tid: int) -> int:
@@ -58,7 +64,7 @@ def mark_of(tid: int) -> int:
         limit = _as_proc_tells(tid)
     except OSError:
         return 0
-    return limit if limit >> _TAG_AT == _TAG else 0
+    return limit if is_mark(limit) else 0
 
 
 def put_mark(pid: int, mark: int) -> None:
@@ -87,7 +93,7 @@ def _as_proc_tells(tid: int) -> int:
     except OSError:
         return 0
     try:
-        told = os.read(fd, 1 << 14)
+        told = os.read(fd, _LIMITS_MAX)
     except OSError:
         return 0
     finally:

@@ -7,7 +7,7 @@ the mark. It ends when nobody does any more, which daemon/pinning.py finds out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -55,7 +55,9 @@ class Pins:
     """All of a mount. GUARDED BY the event loop. Nothing in here waits."""
 
     def __init__(self, kept: Kept) -> None:
-        """`kept` is where the next worker finds them."""
+        """`kept` is where the next worker finds them. `on_change` is called when there is one more or less, or
+        somebody may have put on the mark of one."""
+        self.on_change: Callable[[], None] = lambda: None
         self._kept = kept
         self._pins: dict[int, Pin] = {}
         self._numbers: dict[int, int] = {}
@@ -91,10 +93,12 @@ class Pins:
             raise RelfsError(f"{len(self._pins)} pins are as many as there may be; `relfsctl views` lists them")
         self._pins[pin.mark] = pin
         self._numbers[pin.mark] = number
+        self.on_change()
 
     def drop(self, mark: int) -> None:
         if self._pins.pop(mark, None) is not None:
             self._kept.free(self._numbers.pop(mark))
+            self.on_change()
 
 
 def _record(pin: Pin) -> bytes:

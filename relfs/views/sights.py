@@ -1,21 +1,37 @@
 """What a process sees: what it is pinned to; if it is not, the canary, if it is of its audience; else what everybody
-does."""
+does.
+
+Who is known gets the answer that he got before, unless pins or the canary have changed since: a mark is put on before
+its pin is made (or the pin is made again after that), and from then on only inherited, by processes that are new.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from relfs.layout import Target
+from relfs.views.acquaintances import Acquaintances
 from relfs.views.canary import Canary
 from relfs.views.pins import Pins
 
 
 @dataclass(frozen=True)
+class _Known:
+    """What somebody sees (None: what everybody does), as of that many changes."""
+
+    target: Target | None
+    changes: int
+
+
 class Sights:
     """GUARDED BY the event loop. Nothing in here waits."""
 
-    pins: Pins
-    canary: Canary
+    def __init__(self, pins: Pins, canary: Canary) -> None:
+        self.pins = pins
+        self.canary = canary
+        self._changes = 0
+        self._known = Acquaintances[_Known]()
+        pins.on_change = canary.on_change = self._note_change
 
     def __bool__(self) -> bool:
         """Whether anybody may see something else than everybody."""
@@ -23,5 +39,17 @@ class Sights:
 
     def seen_by(self, tid: int, uid: int, gid: int) -> Target | None:
         """What thread `tid`, which acts as `uid` and `gid`, sees; None: what everybody does."""
+        known = self._known.of(tid)
+        if known is not None and known.changes == self._changes:
+            return known.target
+        held = self._known.meet(tid)
         pin = self.pins.of(tid)
-        return pin.target if pin is not None else self.canary.seen_by(tid, uid, gid)
+        target = pin.target if pin is not None else self.canary.seen_by(tid, uid, gid)
+        if held is not None:
+            self._known.note(tid, held, _Known(target, self._changes))
+        return target
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        if not self:
+            self._known.clear()
