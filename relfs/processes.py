@@ -113,6 +113,16 @@ def sole_owner(pid: int) -> tuple[int, int] | None:
     return (int(users.pop()), int(groups.pop())) if len(users) == len(groups) == 1 else None
 
 
+def acts_as(pid: int) -> tuple[int, int] | None:
+    """The user and group as whom process `pid` reaches files (proc(5), status: the last of each); None if it is gone.
+    """
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except OSError:
+        return None
+    return int(_field(status, b"Uid").split()[3]), int(_field(status, b"Gid").split()[3])
+
+
 def state_of(pid: int) -> str:
     """What process `pid` is doing, by a letter (proc(5)): R, S, D, T and so on; empty if it is gone."""
     try:

@@ -155,6 +155,28 @@ def test_a_quarter_of_64_workers(mount: Mount) -> None:
         assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
 
 
+def test_what_each_of_a_name_sees(mount: Mount) -> None:
+    """Who has not asked yet is undecided, if a share is; and asking about him decides nothing."""
+    name = "relfs-test-name"
+
+    def told() -> dict[int, tuple[str | None, str]]:
+        done = mount.relfsctl("--json", "views", "--of", name)
+        assert done.returncode == 0, done.stderr
+        return {each["pid"]: (each["release"], each["reason"]) for each in json.loads(done.stdout)}
+
+    with workers(mount, 4, name) as four:
+        assert {each.sees() for each in four} == {"releases/40"}
+        assert told() == {each.pid: ("40", "current") for each in four}
+        canary(mount, "42", "--percent", "50", "--of", name)
+        assert told() == {each.pid: (None, "undecided") for each in four}
+        seen = {each.pid: each.sees().removeprefix("releases/") for each in four}
+        assert sorted(seen.values()) == ["40", "40", "42", "42"]
+        assert told() == {pid: (label, "canary" if label == "42" else "current") for pid, label in seen.items()}
+        assert mount.relfsctl("pin", "--pid", str(four[0].pid), "--release", "41").returncode == 0
+        assert told()[four[0].pid] == ("41", "pinned")
+        assert four[0].sees() == "releases/41"
+
+
 @needs_root
 @pytest.mark.parametrize("way", ["killed", "unmounted"])
 def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:

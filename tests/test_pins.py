@@ -209,6 +209,30 @@ def test_one_lookup_a_resolution(mount: Mount) -> None:
     assert after.get("readlink", 0) == before.get("readlink", 0)
 
 
+@pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
+def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> None:
+    """It goes on seeing what it saw, but for the moment in which it has removed the name."""
+    script = f"R=releases/41; D={mount.app}; {how}; readlink $D/current; touch -h $D/current || echo refused"
+    done = mount.relfsctl("run", "--release", "42", "--", "sh", "-c", script)
+    assert done.stdout.split() == ["releases/42", "refused"], done.stderr
+    assert os.readlink(mount.app / "current") == "releases/41"
+    assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
+
+
+@needs_root
+def test_a_users_own_mount(app: Path, open_place: Path, mounts: Mounts) -> None:
+    place, live = open_place / "app", open_place / "live"
+    app.rename(place)
+    live.mkdir()
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", place, live], check=True)
+    mount = mounts.start(place, "-o", "noallow_other", at=live, user=NOBODY)
+    with reader(mount, "run", user=NOBODY) as pinned, reader(mount, user=NOBODY) as other:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        assert (pinned.sees(), other.sees()) == ("40", "41")
+    wait_for(lambda: views(mount) == [], "the views have ended")
+
+
 # ---- who may
 
 

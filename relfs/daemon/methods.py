@@ -37,6 +37,7 @@ from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who
 from relfs.threads import in_thread
+from relfs.views.sights import Sights
 
 _LOOK_SECONDS = 2.0
 _RELOAD_PAUSE = 0.05
@@ -55,6 +56,7 @@ class Mounted:
     pointer: Pointer
     changes: Changes
     current: CurrentLink
+    sights: Sights
     pinning: Pinning
     canarying: Canarying
     operations: Operations
@@ -81,7 +83,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
-        **view_methods(mounted.pointer, mounted.pinning, mounted.canarying, mounted.current),
+        **view_methods(mounted.pointer, mounted.sights, mounted.pinning, mounted.canarying, mounted.current),
     }
 
 

@@ -19,19 +19,21 @@ from relfs.fuse.current import CurrentLink
 from relfs.journal import Event, command_line
 from relfs.layout import Target
 from relfs.pointer import Pointer
-from relfs.processes import process, sole_owner, user_of
+from relfs.processes import acts_as, all_pids, name_of, process, sole_owner, user_of
 from relfs.releases.inuse import Use, Uses
 from relfs.threads import in_thread
 from relfs.users import user_name
 from relfs.views.bearers import bearers
+from relfs.views.canary import is_called
 from relfs.views.mark import is_mark
 from relfs.views.pins import Pin
+from relfs.views.sights import Sights
 
 _Run = Callable[[Peer, dict[str, Any]], Any]
 
 
 def view_methods(
-    pointer: Pointer, pinning: Pinning, canarying: Canarying, current: CurrentLink
+    pointer: Pointer, sights: Sights, pinning: Pinning, canarying: Canarying, current: CurrentLink
 ) -> dict[str, Method]:
     """The methods by name."""
     return {
@@ -41,6 +43,7 @@ def view_methods(
         "promote": Method(_promote(canarying), changes=True, params={"request": str}),
         "abort": Method(_abort(canarying), changes=True, params={"request": str}),
         "views": Method(_views(pinning, canarying, current), changes=False, params={}),
+        "sees": Method(_sees(pointer, sights), changes=False, params={"name": str}),
     }
 
 
@@ -154,6 +157,28 @@ def _views(pinning: Pinning, canarying: Canarying, current: CurrentLink) -> _Run
         return [*canary, *sorted(replacing + pinned, key=lambda view: view["since"])]  # type: ignore[arg-type,return-value]
 
     return run
+
+
+def _sees(pointer: Pointer, sights: Sights) -> _Run:
+    """What each process of a name sees, by pid; who is replacing `current` is not told here."""
+
+    async def run(_peer: Peer, params: dict[str, Any]) -> list[dict[str, object]]:
+        found = await in_thread(_called, str(params.get("name", "")))
+        everybody = pointer.target.label if pointer.target is not None else None
+        shown: list[dict[str, object]] = []
+        for pid, (uid, gid) in found.items():
+            why, target = sights.would_see(pid, uid, gid)
+            release = target.label if target is not None else everybody if why == "current" else None
+            shown.append({"pid": pid, "release": release, "reason": why})
+        return shown
+
+    return run
+
+
+def _called(name: str) -> dict[int, tuple[int, int]]:
+    """The processes of that name, and as whom they act. Blocks."""
+    found = {pid: acts_as(pid) for pid in sorted(all_pids()) if is_called(name_of(pid), name)}
+    return {pid: who for pid, who in found.items() if who is not None}
 
 
 def _pinned(pins: list[Pin]) -> list[dict[str, object]]:

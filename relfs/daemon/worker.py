@@ -227,7 +227,7 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._member, pointer, changes, current, pinning, canarying, operations, self._init,
+                self._plan, self._member, pointer, changes, current, sights, pinning, canarying, operations, self._init,
                 handshake.caches_links, self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)

@@ -93,11 +93,15 @@ class CurrentLink:
         """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
         if self.hidden_from(context):
             raise FUSEError(errno.ENOENT)
-        target = self._sights.seen_by(context.pid, context.uid, context.gid) if self._sights else None
+        target = self._sight_of(context)
         entry = self._entry(target) if target is not None else self.entry()
         if entry is None:
             raise FUSEError(errno.ENOENT)
         return entry
+
+    def _sight_of(self, context: RequestContext) -> Target | None:
+        """What the caller sees; None: what everybody does."""
+        return self._sights.seen_by(context.pid, context.uid, context.gid) if self._sights else None
 
     def entry(self) -> EntryAttributes | None:
         """What a lookup answers, which takes a reference, who sees what everybody does; None while there is none."""
@@ -263,8 +267,11 @@ class CurrentLink:
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
-        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past."""
+        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past; who sees
+        another release has no link that could be changed."""
         target = self._pointer.target
+        if self._sight_of(context) is not None:
+            raise FUSEError(errno.EPERM)
         if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)) or self.hidden_from(context):
             raise FUSEError(errno.ESTALE)  # the VFS looks the name up again, which may have moved elsewhere
         if fields.update_uid or fields.update_gid:

@@ -79,7 +79,7 @@ def is_meant(audience: Audience, asker: Asker) -> bool:
         and (not audience.groups or bool(asker.groups & set(audience.groups)))
         and (not audience.marks or asker.mark in audience.marks)
         and (not audience.cgroups or any(_is_in(asker.cgroups, each) for each in audience.cgroups))
-        and (audience.name is None or _is_called(asker.name, audience.name))
+        and (audience.name is None or is_called(asker.name, audience.name))
     )
 
 
@@ -89,7 +89,8 @@ def _is_in(paths: tuple[str, ...], wanted: str) -> bool:
     return any(f"/{wanted.strip('/')}/" in f"{path}/" for path in paths)
 
 
-def _is_called(name: str, wanted: str) -> bool:
+def is_called(name: str, wanted: str) -> bool:
+    """Whether a process that calls itself `name` is meant by `wanted`, which may be longer than the kernel keeps."""
     return name.encode("utf-8", "surrogateescape") == wanted.encode("utf-8", "surrogateescape")[:NAME_MAX]
 
 
@@ -147,6 +148,17 @@ class Canary:
         if chosen is None:
             chosen = self._first_sight(self.stage, tid, start, uid, gid)
         return self.stage.target if chosen else None
+
+    def would_show(self, pid: int, uid: int, gid: int) -> bool | None:
+        """Whether process `pid` sees it; None if that is decided only when it asks. Changes nothing."""
+        if self.stage is None:
+            return False
+        start = start_of(pid)
+        chosen = self._known.get((pid, start)) if start is not None else None
+        if chosen is not None:
+            return chosen
+        meant = is_meant(self.stage.audience, Asker(pid, uid, gid))
+        return None if meant and self._share is not None else meant
 
     def chosen(self) -> list[int]:
         """The processes that see it, as far as they have asked and live."""

@@ -49,6 +49,17 @@ class Sights:
             self._known.note(tid, held, _Known(target, self._changes))
         return target
 
+    def would_see(self, pid: int, uid: int, gid: int) -> tuple[str, Target | None]:
+        """Why process `pid` sees what it does, and what that is, if it is not what everybody does: "pinned", "canary",
+        "current"; or "undecided", where that is decided when it asks."""
+        pin = self.pins.of(pid)
+        if pin is not None:
+            return "pinned", pin.target
+        shown = self.canary.would_show(pid, uid, gid)
+        if shown is None:
+            return "undecided", None
+        return ("canary", self.canary.stage.target) if shown and self.canary.stage is not None else ("current", None)
+
     def _note_change(self) -> None:
         self._changes += 1
         if not self:
