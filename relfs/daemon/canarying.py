@@ -13,6 +13,8 @@ the release for a moment longer when it is current for all, sees the same.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -28,7 +30,6 @@ from relfs.views.canary import Canary, Stage
 
 _log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
 _AGAIN_SECONDS = 1.0
 _AGAIN_SECONDS_MAX = 60.0
 _PROMOTE = "promote"
@@ -91,20 +92,27 @@ class Canarying:
         elif self.canary.stage is not None:
             self.canary.end()
 
-    async def decide_in_time(self) -> None:
-        """Never returns. The clock is looked at, and not waited for, since a machine may sleep."""
-        pause = _LOOK_SECONDS
-        while True:
-            await trio.sleep(pause)
+    async def decide_in_time(self, every_beat: list[Callable[[], None]]) -> None:
+        """Never returns. The clock is looked at with `every_beat` of the worker: it is not waited for, since a machine
+        may sleep, and nobody wakes up for it."""
+        over, found = trio.open_memory_channel[Event](0)
+
+        def look() -> None:
             event = self.event
-            if event is None or event.confirm is None or not event.confirm.is_over():
-                pause = _LOOK_SECONDS
-                continue
+            if event is not None and event.confirm is not None and event.confirm.is_over():
+                with suppress(trio.WouldBlock):  # it is just being decided
+                    over.send_nowait(event)
+
+        every_beat.append(look)
+        pause = _AGAIN_SECONDS
+        async for event in found:
             try:
                 await self._decide(event)
+                pause = _AGAIN_SECONDS
             except RelfsError as error:
                 _log.warning("%s: it cannot be decided whether it becomes current for all: %s", event.release, error)
-            pause = _AGAIN_SECONDS if pause == _LOOK_SECONDS else min(2 * pause, _AGAIN_SECONDS_MAX)
+                await trio.sleep(pause)
+                pause = min(2 * pause, _AGAIN_SECONDS_MAX)
 
     async def _decide(self, event: Event) -> None:
         """Raises RelfsError."""
