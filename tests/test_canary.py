@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, relfsctl, wait_for
-from viewers import Reader, pids_of, reader, switch, views
+from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
 NOBODY = 65534
 DAEMON = 1
@@ -69,6 +69,19 @@ def test_whoever_else_makes_it_current_promotes_it(site: Mount) -> None:
     switch(site, "41")
     with reader(site, user=NOBODY) as his:
         assert his.sees() == "41"
+
+
+@needs_root
+def test_a_reused_pid_is_somebody_else(site: Mount) -> None:
+    canary(site, "42", "--uid", "nobody")
+    with reader(site, user=NOBODY) as his:
+        assert his.sees() == "42"
+    other = reader_with_pid(site, his.pid)
+    assert other.sees() == "40"
+    other.end()
+    again = reader_with_pid(site, his.pid, user=NOBODY)
+    assert again.sees() == "42"
+    again.end()
 
 
 def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
-from viewers import pids_of, reader, switch, views
+from viewers import pids_of, reader, reader_with_pid, switch, views
 
 from relfs.views.mark import mark_of, new_mark, put_mark
 
@@ -104,6 +104,17 @@ def test_pin_a_running_process_and_its_children(mount: Mount) -> None:
         wait_for(lambda: [view["release"] for view in views(mount)] == ["40", "42"], "both are there")
         assert mount.relfsctl("pin", "--pid", str(family.pid), "--end").returncode == 0
         assert family.sees() == "41"
+
+
+@needs_root
+def test_a_reused_pid_is_somebody_else(mount: Mount) -> None:
+    """At once, while the pin may still be there."""
+    with reader(mount, "run", "--release", "42") as pinned, reader(mount, "run", "--release", "41"):
+        assert pinned.sees() == "42"
+        pinned.end()
+        other = reader_with_pid(mount, pinned.pid)
+        assert other.sees() == "40"
+        other.end()
 
 
 def test_nested(mount: Mount) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mounting import Mount, environment, relfsctl_command
@@ -61,3 +63,16 @@ def views(mount: Mount) -> list[dict[str, Any]]:
 
 def pids_of(view: dict[str, Any]) -> list[int]:
     return [each["pid"] for each in view["processes"]]
+
+
+def reader_with_pid(mount: Mount, pid: int, *, user: int | None = None) -> Reader:
+    """One whose process has the number `pid`, which is free: the next one is told to be that (pid_namespaces(7)), again
+    and again, until nobody else has come first."""
+    deadline = time.monotonic() + 60
+    while True:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        started = Reader(["sh", "-c", _READER, str(mount.mountpoint)], user=user)
+        if started.pid == pid:
+            return started
+        started.end()
+        assert time.monotonic() < deadline, f"{pid} is always somebody else's"
