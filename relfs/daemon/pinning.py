@@ -1,9 +1,9 @@
 """Pinning processes, for a mount: who may, from when on it holds, and when it is over.
 
 A pin is answered once the kernel asks us for each lookup of `current`, and nobody is remembered from before it; so who
-bears its mark sees what was promised from that moment on. Of each pin, one living process is held
-by its pidfd, the witness. When that has ended, all are looked at for another (views/bearers.py), and where there is
-none, the pin is over. No clock is involved; that we are told of the end of a witness a moment late, ends a pin late.
+bears its mark sees what was promised from that moment on. Of each pin, one living process is held by its pidfd, the
+witness. When that has ended, all are looked at for another (views/bearers.py); where there is none, the pin is over. No
+clock is involved; that we are told of the end of a witness a moment late, ends a pin late.
 """
 
 from __future__ import annotations
@@ -150,10 +150,9 @@ class Pinning:
             marks = set(self._unwatched)
             try:
                 census = await in_thread(take_census, marks)
-            except OSError as error:
-                _log.warning("who is still pinned cannot be looked at: %s", reason(error))
-                self._due.set()
-                continue
+            except OSError as error:  # no descriptors
+                _log.info("who is still pinned cannot be looked at now: %s", reason(error))
+                census = Census({}, complete=False)
             self._settle(marks, census)
 
     def _settle(self, marks: set[int], census: Census) -> None:

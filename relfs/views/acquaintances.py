@@ -16,6 +16,8 @@ import select
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from relfs.descriptors import descriptors
+
 _PIDFD_THREAD = os.O_EXCL  # linux/pidfd.h
 _MOST = 4096
 
@@ -46,10 +48,7 @@ class Acquaintances(Generic[_T]):
         if tid <= 0 or len(self._noted) >= _MOST:
             return None
         with suppress(OSError):
-            try:
-                return os.pidfd_open(tid, _PIDFD_THREAD)
-            except OSError:  # an older kernel, or it is gone
-                return os.pidfd_open(tid)
+            return descriptors().for_inode(_open(tid))
         return None
 
     def note(self, tid: int, held: int, value: _T) -> None:
@@ -71,3 +70,11 @@ class Acquaintances(Generic[_T]):
         del self._noted[self._threads.pop(fd)]
         self._ends.unregister(fd)
         os.close(fd)
+
+
+def _open(tid: int) -> int:
+    """Raises OSError."""
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError:  # an older kernel, or it is gone
+        return os.pidfd_open(tid)
