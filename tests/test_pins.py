@@ -310,6 +310,20 @@ assert change((sys.argv[1],), "pin", {"mark": new_mark(), "release": "41"})["rel
 
 
 @needs_root
+def test_not_all_that_there_may_be(app: Path, open_place: Path, mounts: Mounts) -> None:
+    """A user has so many; others have theirs."""
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place, patch="from relfs.daemon import viewing\nviewing.PINS_EACH = 2")
+    with reader(mount, "run", user=NOBODY) as first, reader(mount, "run", user=NOBODY) as second:
+        assert (first.sees(), second.sees()) == ("40", "40")
+        done = relfsctl(mount.mountpoint, "run", "--", "true", user=NOBODY)
+        assert (done.returncode, "as many as a user may have" in done.stderr) == (3, True)
+        assert mount.relfsctl("run", "--", "true").returncode == 0
+        assert relfsctl(mount.mountpoint, "run", "--", "true", user=1).returncode == 0
+
+
+@needs_root
 def test_root_may_pin_everybodys(open_mount: Mount) -> None:
     with reader(open_mount, user=NOBODY) as his:
         assert his.sees() == "40"

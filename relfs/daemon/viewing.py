@@ -29,6 +29,9 @@ from relfs.views.mark import is_mark
 from relfs.views.pins import Pin
 from relfs.views.sights import Sights
 
+PINS_EACH = 2048
+"""How many there may be of one user; more, of those who may switch."""
+
 _Run = Callable[[Peer, dict[str, Any]], Any]
 
 
@@ -59,6 +62,7 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
         if who is None:
             raise RelfsError("who asks to be pinned cannot be seen from here: it is gone, or outside of a container")
         mark = params.get("mark", 0)
+        _require_room(peer, pinning)
         target = await in_thread(_target, pointer, params.get("release"))
         await in_thread(_require_own, mark, peer.uid)
         pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
@@ -71,6 +75,12 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
         return {"release": pin.release, "since": pin.since, "mark": pin.mark, "pins": marks}
 
     return run
+
+
+def _require_room(peer: Peer, pinning: Pinning) -> None:
+    """That a user who may only pin does not take all the pins that there may be."""
+    if not peer.may_change and sum(pin.actor.uid == peer.uid for pin in pinning.pins) >= PINS_EACH:
+        raise RefusedError(f"{PINS_EACH} pins are as many as a user may have who may not switch")
 
 
 def _require_own(mark: int, uid: int) -> None:
