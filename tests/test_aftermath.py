@@ -156,12 +156,13 @@ def test_it_goes_on_when_relfsctl_is_killed(mount: Mount) -> None:
 
 def test_it_begins_anew_when_the_worker_is_killed(mount: Mount) -> None:
     """relfsctl asks the next one, which does not switch again."""
-    write_hook(mount.app, "verify", "echo asking; test -e first && exit 1; touch first; exec sleep 1000")
+    write_hook(mount.app, "verify", "echo asking; test -e first && exit 1; echo $$ > first; exec sleep 1000")
     configure(mount.app, "[hooks]\ntimeout = 60\n")
     with running("-C", mount.app, "switch", "41") as process:
         wait_for((mount.app / "first").exists, "it is being verified")
         kill(mount, "worker")
         assert process.wait(60) == EXIT_REFUSED
+    os.kill(int((mount.app / "first").read_text()), signal.SIGKILL)  # whose worker is dead, nobody ends
     assert [event["action"] for event in mount.journal()][1:] == ["switch", "verify", "rollback"]
     assert mount.status()["current"] == "40"
 

@@ -80,6 +80,34 @@ def test_switches_go_on(mount: Mount, blow: str) -> None:
     assert link_of(mount.app) == "releases/42"
 
 
+_DIES_WHILE_IT_READS = """
+import os
+whole = os.listdir
+def dies(where):
+    if isinstance(where, int) and os.readlink(f"/proc/self/fd/{{where}}").endswith("/listed"):
+        if not os.path.exists({mark!r}):
+            open({mark!r}, "w").close()
+            begun = os.scandir(where)
+            next(begun)
+            os.kill(os.getpid(), 9)
+    return whole(where)
+os.listdir = dies
+"""
+
+
+def test_a_directory_that_was_half_read(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """The next worker has the same open directory, which goes on where it was left, and has to be read anew."""
+    mark = tmp_path / "dead"
+    mount = mounts.start(app, patch=_DIES_WHILE_IT_READS.format(mark=str(mark)))
+    expect_deaths(mount)
+    names = {str(number) for number in range(10)}
+    (app / "listed").mkdir()
+    for name in names:
+        (app / "listed" / name).touch()
+    assert set(os.listdir(app / "listed")) == names
+    assert mark.exists()
+
+
 _DIES_OF_BEING_ASKED = """
 import os, signal
 from relfs.daemon import methods

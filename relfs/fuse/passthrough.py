@@ -382,6 +382,7 @@ class Passthrough:
         """The names from position `start` on, each with the position behind it; position 0 reads anew."""
         listing = self._listing(fh)
         if start == 0 or not listing.names:
+            _rewind(listing)
             found = [os.fsencode(name) for name in os.listdir(listing.fd)]
             listing.kinds = None
             shown = [b".", b"..", *listing.show, *(name for name in found if not listing.hide(name))]
@@ -422,6 +423,7 @@ class Passthrough:
         """What the listing itself says of a name, where it may be read and not be searched (a user's own daemon). The
         kernel learns a number that nobody answers for: whoever asks further is looked up, and refused, anew."""
         if listing.kinds is None:
+            _rewind(listing)
             with os.scandir(listing.fd) as entries:
                 listing.kinds = {os.fsencode(each.name): (each.inode(), _type(each)) for each in entries}
         if name not in listing.kinds:
@@ -489,6 +491,12 @@ def is_nothing(fields: SetattrFields) -> bool:
     """Whether no attribute is to be changed: see Passthrough._drop_privileges()."""
     times = fields.update_atime or fields.update_mtime
     return not (times or fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid)
+
+
+def _rewind(listing: Listing) -> None:
+    """The next worker shares the descriptor, and so where it stands: one that dies while it reads leaves it anywhere.
+    os.listdir() goes back to the start only when it is done, for whoever comes next."""
+    os.lseek(listing.fd, 0, os.SEEK_SET)
 
 
 def has_access_lists(directory: int, without: Collection[bytes]) -> bool:
