@@ -144,3 +144,14 @@ def test_who_is_known_is_not_looked_at(seen: Sights) -> None:
     seen.canary.end()
     seen.pins.drop(next(iter(seen.pins)).mark)
     assert descriptors() == before, "and nobody is held when nobody has to be known"
+
+
+def test_a_number_that_is_anothers_within_a_tick(seen: Sights) -> None:
+    """Both would have started at the same time, as far as /proc tells."""
+    seen.canary.begin(Stage("1", NEW, Audience(users=(33,))))
+    with mock.patch("relfs.views.canary.start_of", return_value=7):
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            assert seen.seen_by(process.pid, 33, 33) == NEW
+            assert seen.seen_by(process.pid, 0, 0) == NEW
+            process.kill()
+        assert seen.seen_by(process.pid, 0, 0) is None

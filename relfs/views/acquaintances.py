@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -28,7 +29,9 @@ class Acquaintances(Generic[_T]):
     """What was noted of threads that live. GUARDED BY the event loop. INVARIANT: each key of `_noted` has a pidfd in
     `_ends`, which `_threads` leads back to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[int], None] = lambda _tid: None) -> None:
+        """`on_end` is called with the number of each that has ended."""
+        self._on_end = on_end
         self._ends = select.epoll()
         self._noted: dict[int, tuple[int, _T]] = {}
         self._threads: dict[int, int] = {}
@@ -37,7 +40,7 @@ class Acquaintances(Generic[_T]):
         """What was noted of thread `tid`; None if nothing was, or that was another one."""
         while ended := self._ends.poll(0):
             for fd, _ in ended:
-                self._forget(fd)
+                self._on_end(self._forget(fd))
         found = self._noted.get(tid)
         return found[1] if found is not None else None
 
@@ -66,10 +69,12 @@ class Acquaintances(Generic[_T]):
     def __len__(self) -> int:
         return len(self._noted)
 
-    def _forget(self, fd: int) -> None:
-        del self._noted[self._threads.pop(fd)]
+    def _forget(self, fd: int) -> int:
+        tid = self._threads.pop(fd)
+        del self._noted[tid]
         self._ends.unregister(fd)
         os.close(fd)
+        return tid
 
 
 def _open(tid: int) -> int:

@@ -106,6 +106,7 @@ class Canary:
         self._kept = kept
         self._share: Share | None = None
         self._known: dict[Key, bool] = {}
+        self._starts: dict[int, int] = {}
         self._numbers: dict[Key, int] = {}
         self._tidy_at = _TIDY_MIN
 
@@ -113,14 +114,14 @@ class Canary:
         """From now on. Begun again with the same id, it goes on."""
         if self.stage is not None and self.stage.id == stage.id:
             return
-        self._forget()
+        self._forget_all()
         self._told.store(json.dumps(asdict(stage)).encode("ascii"))
         self._set(stage)
         self.on_change()
 
     def end(self) -> None:
         self._told.store(b"")
-        self._forget()
+        self._forget_all()
         self.stage = None
         self.on_change()
 
@@ -132,7 +133,7 @@ class Canary:
         self._set(_stage_of(json.loads(raw)))
         for number, record in self._kept:
             pid, start, flags = _DECISION.unpack(record)
-            self._known[pid, start] = bool(flags & _CHOSEN)
+            self._know((pid, start), chosen=bool(flags & _CHOSEN))
             self._numbers[pid, start] = number
             if self._share is not None and flags & _COUNTED:
                 self._share.add((pid, start), chosen=bool(flags & _CHOSEN))
@@ -178,31 +179,49 @@ class Canary:
         key = (pid, began if began is not None else 0)
         chosen = self._known.get(key)
         if chosen is None:
-            chosen = self._decide(stage.audience, Asker(pid, uid, gid), key)
-        self._known[tid, start] = chosen
+            chosen, flags = self._decide(stage.audience, Asker(pid, uid, gid), key)
+            self._know(key, chosen=chosen)
+            self._numbers[key] = self._kept.put(_DECISION.pack(*key, flags))
+        if tid != pid:
+            self._know((tid, start), chosen=chosen)
         return chosen
 
-    def _decide(self, audience: Audience, asker: Asker, key: Key) -> bool:
-        chosen, flags = is_meant(audience, asker), 0
-        if chosen and self._share is not None:
-            chosen, flags = self._share.choose(key), _COUNTED
+    def _decide(self, audience: Audience, asker: Asker, key: Key) -> tuple[bool, int]:
+        """Whether it sees the canary, and the flags of what is kept of that."""
+        if not is_meant(audience, asker):
+            return False, 0
+        if self._share is None:
+            return True, _CHOSEN
+        chosen = self._share.choose(key)
+        return chosen, _COUNTED | (_CHOSEN if chosen else 0)
+
+    def _know(self, key: Key, *, chosen: bool) -> None:
+        self.forget(key[0])  # of an earlier one of that number
         self._known[key] = chosen
-        self._numbers[key] = self._kept.put(_DECISION.pack(*key, flags | (_CHOSEN if chosen else 0)))
-        return chosen
+        self._starts[key[0]] = key[1]
+
+    def forget(self, tid: int) -> None:
+        """Thread `tid` has ended. Where its number is another's within the same tick (10 ms), nothing else tells."""
+        if (start := self._starts.pop(tid, None)) is None:
+            return
+        key = (tid, start)
+        del self._known[key]
+        self._kept.free(self._numbers.pop(key, 0))
+        if self._share is not None:
+            self._share.forget(key)
 
     def _tidy(self) -> None:
         """Forget those that have ended, now and then."""
         if len(self._known) < self._tidy_at:
             return
-        for key in [key for key in self._known if start_of(key[0]) != key[1]]:
-            del self._known[key]
-            self._kept.free(self._numbers.pop(key, 0))
+        for tid in [tid for tid, start in self._starts.items() if start_of(tid) != start]:
+            self.forget(tid)
         self._tidy_at = max(_TIDY_MIN, 2 * len(self._known))
 
-    def _forget(self) -> None:
+    def _forget_all(self) -> None:
         for number in self._numbers.values():
             self._kept.free(number)
-        self._known, self._numbers, self._share = {}, {}, None
+        self._known, self._starts, self._numbers, self._share = {}, {}, {}, None
         self._tidy_at = _TIDY_MIN
 
 

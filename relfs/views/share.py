@@ -18,7 +18,7 @@ import hashlib
 import math
 from collections.abc import Callable
 
-from relfs.processes import start_of
+from relfs.processes import process
 
 Key = tuple[int, int]
 """A process: its pid and start time."""
@@ -39,6 +39,10 @@ class Share:
         """One that was decided about before."""
         self._members[key] = chosen
 
+    def forget(self, key: Key) -> None:
+        """One that has ended."""
+        self._members.pop(key, None)
+
     def choose(self, key: Key) -> bool:
         """Decide about one that is new."""
         self._members = {each: chosen for each, chosen in self._members.items() if self._lives(each)}
@@ -49,4 +53,6 @@ class Share:
 
 
 def _lives(key: Key) -> bool:
-    return start_of(key[0]) == key[1]
+    """A zombie does not."""
+    found = process(key[0])
+    return found is not None and found.start == key[1] and found.alive
