@@ -128,6 +128,7 @@ def test_nested(mount: Mount) -> None:
 
 def test_outlives_workers(mount: Mount) -> None:
     with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
         switch(mount, "41")
         for _ in range(3):
             worker = mount.worker_pid

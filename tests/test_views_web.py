@@ -18,7 +18,7 @@ from web import Load, Web, make_site, start_directly
 from relfs.control import Connection
 
 POOL = "www-data"
-ROUNDS = 8
+ROUNDS = 5
 MODULES = 500
 SWITCHES = 100
 
