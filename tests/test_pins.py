@@ -259,6 +259,7 @@ def open_mount(app: Path, open_place: Path, mounts: Mounts) -> Mount:
 @needs_root
 def test_everybody_may_pin_his_own(open_mount: Mount) -> None:
     with reader(open_mount, user=NOBODY) as his, reader(open_mount, "run", user=NOBODY) as run:
+        assert run.sees() == "40"
         done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(his.pid), user=NOBODY)
         assert done.returncode == 0, done.stderr
         switch(open_mount, "41")
