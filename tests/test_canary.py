@@ -16,7 +16,6 @@ from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
 NOBODY = 65534
 DAEMON = 1
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 
 
 @pytest.fixture
@@ -32,7 +31,6 @@ def canary(mount: Mount, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@needs_root
 def test_for_a_user_until_it_is_promoted(site: Mount) -> None:
     with reader(site, user=NOBODY) as his, reader(site, user=DAEMON) as other:
         canary(site, "42", "--uid", "nobody")
@@ -46,7 +44,6 @@ def test_for_a_user_until_it_is_promoted(site: Mount) -> None:
     assert [event["action"] for event in site.journal()][-3:] == ["canary", "switch", "switch"]
 
 
-@needs_root
 def test_until_it_is_aborted(site: Mount) -> None:
     with reader(site, user=NOBODY) as his:
         canary(site, "42", "--gid", str(NOBODY))
@@ -61,7 +58,6 @@ def test_until_it_is_aborted(site: Mount) -> None:
         )  # fmt: skip
 
 
-@needs_root
 def test_whoever_else_makes_it_current_promotes_it(site: Mount) -> None:
     canary(site, "42", "--uid", "nobody")
     switch(site, "42")
@@ -71,7 +67,6 @@ def test_whoever_else_makes_it_current_promotes_it(site: Mount) -> None:
         assert his.sees() == "41"
 
 
-@needs_root
 def test_a_reused_pid_is_somebody_else(site: Mount) -> None:
     canary(site, "42", "--uid", "nobody")
     with reader(site, user=NOBODY) as his:
@@ -117,7 +112,6 @@ def control_group(name: str) -> Iterator[Path]:
         group.rmdir()
 
 
-@needs_root
 def test_for_a_control_group(mount: Mount) -> None:
     """As a systemd unit's is: by name, and by path."""
     name = f"relfs-test-{os.getpid()}.service"
@@ -190,7 +184,6 @@ def test_what_each_of_a_name_sees(mount: Mount) -> None:
         assert four[0].sees() == "releases/41"
 
 
-@needs_root
 @pytest.mark.parametrize("way", ["killed", "unmounted"])
 def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
     """It is in the journal; the next mount knows of nothing else."""
@@ -211,7 +204,6 @@ def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: s
         assert his.sees() == "40"
 
 
-@needs_root
 def test_is_never_removed(site: Mount) -> None:
     switch(site, "41")
     canary(site, "42", "--uid", "nobody")
@@ -220,7 +212,6 @@ def test_is_never_removed(site: Mount) -> None:
     assert (site.app / "releases/42").exists()
 
 
-@needs_root
 def test_only_for_those_who_may_switch(site: Mount) -> None:
     for words in (("42", "--uid", "nobody"), ("promote",), ("abort",)):
         done = relfsctl(site.mountpoint, "canary", *words, user=NOBODY)

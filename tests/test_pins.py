@@ -16,7 +16,6 @@ from viewers import pids_of, reader, reader_with_pid, switch, views
 from relfs.views.mark import mark_of, new_mark, put_mark
 
 NOBODY = 65534
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 
 def test_run_sees_one_release_until_it_ends(mount: Mount) -> None:
     with reader(mount) as other, reader(mount, "run") as pinned:
@@ -55,7 +54,6 @@ _WAYS = {
 }
 
 
-@needs_root
 @pytest.mark.parametrize("way", _WAYS)
 def test_whatever_it_does(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
     place = open_place / "app"
@@ -106,7 +104,6 @@ def test_pin_a_running_process_and_its_children(mount: Mount) -> None:
         assert family.sees() == "41"
 
 
-@needs_root
 def test_a_reused_pid_is_somebody_else(mount: Mount) -> None:
     """At once, while the pin may still be there."""
     with reader(mount, "run", "--release", "42") as pinned, reader(mount, "run", "--release", "41"):
@@ -140,7 +137,6 @@ def test_outlives_workers(mount: Mount) -> None:
     wait_for(lambda: views(mount) == [], "the worker that did not begin the view ends it")
 
 
-@needs_root
 @pytest.mark.parametrize("role", ["supervisor", "standby"])
 def test_outlives_the_others(mount: Mount, role: str) -> None:
     with reader(mount, "run") as pinned:
@@ -231,7 +227,6 @@ def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> N
     assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
 
 
-@needs_root
 def test_a_users_own_mount(app: Path, open_place: Path, mounts: Mounts) -> None:
     place, live = open_place / "app", open_place / "live"
     app.rename(place)
@@ -256,7 +251,6 @@ def open_mount(app: Path, open_place: Path, mounts: Mounts) -> Mount:
     return mounts.start(place)
 
 
-@needs_root
 def test_everybody_may_pin_his_own(open_mount: Mount) -> None:
     with reader(open_mount, user=NOBODY) as his, reader(open_mount, "run", user=NOBODY) as run:
         assert run.sees() == "40"
@@ -269,7 +263,6 @@ def test_everybody_may_pin_his_own(open_mount: Mount) -> None:
         assert his.sees() == "41"
 
 
-@needs_root
 def test_and_nobody_elses(open_mount: Mount) -> None:
     with reader(open_mount) as roots, reader(open_mount, "run", "--release", "42") as pinned:
         assert pinned.sees() == "42"
@@ -281,7 +274,6 @@ def test_and_nobody_elses(open_mount: Mount) -> None:
         assert relfsctl(open_mount.mountpoint, "switch", "41", user=NOBODY).returncode == 3
 
 
-@needs_root
 def test_not_by_a_mark_that_they_bear(open_mount: Mount) -> None:
     """Such as one of another mount, or of a view that is over."""
     program = """
@@ -311,7 +303,6 @@ assert change((sys.argv[1],), "pin", {"mark": new_mark(), "release": "41"})["rel
         assert (roots.sees(), pinned.sees()) == ("40", "42")
 
 
-@needs_root
 def test_not_all_that_there_may_be(app: Path, open_place: Path, mounts: Mounts) -> None:
     """A user has so many; others have theirs."""
     place = open_place / "app"
@@ -325,7 +316,6 @@ def test_not_all_that_there_may_be(app: Path, open_place: Path, mounts: Mounts) 
         assert relfsctl(mount.mountpoint, "run", "--", "true", user=1).returncode == 0
 
 
-@needs_root
 def test_root_may_pin_everybodys(open_mount: Mount) -> None:
     with reader(open_mount, user=NOBODY) as his:
         assert his.sees() == "40"
