@@ -17,6 +17,7 @@ from relfs.views.mark import mark_of, new_mark, put_mark
 
 NOBODY = 65534
 
+
 def test_run_sees_one_release_until_it_ends(mount: Mount) -> None:
     with reader(mount) as other, reader(mount, "run") as pinned:
         for release in ("41", "42", "40", "41"):
