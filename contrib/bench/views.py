@@ -2,8 +2,8 @@
 pyfuse3 can answer, in turns; and what many pins at once cost.
 
 Run through contrib/bench/views, by the Python of the virtual environment that holds relfs. A lookup is an lstat(2) of
-the link, of which the kernel asks nothing else. The verdict compares the least of each, because the machine's other
-work can only add. One that is over is no failure.
+the link, of which the kernel asks nothing else. Turns are short, and the verdict compares the least of each, because
+the machine's other work can only add. One that is over is no failure.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Report:
 
 def main() -> None:
     parser = option_parser("views", "Measure what it costs that some see another release.")
-    parser.add_argument("--rounds", type=positive, default=10, help="how often each has its turn (%(default)s)")
-    parser.add_argument("--calls", type=positive, default=1000, help="lookups a turn (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=200, help="how often each has its turn (%(default)s)")
+    parser.add_argument("--calls", type=positive, default=50, help="lookups a turn (%(default)s)")
     parser.add_argument("--pins", type=positive, default=1000, help="how many pins there are at once (%(default)s)")
     run_benchmark(parser, _measure, _as_text)
 
