@@ -194,8 +194,9 @@ def test_add_reports_every_tool_in_both_cases(place: Path) -> None:
 # ---- views
 
 
-def test_views_reports_everybody_that_sees_something_else(place: Path) -> None:
-    report = _report(place, "views", "--rounds", "1", "--calls", "3", "--pins", "3")
+def test_views_reports_everybody_that_sees_something_else(open_place: Path) -> None:
+    """Ordinary users among them."""
+    report = _report(open_place, "views", "--rounds", "1", "--calls", "3", "--pins", "3")
     assert [row["who"] for row in report["lookups"]] == [
         "the cheapest", "not pinned", "pinned", "pinned, a user", "with a canary", "with a canary, a user",
     ]  # fmt: skip
