@@ -57,6 +57,12 @@ class Aftermath:
             return str(error)
         return None
 
+    def judge(self, canary: Event) -> str | None:
+        """Why the release that only some see is not to become current for all, if it is not."""
+        if self._config.verify.url is None and not self._has_hook(VERIFY):
+            return "there is neither a hook `verify` nor a `[verify]` url that would say that it is good"
+        return self.verify(canary)
+
     def take_back(self, event: Event, why: str, owner: Owner | None = None) -> None:
         """Undo what did not verify. Raises RefusedError always: that is how the switch has ended."""
         what = f"{event.release}: not verified: {why}"

@@ -18,6 +18,8 @@ ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
 """The actions, in the journal, that make something current."""
 
 CONFIRM = "confirm"
+CANARY = "canary"
+ABORT = "abort"
 _KEEP_ACTIVATIONS = 10_000
 _KEEP_IDS = 4_096
 
@@ -40,6 +42,8 @@ class History:
     `written` is what the current link was given for a text, where the real link says it otherwise.
     `unconfirmed` is the event that made current what is to be confirmed by its deadline, until it is, or something else
     becomes current. `active` is the id of the last one that made anything current.
+    `canary` is the event that made a release current for an audience, until that is aborted, or the release becomes
+    current for all.
     `witnessed` is the time of the last event that relfs saw itself (None: it knows of others' records only).
     """
 
@@ -51,6 +55,7 @@ class History:
         self.witnessed: float | None = None
         self.unconfirmed: Event | None = None
         self.active: str | None = None
+        self.canary: Event | None = None
         self._by_id: OrderedDict[str, Event] = OrderedDict()
         for event in events:
             self.add(event)
@@ -69,6 +74,8 @@ class History:
             self.unconfirmed = event if event.confirm is not None else None
         if event.succeeded and event.action == CONFIRM:
             self.unconfirmed = None
+        if event.succeeded:
+            self._note_canary(event)
 
     def _activate(self, event: Event, release: str) -> None:
         if event.action == "rollback":
@@ -86,6 +93,15 @@ class History:
         if not self.activations or self.activations[-1].release != release:
             self.activations.append(Activation(event.time, release, event.actor.user))
         del self.activations[:-_KEEP_ACTIVATIONS], self.path[:-_KEEP_ACTIVATIONS]
+
+    def _note_canary(self, event: Event) -> None:
+        if event.action == CANARY and event.release is not None and event.audience is not None:
+            self.canary = event
+        elif event.action == ABORT or (event.action in ACTIVATIONS and self._is_canary(event.release)):
+            self.canary = None
+
+    def _is_canary(self, release: str | None) -> bool:
+        return self.canary is not None and self.canary.release == release
 
     def find(self, request_id: str) -> Event | None:
         """The event that request `request_id` led to, if it is among the last ones."""

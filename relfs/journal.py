@@ -7,7 +7,8 @@
     text     what a tool wrote into the link, if the real link must say it otherwise (a path through a mountpoint)
     outcome  done, recovered, imported, failed: WHY, lapsed: WHY, refused: WHY
     why      why relfs did it by itself             output   the last that a hook said
-    confirm  until when it has to be confirmed (deadline.py), or it is taken back
+    confirm  until when it has to be confirmed (deadline.py), or it is taken back; of a canary, verified
+    audience for whom it is current that is not so for everybody (audience.py)
 
 Lines are written with one write(2) and then fdatasync(2)ed. A crash can tear only the last line: readers ignore it,
 the next writer removes it (or, if only its newline is missing, completes it). Who may write is the holder of the
@@ -25,9 +26,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
+from relfs.audience import Audience, audience_of
 from relfs.beneath import open_file
 from relfs.deadline import Deadline, time_of
-from relfs.errors import RelfsError, reason
+from relfs.errors import RelfsError, UsageError, reason
 from relfs.users import user_name
 
 JOURNAL = "journal"
@@ -68,6 +70,7 @@ class Event:
     confirm: Deadline | None = None
     why: str | None = None
     output: str | None = None
+    audience: Audience | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -89,7 +92,10 @@ class Event:
             "outcome": self.outcome,
         }
         confirm = asdict(self.confirm) if self.confirm is not None else None
-        more = {"text": self.text, "confirm": confirm, "why": self.why, "output": self.output}
+        audience = self.audience.as_json() if self.audience is not None else None
+        more = {
+            "text": self.text, "confirm": confirm, "why": self.why, "output": self.output, "audience": audience,
+        }  # fmt: skip
         return {**fields, **{name: value for name, value in more.items() if value is not None}}
 
 
@@ -115,8 +121,9 @@ def decode(line: bytes) -> Event | None:
             confirm=_deadline(fields.get("confirm")),
             why=_optional(fields.get("why")),
             output=_optional(fields.get("output")),
+            audience=audience_of(fields["audience"]) if "audience" in fields else None,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, UsageError):
         return None
 
 

@@ -51,10 +51,11 @@ from relfs import confirm as confirming
 from relfs import hold, pending, records
 from relfs import journal as journal_module
 from relfs.admission import Admission
+from relfs.audience import Audience
 from relfs.config import Config
 from relfs.deadline import Deadline
 from relfs.errors import RefusedError, RelfsError, reason
-from relfs.history import CONFIRM, History, resolve, rollback_target
+from relfs.history import ABORT, CANARY, CONFIRM, History, resolve, rollback_target
 from relfs.hold import Hold
 from relfs.hooks import HookError, Show
 from relfs.journal import RECOVERED, Actor, Event, Journal, new_event, this_actor
@@ -309,10 +310,74 @@ class Pointer:
             why = confirming.protected(self.deploy, self.history).get(name)
             if why is not None:
                 raise RefusedError(f"{name}: {why}, and stays")
+            if self.history.canary is not None and self.history.canary.release == name:
+                raise RefusedError(f"{name}: is a canary, which some see already, and stays")
             trash.put(self.deploy, name)
             event = self._event(PRUNE, name, None, actor, request_id)
             self._write_or_owe(event)
             return event
+
+    def begin_canary(
+        self,
+        reference: str,
+        audience: Audience,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool = False,
+        seconds: float | None = None,
+    ) -> Event:
+        """Let the release that `reference` names be current for `audience`. It is written in the journal, and for the
+        caller to do, as long as History.canary says so; and to decide about in so many `seconds`, if they are given.
+
+        Raises as switch(); RefusedError also while there is another canary.
+        """
+        if not reference.startswith("@"):
+            check_name(reference)
+        until = confirming.deadline(seconds) if seconds is not None else None
+        with self._locked():
+            self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            self._admission.require_unlocked(actor, tools=not force)
+            current, is_good = self._current_release(), self._admission.judge()
+            name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
+            self._admission.check_release(name, self.history, force=force)
+            _require_no_canary(name, current, self.history.canary)
+            event = replace(self._event(CANARY, name, current, actor, request_id), audience=audience, confirm=until)
+            self._write_or_fail(event)
+            return event
+
+    def abort_canary(self, actor: Actor, request_id: str, *, why: str | None = None) -> Event:
+        """Let everybody see what is current. Raises RefusedError if there is no canary; LockedError, RelfsError."""
+        with self._locked():
+            self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            canary = self.history.canary
+            if canary is None:
+                raise RefusedError("there is no canary; `relfsctl canary RELEASE` begins one")
+            event = replace(self._event(ABORT, canary.release, self._current_release(), actor, request_id), why=why)
+            self._write_or_fail(event)
+            return event
+
+    def target_of(self, name: str) -> Target:
+        """What a link to release `name` says here."""
+        return self.deploy.target(self._text_for(name))
+
+    def named(self, reference: str) -> Target:
+        """What `reference` would make current, for somebody who is only to see it. May be a moment old.
+
+        Raises UsageError, RefusedError, RelfsError.
+        """
+        if not reference.startswith("@"):
+            check_name(reference)
+        current, is_good = self._current_release(), self._admission.judge()
+        name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
+        self.deploy.check_release(name, allow_empty=True)
+        return self.target_of(name)
 
     def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
         """Let process `holder` hold the deploy lock; see hold.py. Raises LockedError, RelfsError."""
@@ -687,3 +752,11 @@ class Pointer:
         except OSError:
             return _NOBODY_KNOWN
         return Actor(uid, user_name(uid), 0, "")
+
+
+def _require_no_canary(name: str, current: str | None, canary: Event | None) -> None:
+    """Raises RefusedError if `name` cannot be one now."""
+    if canary is not None:
+        raise RefusedError(f"{canary.release}: is a canary; `relfsctl canary promote` or `abort` that first")
+    if name == current:
+        raise RefusedError(f"{name}: is current for everybody already")

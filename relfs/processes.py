@@ -80,12 +80,57 @@ def _flags(pid: int) -> int | None:
     return int(stat[stat.rindex(b")") + 2 :].split(b" ")[6])
 
 
+def start_of(tid: int) -> int | None:
+    """When thread `tid` was started, in clock ticks after boot; None if it is gone. Asked with every lookup, where that
+    matters: one read."""
+    try:
+        stat = _read(f"/proc/{tid}/stat")
+    except OSError:
+        return None
+    return int(stat[stat.rindex(b")") + 2 :].split(b" ", 20)[19])
+
+
+def name_of(pid: int) -> str:
+    """What process `pid` calls itself, as far as the kernel keeps that (proc(5), comm); empty if it is gone."""
+    return os.fsdecode(_name(pid))
+
+
+def cgroups_of(pid: int) -> tuple[str, ...]:
+    """The paths of the control groups that process `pid` is in, in each hierarchy (cgroups(7)); none if it is gone."""
+    try:
+        lines = os.fsdecode(_read(f"/proc/{pid}/cgroup")).splitlines()
+    except OSError:
+        return ()
+    return tuple(line.split(":", 2)[2] for line in lines)
+
+
 def user_of(pid: int) -> int:
     """As whom process `pid` acts: its effective user id (proc(5), status); -1 if it is gone."""
     try:
         return int(_field(_read(f"/proc/{pid}/status"), b"Uid").split()[1])
     except OSError:
         return -1
+
+
+def sole_owner(pid: int) -> tuple[int, int] | None:
+    """The user and group of process `pid`, if it acts as no other (real, effective, saved); None if it does, or is
+    gone."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except OSError:
+        return None
+    users, groups = (set(_field(status, name).split()[:3]) for name in (b"Uid", b"Gid"))
+    return (int(users.pop()), int(groups.pop())) if len(users) == len(groups) == 1 else None
+
+
+def acts_as(pid: int) -> tuple[int, int] | None:
+    """The user and group as whom process `pid` reaches files (proc(5), status: the last of each); None if it is gone.
+    """
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except OSError:
+        return None
+    return int(_field(status, b"Uid").split()[3]), int(_field(status, b"Gid").split()[3])
 
 
 def state_of(pid: int) -> str:

@@ -147,7 +147,7 @@ def test_prune_reports_each_way_of_removing(place: Path) -> None:
     assert all(ratio > 0 for ratio in report["ratios"].values())
 
 
-@pytest.mark.parametrize("benchmark", ["add", "passthrough", "prune", "resolve"])
+@pytest.mark.parametrize("benchmark", ["add", "passthrough", "prune", "resolve", "views"])
 def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark: str) -> None:
     done = _run(benchmark, "--directory", place / "missing")
     assert done.returncode == 1
@@ -157,7 +157,7 @@ def test_a_directory_that_is_not_there_is_one_clear_line(place: Path, benchmark:
     assert str(place / "missing") in done.stderr
 
 
-@pytest.mark.parametrize("benchmark", ["add", "passthrough", "resolve"])
+@pytest.mark.parametrize("benchmark", ["add", "passthrough", "resolve", "views"])
 def test_no_rounds_at_all_is_wrong_usage(place: Path, benchmark: str) -> None:
     done = _run(benchmark, "--directory", place, "--rounds", "0")
     assert done.returncode == 2
@@ -189,3 +189,17 @@ def test_add_reports_every_tool_in_both_cases(place: Path) -> None:
         assert row["flushed_least"] >= row["least"]
     judged = {(row["case"], row["tool"]): row["ok"] is (row["ratio"] <= 1.0) for row in report["rows"] if row["limit"]}
     assert judged == {("first time", "relfs"): True, ("1 % changed", "relfs --link"): True}
+
+
+# ---- views
+
+
+def test_views_reports_everybody_that_sees_something_else(open_place: Path) -> None:
+    """Ordinary users among them."""
+    report = _report(open_place, "views", "--rounds", "1", "--calls", "3", "--pins", "3")
+    assert [row["who"] for row in report["lookups"]] == [
+        "the cheapest", "not pinned", "pinned", "pinned, a user", "with a canary", "with a canary, a user",
+    ]  # fmt: skip
+    assert all(0 < row["least"] <= row["median"] for row in report["lookups"])
+    assert report["many"]["pins"] == 3
+    assert report["many"]["lookup_us"] > 0

@@ -1,6 +1,6 @@
 """A replacement that is under way, or was begun and never ended: who sees what, and where it is told.
 
-How it is decided who is replacing the link is tested without a mount, in test_views.py.
+How it is decided who is replacing the link is tested without a mount, in test_replacement_views.py.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sandbox import RELEASES, make_app
 _CONFIGURATION = """
 daemon off;
 master_process on;
-user root;
+user {user};
 worker_processes 2;
 pid {directory}/pid;
 error_log {directory}/error.log;
@@ -81,12 +81,20 @@ class Answers:
 class Web:
     """A running nginx on a loopback address, which `start` started: by itself, or by way of a shell."""
 
-    def __init__(self, directory: Path, root: Path, start: Callable[[list[str]], subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        root: Path,
+        start: Callable[[list[str]], subprocess.Popen[bytes]],
+        *,
+        user: str = "root",
+    ) -> None:
+        """`user` is whom its workers run as."""
         address = _free_address()
         self.url = f"http://{address}/page"
         self._directory = directory
         configuration = directory / "nginx.conf"
-        configuration.write_text(_CONFIGURATION.format(directory=directory, root=root, address=address))
+        configuration.write_text(_CONFIGURATION.format(directory=directory, root=root, address=address, user=user))
         self._process = start(["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)])
         wait_for(self._answers, "nginx answers")
 

@@ -58,7 +58,7 @@ _BETWEEN_SECONDS = 3.0
 _PAUSE = 0.05
 
 
-def ask(place: Place, method: str) -> Any:
+def ask(place: Place, method: str, params: dict[str, Any] | None = None) -> Any:
     """Ask the daemon something that changes nothing; None if there is no daemon. Where a worker dies before it has
     answered, the next one is asked."""
     deadline = time.monotonic() + _BETWEEN_SECONDS
@@ -68,7 +68,7 @@ def ask(place: Place, method: str) -> Any:
         except NoDaemon:
             return None
         try:
-            return connection.call(method, {})
+            return connection.call(method, params or {})
         except ConnectionError:
             if time.monotonic() > deadline or not is_mounted(place):
                 return None

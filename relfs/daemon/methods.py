@@ -13,12 +13,15 @@ from typing import Any
 import trio
 
 from relfs import __version__
+from relfs.daemon.canarying import Canarying
 from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
 from relfs.daemon.member import Member
+from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
+from relfs.daemon.viewing import view_methods, with_pinned
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -26,7 +29,7 @@ from relfs.fuse.operations import Operations
 from relfs.fuse.protocol import HAS_RESEND, InitRequest
 from relfs.health import health
 from relfs.hold import Hold, held
-from relfs.layout import check_name
+from relfs.layout import CURRENT, check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.releases.deleter import start_deleting
@@ -34,6 +37,7 @@ from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who
 from relfs.threads import in_thread
+from relfs.views.sights import Sights
 
 _LOOK_SECONDS = 2.0
 _RELOAD_PAUSE = 0.05
@@ -52,6 +56,9 @@ class Mounted:
     pointer: Pointer
     changes: Changes
     current: CurrentLink
+    sights: Sights
+    pinning: Pinning
+    canarying: Canarying
     operations: Operations
     init: InitRequest
     caches_links: bool
@@ -76,6 +83,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
+        **view_methods(mounted.pointer, mounted.sights, mounted.pinning, mounted.canarying, mounted.current),
     }
 
 
@@ -119,8 +127,9 @@ def _discard(mounted: Mounted) -> _Run:
     """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.discard(str(params.get("release", "")), await peer.actor(), params["request"])
-        return event.as_json()
+        name = str(params.get("release", ""))
+        with mounted.pinning.removing(name):
+            return (await mounted.changes.discard(name, await peer.actor(), params["request"])).as_json()
 
     return run
 
@@ -150,7 +159,9 @@ def _who(mounted: Mounted) -> _Run:
         for name in names:
             check_name(name)
         ask = partial(ask_who_uses, mounted.pointer.deploy, names, _own_pids(mounted))
-        return (await in_thread(ask, limiter=looking, abandon_on_cancel=True)).as_json()
+        uses = await in_thread(ask, limiter=looking, abandon_on_cancel=True)
+        path = f"{mounted.plan.mountpoint}/{CURRENT}"
+        return (await in_thread(with_pinned, uses, list(mounted.pinning.pins), path)).as_json()
 
     return run
 
@@ -268,16 +279,29 @@ def status(mounted: Mounted, seen: Seen) -> Status:
             capabilities=kept.capabilities,
             seccomp=kept.seccomp,
         ),
-        views=tuple(
-            View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
-            for each in mounted.current.replacements
-        ),
+        views=_views(mounted),
         diverged=pointer.diverged,
         sealed=tuple(sorted(mounted.seals.sealed)) if mounted.seals is not None else None,
         unsealing=tuple(sorted(mounted.seals.left)) if mounted.seals is not None else (),
         requests=dict(mounted.operations.requests),
         health=seen.health,
     )
+
+
+def _views(mounted: Mounted) -> tuple[View, ...]:
+    found = [
+        View("replacing current", each.actor.pid, each.actor.user, each.actor.command, each.since)
+        for each in mounted.current.replacements
+    ]
+    canary = mounted.canarying.event
+    if canary is not None:
+        actor = canary.actor
+        found.append(View(f"canary {canary.release}", actor.pid, actor.user, actor.command, canary.time))
+    pids = mounted.pinning.witnesses()
+    for pin in mounted.pinning.pins:
+        pid = pids.get(pin.mark, pin.pid)
+        found.append(View(f"pinned to {pin.release}", pid, pin.actor.user, pin.actor.command, pin.since))
+    return tuple(found)
 
 
 def _pid(who: Who | None) -> int | None:

@@ -46,7 +46,7 @@ _KEPT = {
     "CAP_SETUID": 7,  # the same with setfsuid(2)
     "CAP_SYS_PTRACE": 19,  # /proc/PID/fd and ns of others: who replaces the link, and who uses a release
     "CAP_SYS_ADMIN": 21,  # mounts, seals, trusted.* attributes, and the filter below
-    "CAP_SYS_RESOURCE": 24,  # descriptors by the hundred thousand; a full disk's reserve for root's own requests
+    "CAP_SYS_RESOURCE": 24,  # descriptors by the hundred thousand; a full disk's reserve for root's own requests; marks
     "CAP_MKNOD": 27,  # devices and overlay whiteouts, for callers that have it
     "CAP_AUDIT_WRITE": 29,  # sudo(8) and su(1) in a hook of root's
     "CAP_SETFCAP": 31,  # security.capability, as unpacking a release as root sets it

@@ -52,7 +52,8 @@ _GROUPS_MAX = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is on the other end. `pid` is 0 if it lives outside our pid name space. `show`, which any thread may call,
+    """Who is on the other end. `pid` is 0 if it lives outside our pid name space. `may_change`: he is one of those who
+    may change things, which only a method that is `for_all` has to ask. `show`, which any thread may call,
     sends it a line of what a hook prints, if that was asked for."""
 
     pid: int
@@ -60,6 +61,7 @@ class Peer:
     gid: int
     groups: frozenset[int]
     show: Show | None = None
+    may_change: bool = False
 
     async def actor(self) -> Actor:
         """As the journal names him."""
@@ -72,11 +74,13 @@ class Peer:
 
 @dataclass(frozen=True)
 class Method:
-    """What a method does, and whether it changes something. `params` names the parameters it takes, with types."""
+    """What a method does, and whether it changes something. `params` names the parameters it takes, with types.
+    `for_all`: everybody may ask for such a change, and `run` decides who gets what."""
 
     run: Callable[[Peer, dict[str, Any]], Awaitable[Any]]
     changes: bool
     params: dict[str, type | tuple[type, ...]]
+    for_all: bool = False
 
 
 class _ProtocolError(Exception):
@@ -201,7 +205,9 @@ class ControlServer:
                 raise _ProtocolError(
                     INVALID_PARAMS, f"{name}: a change needs a `request` id of at most {_REQUEST_ID_MAX} characters"
                 )
-            await self._authorize(peer)
+            peer = replace(peer, may_change=self._may_change(peer))
+            if not (peer.may_change or method.for_all):
+                await self._refuse(peer)
         return await method.run(peer, params)
 
     def _require_meant(self, state: object) -> None:
@@ -212,11 +218,12 @@ class ControlServer:
                 "is in the place of your own"
             )
 
-    async def _authorize(self, peer: Peer) -> None:
+    def _may_change(self, peer: Peer) -> bool:
         if peer.uid in (0, self._owner):
-            return
-        if self._group is not None and (peer.gid == self._group or self._group in peer.groups):
-            return
+            return True
+        return self._group is not None and (peer.gid == self._group or self._group in peer.groups)
+
+    async def _refuse(self, peer: Peer) -> None:
         user, owner = await user_name_of(peer.uid), await user_name_of(self._owner)
         raise RefusedError(
             f"user {user} may look but not change anything here; root, {owner} and the configured group may"

@@ -31,11 +31,13 @@ import trio
 
 from relfs import libc
 from relfs.aftermath import Aftermath
+from relfs.daemon.canarying import Canarying
 from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, clean, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
+from relfs.daemon.pinning import Pinning
 from relfs.daemon.preflight import raise_descriptor_limit, replace_daemon_lock
 from relfs.daemon.privileges import drop
 from relfs.daemon.reader import become_reader
@@ -70,6 +72,9 @@ from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
+from relfs.views.canary import Canary
+from relfs.views.pins import Pins
+from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +149,7 @@ class _Mount:
         self._tried: set[str] = set()
         self._attached: set[str] = _attached(member.ledger)
         self._leaving = False
+        self._canarying: Canarying | None = None
         self._signals: AsyncIterator[int]
 
     async def run(self) -> int:
@@ -151,7 +157,7 @@ class _Mount:
         token = trio.lowlevel.current_trio_token()
 
         def publish(event: Event) -> None:
-            token.run_sync_soon(self._hub.publish, event)
+            token.run_sync_soon(self._publish, event)
 
         pointer = await in_thread(lambda: self._open_pointer(publish))
         with ExitStack() as session:
@@ -165,6 +171,11 @@ class _Mount:
         if not self._ledger.mounted:
             raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
         return self._status
+
+    def _publish(self, event: Event) -> None:
+        self._hub.publish(event)
+        if self._canarying is not None:
+            self._canarying.follow()
 
     def _open_pointer(self, publish: Callable[[Event], None]) -> Pointer:
         on_target = self._seals.prepare if self._config.seal else None
@@ -193,14 +204,22 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             aftermath = Aftermath(pointer, self._config)
             changes = Changes(pointer, self._seals, Teller(self._member["connection"]), aftermath)
+            sights = Sights(Pins(self._ledger.pins), Canary(self._ledger.canary, self._ledger.decisions))
+            pinning = Pinning(sights.pins, changes)
+            self._canarying = canarying = Canarying(sights.canary, pointer, changes)
             current = CurrentLink(
-                pointer, changes, self._table, nursery, once=self._once, kept=self._ledger.replacements,
-                show=self._show, checks=self._config.checks, grace=self._config.grace,
+                pointer, changes, self._table, nursery,
+                once=self._once, sights=sights, kept=self._ledger.replacements, show=self._show,
+                checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
             handshake = self._handshake()
             operations = self._operations(current, handshake, nursery)
             if self._adopting:
                 self._restore(current, operations)
+                pinning.restore()
+                sights.canary.restore()
+            else:
+                canarying.follow()
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
@@ -209,8 +228,8 @@ class _Mount:
                 nursery.start_soon(self._leave)
 
             mounted = Mounted(
-                self._plan, self._member, pointer, changes, current, operations, self._init, handshake.caches_links,
-                self._relayed, self._seals if self._config.seal else None, self._native, leave,
+                self._plan, self._member, pointer, changes, current, sights, pinning, canarying, operations, self._init,
+                handshake.caches_links, self._relayed, self._seals if self._config.seal else None, self._native, leave,
             )  # fmt: skip
             nursery.start_soon(self._obey_signals, leave)
             nursery.start_soon(self._obey_supervisor, changes, leave)
@@ -291,6 +310,8 @@ class _Mount:
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes, self._every_beat)
+        nursery.start_soon(mounted.pinning.run)
+        nursery.start_soon(mounted.canarying.decide_in_time, self._every_beat)
         self._say_serving(mounted.pointer.target)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:
@@ -316,6 +337,8 @@ class _Mount:
         """Finish what the worker before this one had begun, once nobody has to wait for it."""
         try:
             await changes.refresh()
+            if self._canarying is not None:
+                self._canarying.follow()
         except (RelfsError, OSError) as error:
             _log.warning("the real link cannot be looked at: %s", error)
 

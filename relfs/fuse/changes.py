@@ -20,6 +20,7 @@ import trio
 from pyfuse3 import InodeT
 
 from relfs.aftermath import Aftermath
+from relfs.audience import Audience
 from relfs.fuse.inodes import ROOT
 from relfs.fuse.teller import Teller
 from relfs.hold import Hold
@@ -64,7 +65,7 @@ class Changes:
         *,
         force: bool,
         confirm: float | None,
-        owner: Owner,
+        owner: Owner | None,
         show: Show | None,
     ) -> Event:
         """Pointer.switch(); when it returns, no new lookup can see anything else, and all that follows a switch has
@@ -92,6 +93,31 @@ class Changes:
     async def confirm(self, release: str | None, actor: Actor, request_id: str) -> Event:
         """Pointer.confirm(); what was overdue has been taken back first."""
         return await self._then_tell(partial(self._pointer.confirm, release, actor, request_id))
+
+    async def begin_canary(
+        self,
+        reference: str,
+        audience: Audience,
+        actor: Actor,
+        request_id: str,
+        *,
+        force: bool,
+        seconds: float | None,
+    ) -> Event:
+        """Pointer.begin_canary(). Nobody sees it yet."""
+        return await self._then_tell(
+            partial(
+                self._pointer.begin_canary, reference, audience, actor, request_id, force=force, seconds=seconds
+            )
+        )  # fmt: skip
+
+    async def abort_canary(self, actor: Actor, request_id: str, why: str | None) -> Event:
+        """Pointer.abort_canary(). Some still see it."""
+        return await self._then_tell(partial(self._pointer.abort_canary, actor, request_id, why=why))
+
+    async def judge(self, canary: Event) -> str | None:
+        """Aftermath.judge()."""
+        return await in_thread(self._aftermath.judge, canary, abandon_on_cancel=True)
 
     async def take_stock(self) -> None:
         """Pointer.take_stock(), and what follows if something was taken back."""

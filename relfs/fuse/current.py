@@ -1,8 +1,9 @@
 """The virtual `current`: what the name leads to, for whom, and what becomes of attempts to replace it.
 
-The link has no state of its own: what it says is Pointer.target, who is replacing it is `replacements`. Every way of
-replacing it (unlink and symlink, rename, exchange) ends in Changes.replace(), after the new target was checked; the
-covered directory's own `current` is never removed, so that the real symlink serves at every moment.
+The link has no state of its own: what it says is Pointer.target, or what the caller sees instead (`sights`); who is
+replacing it is `replacements`. Every way of replacing it (unlink and symlink, rename, exchange) ends in
+Changes.replace(), after the new target was checked; the covered directory's own `current` is never removed, so that the
+real symlink serves at every moment.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from relfs.processes import process, thread_group
 from relfs.store import TEMPORARY, Owner
 from relfs.survival.memory import Cell
 from relfs.threads import in_thread, user_name_of
-from relfs.views import Replacement, begin_replacement, replacement_of
+from relfs.views.replacement import Replacement, begin_replacement, replacement_of
+from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class CurrentLink:
         nursery: trio.Nursery,
         *,
         once: Once,
+        sights: Sights,
         kept: Cell,
         show: Callable[[Target], str],
         checks: Checks,
@@ -70,6 +73,7 @@ class CurrentLink:
         """`show` makes the text that readers get of a target; `grace` is in seconds; `kept` is where the next worker
         finds the replacements."""
         self.replacements: list[Replacement] = []
+        self._sights = sights
         self._once = once
         self._kept = kept
         self._pointer = pointer
@@ -87,16 +91,24 @@ class CurrentLink:
 
     def lookup(self, context: RequestContext) -> EntryAttributes:
         """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
-        entry = None if self.hidden_from(context) else self.entry()
+        if self.hidden_from(context):
+            raise FUSEError(errno.ENOENT)
+        target = self._sight_of(context)
+        entry = self._entry(target) if target is not None else self.entry()
         if entry is None:
             raise FUSEError(errno.ENOENT)
         return entry
 
+    def _sight_of(self, context: RequestContext) -> Target | None:
+        """What the caller sees; None: what everybody does."""
+        return self._sights.seen_by(context.pid, context.uid, context.gid) if self._sights else None
+
     def entry(self) -> EntryAttributes | None:
-        """What a lookup answers, which takes a reference; None while there is no `current`."""
+        """What a lookup answers, which takes a reference, who sees what everybody does; None while there is none."""
         target = self._pointer.target
-        if target is None:
-            return None
+        return self._entry(target) if target is not None else None
+
+    def _entry(self, target: Target) -> EntryAttributes:
         entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
         self._table.count(entry.st_ino)
         return entry
@@ -117,7 +129,7 @@ class CurrentLink:
         entry.st_nlink = 1
         entry.st_size = len(text)
         entry.attr_timeout = FOR_EVER
-        entry.entry_timeout = 0.0 if self.replacements else FOR_EVER
+        entry.entry_timeout = 0.0 if self.replacements or self._sights else FOR_EVER
         return entry
 
     def _status(self) -> os.stat_result:
@@ -255,8 +267,11 @@ class CurrentLink:
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
-        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past."""
+        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past; who sees
+        another release has no link that could be changed."""
         target = self._pointer.target
+        if self._sight_of(context) is not None:
+            raise FUSEError(errno.EPERM)
         if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)) or self.hidden_from(context):
             raise FUSEError(errno.ESTALE)  # the VFS looks the name up again, which may have moved elsewhere
         if fields.update_uid or fields.update_gid:

@@ -59,7 +59,7 @@ _MAPPED_FIELDS = 6
 @dataclass(frozen=True)
 class Use:
     """A process that uses a release. `start` is its start time in clock ticks after boot; `how` is cwd, root, exe,
-    open, mapped or mounted; `path` is what the process knows it by."""
+    open, mapped, mounted or pinned; `path` is what the process knows it by."""
 
     pid: int
     start: int

@@ -87,6 +87,8 @@ def _protected(
     if last_good is not None:
         found[last_good] = "the last good one, which a rollback leads to"
     found |= confirm.protected(deploy, history)
+    if history.canary is not None and history.canary.release is not None:
+        found[history.canary.release] = "a canary, which some see already"
     try:
         found |= dict.fromkeys(live_releases(deploy, target), "current")
     except OSError as error:

@@ -6,7 +6,10 @@ whole).
     handles    open files and directories, by file handle; their descriptors are in the Estate
     errands    requests that must not be done twice (fuse/once.py)
     requests   requests that were read and not answered, where the kernel cannot be asked for them again (requests.py)
-    cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals
+    pins       what the marks of processes stand for (views/pins.py)
+    decisions  who sees the canary, and who does not (views/canary.py)
+    cells      single values: what was asked for, the reply to INIT, what is attached, replacements under way, seals,
+               the canary
 
 Lookup counts are advisory: a FORGET that a dead worker had read is lost, and a LOOKUP that is done again counts twice.
 Each only keeps a record longer than it is needed.
@@ -47,6 +50,10 @@ _HANDLES = 1 << 20
 _HANDLE_NUMBERS = 2 * _HANDLES  # more than there are slots
 _FIRST_HANDLE = 1 << 56
 _ERRANDS = 1 << 10
+_PIN_MAX = 1 << 14
+_PINS = 1 << 13
+_DECISION_MAX = 24
+_DECISIONS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,9 @@ class Ledger:
         self._links = Slots(memory, _LINK_AREA, _LINK_MAX)
         self._handles = Slots(memory, _HANDLE_AREA, _HANDLE.size)
         self.errands = Slots(memory, _ERRAND_AREA, ERRAND_MAX)
+        self.pins = Slots(memory, _PIN_AREA, _PIN_MAX)
+        self.decisions = Slots(memory, _DECISION_AREA, _DECISION_MAX)
+        self.canary = Cell(memory, _CANARY_AREA)
         self.session = Cell(memory, _SESSION_AREA)
         self.reply = Cell(memory, _REPLY_AREA)
         self.attached = Cell(memory, _ATTACHED_AREA)
@@ -275,4 +285,7 @@ _HANDLE_AREA = area(_ERRAND_AREA, Slots.room(_HANDLE.size, _HANDLES))
 _LINK_AREA = area(_HANDLE_AREA, Slots.room(_LINK_MAX, _LINKS))
 _NODE_AREA = area(_LINK_AREA, Slots.room(_NODE_MAX, _NODES))
 _REQUEST_AREA = area(_NODE_AREA, Requests.room())
-_SIZE = _REQUEST_AREA.end
+_PIN_AREA = area(_REQUEST_AREA, Slots.room(_PIN_MAX, _PINS))  # from here on: memory that was made without it grows
+_DECISION_AREA = area(_PIN_AREA, Slots.room(_DECISION_MAX, _DECISIONS))
+_CANARY_AREA = area(_DECISION_AREA, 1 << 18)
+_SIZE = _CANARY_AREA.end

@@ -1,4 +1,4 @@
-"""Who sees which release. So far: who sees no `current` at all, because he is busy replacing it.
+"""Who sees no `current` at all, because he is busy replacing it.
 
 The legacy replacement
 ----------------------

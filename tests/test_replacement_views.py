@@ -12,7 +12,7 @@ import pytest
 
 from relfs.journal import Actor
 from relfs.processes import process
-from relfs.views import Replacement, begin_replacement
+from relfs.views.replacement import Replacement, begin_replacement
 
 
 class Shell:

@@ -1,0 +1,73 @@
+"""The canary for commands. Only a mount has one; processes that are named by pid are marked here, as far as we may."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from relfs.audience import Audience, audience_of
+from relfs.cli.pinning import ask_mount
+from relfs.cli.session import ask
+from relfs.errors import RefusedError, RelfsError, UsageError
+from relfs.locate import Place
+
+
+def begin_canary(
+    place: Place, release: str, audience: Audience, pids: Collection[int], *, force: bool, seconds: float | None
+) -> dict[str, Any]:
+    """Let `release` be current for `audience`; if `pids` are given, for those of it that are one of these processes, or
+    descend from one. In so many `seconds`, it decides by itself. The journal event. Raises RelfsError."""
+    if pids:
+        audience = replace(audience, marks=(_mark(place, pids),))
+    audience_of(audience.as_json())  # what is wrong with it is said without asking anybody
+    params = {"release": release, "audience": audience.as_json(), "force": force, "for": seconds}
+    event: dict[str, Any] = ask_mount(place, "canary", params)
+    return event
+
+
+def promote_canary(place: Place) -> dict[str, Any]:
+    """Make the canary current for all. The journal event. Raises RelfsError."""
+    event: dict[str, Any] = ask_mount(place, "promote", {})
+    return event
+
+
+def abort_canary(place: Place) -> dict[str, Any]:
+    """Let nobody see the canary any more. The journal event. Raises RelfsError."""
+    event: dict[str, Any] = ask_mount(place, "abort", {})
+    return event
+
+
+def user_id(name: str) -> int:
+    """The number of a user who is given by that or by name. Raises UsageError."""
+    try:
+        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise UsageError(f"{name}: no such user") from error
+
+
+def group_id(name: str) -> int:
+    """The number of a group, likewise. Raises UsageError."""
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise UsageError(f"{name}: no such group") from error
+
+
+def _mark(place: Place, pids: Collection[int]) -> int:
+    """A mark that the processes bear, and those that descend from them but are pinned."""
+    from relfs.processes import process
+    from relfs.views.family import mark_family
+    from relfs.views.mark import mark_of, new_mark
+
+    pinned = {view["mark"] for view in ask(place, "views") or [] if view["mark"] is not None}
+    mark = new_mark()
+    for pid in pids:
+        if process(pid) is None:
+            raise RelfsError(f"process {pid}: there is none")
+        if mark_of(pid) in pinned:
+            raise RefusedError(f"process {pid}: is pinned; `relfsctl pin --end --pid {pid}` ends that")
+        mark_family(pid, mark, leave=pinned)
+    return mark

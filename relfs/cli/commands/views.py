@@ -1,0 +1,44 @@
+"""`relfsctl views`: who does not see what everybody sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from relfs.cli.output import moment, show_json, show_table
+from relfs.cli.session import Session, ask, pass_session
+
+
+@click.command(
+    "views",
+    epilog="\b\nExample:\n  relfsctl views --of php-fpm8.2\n  relfsctl --json views | jq '.[].processes[].pid'",
+)
+@click.option("--of", "name", metavar="NAME", help="What each process sees that is called so (as `ps -o comm` has it).")
+@pass_session
+def command(session: Session, name: str | None) -> None:
+    """Every view: the release that somebody sees, why, since when, who asked for it, and the processes. With NAME: all
+    processes of that name, those that see what everybody sees as well.
+    """
+    if name is not None:
+        _show_all_of(session, name)
+        return
+    views = ask(session.place(), "views") or []
+    if session.json:
+        show_json(views)
+        return
+    show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in views])
+
+
+def _show_all_of(session: Session, name: str) -> None:
+    found = ask(session.place(), "sees", {"name": name}) or []
+    if session.json:
+        show_json(found)
+        return
+    rows = [[str(each["pid"]), each["release"] or "", each["reason"]] for each in found]
+    show_table(["PID", "RELEASE", "REASON"], rows)
+
+
+def _row(view: dict[str, Any]) -> list[str]:
+    processes = ", ".join(f"{each['pid']} ({each['command']})" for each in view["processes"])
+    return [view["release"] or "", view["reason"], moment(view["since"]), view["by"], processes]

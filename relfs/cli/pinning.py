@@ -1,0 +1,68 @@
+"""Pins for commands. Only a mount has them; the mark is put on here, by whoever runs relfsctl, as far as he may."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from relfs.cli.session import is_mounted, refuse_behind_mount, refuse_in_hook
+from relfs.control import NoDaemon, change
+from relfs.errors import RefusedError, RelfsError
+from relfs.locate import Place
+
+
+def pin_self(place: Place, release: str | None) -> None:
+    """Let this process, and what it starts or becomes, see `release`, or what is current now. Raises RelfsError."""
+    from relfs.views.mark import new_mark, put_mark
+
+    mark = new_mark()
+    put_mark(os.getpid(), mark)
+    ask_mount(place, "pin", {"mark": mark, "release": release})
+
+
+def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
+    """Likewise process `pid` and its descendants, but for those that are pinned otherwise already; `others` in the
+    answer counts those that are not ours to pin. Raises RelfsError.
+
+    It is asked for twice: before any mark is replaced by one that is worth nothing, and when those are known that have
+    it.
+    """
+    from relfs.processes import process
+    from relfs.views.family import mark_family
+    from relfs.views.mark import mark_of, new_mark
+
+    if process(pid) is None:
+        raise RelfsError(f"process {pid}: there is none")
+    params = {"mark": new_mark(), "release": release}
+    request_id = os.urandom(16).hex()
+    made = ask_mount(place, "pin", params, request_id)
+    others = mark_family(pid, made["mark"], leave=set(made["pins"]) - {mark_of(pid)})
+    ask_mount(place, "pin", params, request_id)
+    return {"release": made["release"], "pid": pid, "since": made["since"], "others": others}
+
+
+def unpin(place: Place, pid: int) -> dict[str, Any]:
+    """End the view of process `pid`, and of all that were pinned with it. Raises RelfsError, RefusedError if there is
+    none."""
+    from relfs.views.mark import mark_of
+
+    ended = ask_mount(place, "unpin", {"mark": mark_of(pid)})
+    if ended["release"] is None:
+        raise RefusedError(f"process {pid}: is not pinned; `relfsctl views` lists those that are")
+    return {**ended, "pid": pid}
+
+
+def ask_mount(place: Place, method: str, params: dict[str, Any], request_id: str | None = None) -> Any:
+    """What the daemon answers. Raises RelfsError, also where nothing is mounted, and RefusedError for the hook that is
+    asked before a swap: a tool that swaps keeps the mount's directory meanwhile, and the kernel can be told nothing."""
+    refuse_in_hook(place, before_only=True)
+    try:
+        return change(
+            place.state_paths, method, params, request_id=request_id, mounted=lambda: is_mounted(place)
+        )  # fmt: skip
+    except NoDaemon:
+        refuse_behind_mount(place)
+        raise RelfsError(
+            f"{place.deploy_path}: is not mounted, so everybody sees what the real link says; `relfs "
+            f"{place.deploy_path}` mounts it"
+        ) from None

@@ -1,0 +1,305 @@
+"""The canary on a real mount: who sees it, how it ends, and that it outlives workers, mounts and reboots."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts, relfsctl, wait_for
+from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
+
+NOBODY = 65534
+DAEMON = 1
+
+
+@pytest.fixture
+def site(app: Path, open_place: Path, mounts: Mounts) -> Mount:
+    """A mount that every user can reach."""
+    place = open_place / "app"
+    app.rename(place)
+    return mounts.start(place)
+
+
+def canary(mount: Mount, *words: str) -> None:
+    done = mount.relfsctl("canary", *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_for_a_user_until_it_is_promoted(site: Mount) -> None:
+    with reader(site, user=NOBODY) as his, reader(site, user=DAEMON) as other:
+        canary(site, "42", "--uid", "nobody")
+        assert (his.sees(), other.sees()) == ("42", "40")
+        assert os.readlink(site.app / "current") == "releases/40"
+        switch(site, "41")
+        assert (his.sees(), other.sees()) == ("42", "41")
+        canary(site, "promote")
+        assert (his.sees(), other.sees()) == ("42", "42")
+    assert views(site) == []
+    assert [event["action"] for event in site.journal()][-3:] == ["canary", "switch", "switch"]
+
+
+def test_until_it_is_aborted(site: Mount) -> None:
+    with reader(site, user=NOBODY) as his:
+        canary(site, "42", "--gid", str(NOBODY))
+        assert his.sees() == "42"
+        canary(site, "abort")
+        assert his.sees() == "40"
+    assert [event["action"] for event in site.journal()][-2:] == ["canary", "abort"]
+    for words in (("promote",), ("abort",)):
+        done = site.relfsctl("canary", *words)
+        assert (done.returncode, done.stderr) == (
+            3, "relfsctl: there is no canary; `relfsctl canary RELEASE` begins one\n"
+        )  # fmt: skip
+
+
+def test_whoever_else_makes_it_current_promotes_it(site: Mount) -> None:
+    canary(site, "42", "--uid", "nobody")
+    switch(site, "42")
+    wait_for(lambda: views(site) == [], "the canary is over")
+    switch(site, "41")
+    with reader(site, user=NOBODY) as his:
+        assert his.sees() == "41"
+
+
+def test_a_reused_pid_is_somebody_else(site: Mount) -> None:
+    canary(site, "42", "--uid", "nobody")
+    with reader(site, user=NOBODY) as his:
+        assert his.sees() == "42"
+    other = reader_with_pid(site, his.pid)
+    assert other.sees() == "40"
+    other.end()
+    again = reader_with_pid(site, his.pid, user=NOBODY)
+    assert again.sees() == "42"
+    again.end()
+
+
+def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
+    with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
+        assert family.sees() == "40"
+        canary(mount, "42", "--pid", str(family.pid))
+        assert (family.sees(), other.sees()) == ("42", "40")
+
+
+def test_who_is_pinned_stays_so(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        canary(mount, "42", "--uid", str(os.getuid()))
+        assert (pinned.sees(), os.readlink(mount.app / "current")) == ("40", "releases/42")
+        done = mount.relfsctl("canary", "abort")
+        done = mount.relfsctl("canary", "42", "--pid", str(pinned.pid))
+        assert (done.returncode, "is pinned" in done.stderr) == (3, True)
+
+
+@contextmanager
+def control_group(name: str) -> Iterator[Path]:
+    """One without a controller, in whichever hierarchy there is."""
+    root = next(
+        path for path in map(Path, ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"))
+        if (path / "cgroup.procs").exists()
+    )  # fmt: skip
+    group = root / name
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
+        group.rmdir()
+
+
+def test_for_a_control_group(mount: Mount) -> None:
+    """As a systemd unit's is: by name, and by path."""
+    name = f"relfs-test-{os.getpid()}.service"
+    with control_group(name) as group:
+        into = ("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group))
+        for wanted in (name, f"/{name}"):
+            canary(mount, "42", "--cgroup", wanted)
+            with reader(mount, before=into) as inside, reader(mount) as outside:
+                assert (inside.sees(), outside.sees()) == ("42", "40")
+            canary(mount, "abort")
+
+
+_NAMED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(15, sys.argv[2].encode())
+for line in sys.stdin:
+    print(os.readlink(sys.argv[1] + "/current"), flush=True)
+"""
+
+
+@contextmanager
+def workers(mount: Mount, count: int, name: str) -> Iterator[list[Reader]]:
+    """Processes that are called `name`."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            worker = Reader(["python3", "-Sc", _NAMED, str(mount.mountpoint), name])
+            stack.callback(worker.end)
+            found.append(worker)
+        yield found
+
+
+def test_a_quarter_of_64_workers(mount: Mount) -> None:
+    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches."""
+    canary(mount, "42", "--percent", "25", "--of", "relfs-test-work")
+    with workers(mount, 64, "relfs-test-work") as all_of_them, workers(mount, 8, "another") as others:
+        seen = [worker.sees() for worker in all_of_them]
+        assert seen.count("releases/42") == 16
+        assert {worker.sees() for worker in others} == {"releases/40"}
+        switch(mount, "41")
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGKILL)
+        again = [each.sees() for each in all_of_them]
+        assert again == [text.replace("40", "41") for text in seen]
+        chosen = [each.pid for each, text in zip(all_of_them, again, strict=True) if text == "releases/42"]
+        (view,) = views(mount)
+        assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
+
+
+def test_what_each_of_a_name_sees(mount: Mount) -> None:
+    """Who has not asked yet is undecided, if a share is; and asking about him decides nothing."""
+    name = "relfs-test-name"
+
+    def told() -> dict[int, tuple[str | None, str]]:
+        done = mount.relfsctl("--json", "views", "--of", name)
+        assert done.returncode == 0, done.stderr
+        return {each["pid"]: (each["release"], each["reason"]) for each in json.loads(done.stdout)}
+
+    with workers(mount, 4, name) as four:
+        assert {each.sees() for each in four} == {"releases/40"}
+        assert told() == {each.pid: ("40", "current") for each in four}
+        canary(mount, "42", "--percent", "50", "--of", name)
+        assert told() == {each.pid: (None, "undecided") for each in four}
+        seen = {each.pid: each.sees().removeprefix("releases/") for each in four}
+        assert sorted(seen.values()) == ["40", "40", "42", "42"]
+        assert told() == {pid: (label, "canary" if label == "42" else "current") for pid, label in seen.items()}
+        assert mount.relfsctl("pin", "--pid", str(four[0].pid), "--release", "41").returncode == 0
+        assert told()[four[0].pid] == ("41", "pinned")
+        assert four[0].sees() == "releases/41"
+
+
+@pytest.mark.parametrize("way", ["killed", "unmounted"])
+def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
+    """It is in the journal; the next mount knows of nothing else."""
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place)
+    canary(mount, "42", "--uid", "nobody")
+    if way == "unmounted":
+        assert mount.relfsctl("unmount").returncode == 0
+        mount.process.wait()
+    else:
+        mount.kill()
+        wait_for(lambda: not os.path.ismount(place), "the mount is gone")
+    mount = mounts.start(place)
+    with reader(mount, user=NOBODY) as his, reader(mount) as other:
+        assert (his.sees(), other.sees()) == ("42", "40")
+        canary(mount, "abort")
+        assert his.sees() == "40"
+
+
+def test_is_never_removed(site: Mount) -> None:
+    switch(site, "41")
+    canary(site, "42", "--uid", "nobody")
+    switch(site, "40")
+    assert site.relfsctl("prune", "--keep", "1").returncode == 0
+    assert (site.app / "releases/42").exists()
+
+
+def test_only_for_those_who_may_switch(site: Mount) -> None:
+    for words in (("42", "--uid", "nobody"), ("promote",), ("abort",)):
+        done = relfsctl(site.mountpoint, "canary", *words, user=NOBODY)
+        assert done.returncode == 3, done.stderr
+    assert views(site) == []
+
+
+def test_what_cannot_be(mount: Mount) -> None:
+    me = ("--uid", str(os.getuid()))
+    for words, status in (
+        (("42",), 2),
+        (("42", "--percent", "10"), 2),
+        (("42", "--percent", "0", "--of", "sh"), 2),
+        (("42", "--uid", "no-such-user"), 2),
+        (("promote", *me), 2),
+        (("99", *me), 3),
+        (("40", *me), 3),
+        (("a/b", *me), 2),
+    ):
+        done = mount.relfsctl("canary", *words)
+        assert done.returncode == status, (words, done.stderr)
+        assert done.stderr.count("\n") == 1
+    canary(mount, "42", *me)
+    done = mount.relfsctl("canary", "41", *me)
+    assert (done.returncode, "promote" in done.stderr) == (3, True)
+    status = json.loads(mount.relfsctl("--json", "status").stdout)
+    assert [view["reason"] for view in status["views"]] == ["canary 42"]
+
+
+def test_without_a_mount(app: Path) -> None:
+    done = relfsctl(app, "canary", "42", "--uid", "0")
+    assert done.returncode == 1
+    assert "is not mounted" in done.stderr
+    assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
+
+
+# ---- deciding by itself
+
+
+def hook(mount: Mount, name: str, program: str) -> None:
+    hooks = mount.app / ".relfs/hooks"
+    hooks.mkdir(exist_ok=True)
+    (hooks / name).write_text(f"#!/bin/sh\n{program}\n")
+    (hooks / name).chmod(0o755)
+
+
+def actions(mount: Mount) -> list[tuple[str, str]]:
+    return [(event["action"], event["outcome"]) for event in mount.journal()][1:]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_is_promoted_if_it_verifies(mount: Mount, tmp_path: Path, killed: bool) -> None:
+    """Also where the worker that asks is killed."""
+    asked = tmp_path / "asked"
+    hang = f'; [ "$(wc -l <{asked})" -gt 1 ] || sleep 1000'
+    hook(mount, "verify", f"echo $RELFS_RELEASE >>{asked}{hang * killed}")
+    canary(mount, "42", "--uid", "12345", "--for", "0.01")
+    if killed:
+        wait_for(asked.exists, "the hook was asked")
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: os.readlink(mount.app / "current") == "releases/42", "the canary is promoted")
+    wait_for(lambda: len(actions(mount)) == 4, "the switch is verified, too")
+    assert actions(mount) == [("canary", "done"), ("verify", "done"), ("switch", "done"), ("verify", "done")]
+    assert views(mount) == []
+
+
+@pytest.mark.parametrize("program", ["exit 1", None])
+def test_is_aborted_if_it_does_not(mount: Mount, program: str | None) -> None:
+    """Or if nobody can be asked."""
+    if program is not None:
+        hook(mount, "verify", program)
+    canary(mount, "42", "--uid", str(os.getuid()), "--for", "0.01")
+    wait_for(lambda: [action for action, _ in actions(mount)][-1:] == ["abort"], "the canary is aborted")
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert mount.journal()[-1]["why"]
+
+
+def test_what_was_decided_meanwhile_counts(mount: Mount, tmp_path: Path) -> None:
+    asked, go = tmp_path / "asked", tmp_path / "go"
+    os.mkfifo(go)
+    hook(mount, "verify", f"touch {asked}; cat {go}")
+    canary(mount, "42", "--uid", "12345", "--for", "0.01")
+    wait_for(asked.exists, "the hook was asked")
+    canary(mount, "abort")
+    go.write_text("good")
+    wait_for(lambda: len(actions(mount)) == 3, "the hook has answered")
+    canary(mount, "41", "--uid", "12345")
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert [action for action, _ in actions(mount)] == ["canary", "abort", "verify", "canary"]

@@ -1,0 +1,345 @@
+"""Pinned processes, on a real mount: what they see, until when, who may pin whom, and that it outlives workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
+from viewers import pids_of, reader, reader_with_pid, switch, views
+
+from relfs.views.mark import mark_of, new_mark, put_mark
+
+NOBODY = 65534
+
+
+def test_run_sees_one_release_until_it_ends(mount: Mount) -> None:
+    with reader(mount) as other, reader(mount, "run") as pinned:
+        for release in ("41", "42", "40", "41"):
+            assert pinned.sees() == "40"
+            switch(mount, release)
+            assert (pinned.sees(), other.sees()) == ("40", release)
+    wait_for(lambda: views(mount) == [], "the view has ended with the last process")
+
+
+def test_a_release_that_is_not_current(mount: Mount) -> None:
+    with reader(mount, "run", "--release", "42") as pinned, reader(mount, "run", "--release", "@current") as other:
+        assert (pinned.sees(), other.sees()) == ("42", "40")
+        switch(mount, "41")
+        assert (pinned.sees(), other.sees()) == ("42", "40")
+
+
+def test_in_the_place_of_relfsctl(mount: Mount) -> None:
+    """Its pid, its exit status, and signals as they were."""
+    program = ["sh", "-c", "echo $$; sh -c 'kill -PIPE $$'; echo $?; exit 7"]
+    done = subprocess.Popen(
+        relfsctl_command(mount.mountpoint, "run", "--", *program), stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    output, _ = done.communicate()
+    assert output.split() == [str(done.pid), str(128 + signal.SIGPIPE)]
+    assert done.returncode == 7
+    assert mount.relfsctl("run", "--", "no-such-command").returncode == 127
+
+
+_WAYS = {
+    "env": ("env", "-i"),
+    "session": ("setsid", "--wait"),
+    "pid name space": ("unshare", "--pid", "--fork", "--mount-proc"),
+    "user": ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    "run again": ("nice", "-n1", "sh", "-c", 'exec "$@"', "sh"),
+}
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_whatever_it_does(app: Path, open_place: Path, mounts: Mounts, way: str) -> None:
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place)
+    with reader(mount, "run", before=_WAYS[way]) as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        assert pinned.sees() == "40"
+
+
+def test_a_daemon(mount: Mount, tmp_path: Path) -> None:
+    """It is nobody's child; the view is over with it."""
+    fifo, seen = tmp_path / "fifo", tmp_path / "seen"
+    os.mkfifo(fifo)
+    told = f"echo $$ >{seen}; while read -r _ <{fifo}; do cat {mount.mountpoint}/current/index.html >>{seen}; done"
+    daemonise = f"(setsid sh -c '{told}' </dev/null >/dev/null 2>&1 &)"
+    assert mount.relfsctl("run", "--", "sh", "-c", daemonise).returncode == 0
+    wait_for(lambda: seen.exists() and seen.read_text().endswith("\n"), "the daemon runs")
+    pid = int(seen.read_text())
+    try:
+        switch(mount, "41")
+        fifo.write_text("\n")
+        wait_for(lambda: seen.read_text() == f"{pid}\n40", "the daemon sees what was current when it was started")
+        (view,) = views(mount)
+        assert (view["release"], view["reason"], pids_of(view)) == ("40", "pinned", [pid])
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: views(mount) == [], "the view has ended with the daemon")
+
+
+def test_pin_a_running_process_and_its_children(mount: Mount) -> None:
+    """A child that was there before as well as those that come; nobody else."""
+    with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
+        assert family.sees() == "40"
+        done = mount.relfsctl("pin", "--pid", str(family.pid))
+        assert done.returncode == 0, done.stderr
+        switch(mount, "41")
+        assert (family.sees(), other.sees()) == ("40", "41")
+        (view,) = views(mount)
+        assert family.pid in pids_of(view)
+        assert len(pids_of(view)) == 2
+        again = mount.relfsctl("pin", "--pid", str(family.pid), "--release", "42")
+        assert again.returncode == 0, again.stderr
+        assert family.sees() == "42"
+        wait_for(lambda: [view["release"] for view in views(mount)] == ["40", "42"], "both are there")
+        assert mount.relfsctl("pin", "--pid", str(family.pid), "--end").returncode == 0
+        assert family.sees() == "41"
+
+
+def test_a_reused_pid_is_somebody_else(mount: Mount) -> None:
+    """At once, while the pin may still be there."""
+    with reader(mount, "run", "--release", "42") as pinned, reader(mount, "run", "--release", "41"):
+        assert pinned.sees() == "42"
+        pinned.end()
+        other = reader_with_pid(mount, pinned.pid)
+        assert other.sees() == "40"
+        other.end()
+
+
+def test_nested(mount: Mount) -> None:
+    """The inner one counts for its family, the outer one for the rest."""
+    show = f"cat {mount.app}/current/index.html"
+    inner = " ".join(relfsctl_command(mount.mountpoint, "run", "--release", "42", "--", show))
+    outer = ["run", "--release", "41", "--", "sh", "-c", f"{show}; echo; {inner}; echo; {show}"]
+    done = mount.relfsctl(*outer)
+    assert done.stdout.split() == ["41", "42", "41"], done.stderr
+
+
+def test_outlives_workers(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        for _ in range(3):
+            worker = mount.worker_pid
+            mount.expect_log(f"worker.*{worker}")
+            os.kill(worker, signal.SIGKILL)
+            assert pinned.sees() == "40"
+            wait_for(lambda was=worker: mount.pids().get("worker", was) != was, "another worker serves")
+        assert len(views(mount)) == 1
+    wait_for(lambda: views(mount) == [], "the worker that did not begin the view ends it")
+
+
+@pytest.mark.parametrize("role", ["supervisor", "standby"])
+def test_outlives_the_others(mount: Mount, role: str) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        wait_for(lambda: len(mount.pids()) == 3, "all are there")
+        pid = mount.pids()[role]
+        mount.expect_log(role)
+        os.kill(pid, signal.SIGKILL)
+        assert pinned.sees() == "40"
+        wait_for(lambda: mount.pids().get(role, pid) != pid, "there is another one")
+        os.kill(worker := mount.worker_pid, signal.SIGKILL)
+        mount.expect_log(f"worker.*{worker}")
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+
+
+def test_outlives_a_reload(mount: Mount) -> None:
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        done = mount.relfsctl("reload")
+        assert done.returncode == 0, done.stderr
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+
+
+def test_is_over_when_nobody_watched(mount: Mount) -> None:
+    """The process ends while there is no worker."""
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+        worker = mount.worker_pid
+        mount.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGSTOP)
+        pinned.end()
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: views(mount) == [], "the next worker finds out")
+
+
+def test_is_never_removed(mount: Mount) -> None:
+    """By prune, nor by who asks for that release."""
+    switch(mount, "41")
+    switch(mount, "42")
+    with reader(mount, "run", "--release", "40", before=("sh", "-c", 'cd /; exec "$@"', "sh")) as pinned:
+        assert pinned.sees() == "40"
+        done = mount.relfsctl("prune", "--keep", "1")
+        assert done.returncode == 0, done.stderr
+        assert (mount.app / "releases/40").exists()
+        uses = json.loads(mount.relfsctl("--json", "who", "40").stdout)["uses"]
+        assert [(use["pid"], use["how"]) for use in uses] == [(pinned.pid, "pinned")]
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+    assert mount.relfsctl("prune", "--keep", "1").returncode == 0
+    assert not (mount.app / "releases/40").exists()
+
+
+def test_costs_nothing_when_it_is_over(mount: Mount) -> None:
+    """The kernel is asked for nothing more, and answers by itself."""
+    with reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
+    wait_for(lambda: views(mount) == [], "the view has ended")
+    for _ in range(3):  # with the first, it is told to keep the name
+        before = mount.requests().get("lookup", 0)
+        for _ in range(100):
+            os.readlink(mount.app / "current")
+    assert mount.requests().get("lookup", 0) == before
+
+
+def test_one_lookup_a_resolution(mount: Mount) -> None:
+    with reader(mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        os.readlink(mount.app / "current")
+        before = mount.requests()
+        for _ in range(100):
+            os.readlink(mount.app / "current")
+        after = mount.requests()
+    assert after["lookup"] - before["lookup"] == 100
+    assert after.get("readlink", 0) == before.get("readlink", 0)
+
+
+@pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
+def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> None:
+    """It goes on seeing what it saw, but for the moment in which it has removed the name."""
+    script = f"R=releases/41; D={mount.app}; {how}; readlink $D/current; touch -h $D/current || echo refused"
+    done = mount.relfsctl("run", "--release", "42", "--", "sh", "-c", script)
+    assert done.stdout.split() == ["releases/42", "refused"], done.stderr
+    assert os.readlink(mount.app / "current") == "releases/41"
+    assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
+
+
+def test_a_users_own_mount(app: Path, open_place: Path, mounts: Mounts) -> None:
+    place, live = open_place / "app", open_place / "live"
+    app.rename(place)
+    live.mkdir()
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", place, live], check=True)
+    mount = mounts.start(place, "-o", "noallow_other", at=live, user=NOBODY)
+    with reader(mount, "run", user=NOBODY) as pinned, reader(mount, user=NOBODY) as other:
+        assert pinned.sees() == "40"
+        switch(mount, "41")
+        assert (pinned.sees(), other.sees()) == ("40", "41")
+    wait_for(lambda: views(mount) == [], "the views have ended")
+
+
+# ---- who may
+
+
+@pytest.fixture
+def open_mount(app: Path, open_place: Path, mounts: Mounts) -> Mount:
+    """A mount of root's that everybody can reach."""
+    place = open_place / "app"
+    app.rename(place)
+    return mounts.start(place)
+
+
+def test_everybody_may_pin_his_own(open_mount: Mount) -> None:
+    with reader(open_mount, user=NOBODY) as his, reader(open_mount, "run", user=NOBODY) as run:
+        assert run.sees() == "40"
+        done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(his.pid), user=NOBODY)
+        assert done.returncode == 0, done.stderr
+        switch(open_mount, "41")
+        assert (his.sees(), run.sees()) == ("40", "40")
+        done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(his.pid), "--end", user=NOBODY)
+        assert done.returncode == 0, done.stderr
+        assert his.sees() == "41"
+
+
+def test_and_nobody_elses(open_mount: Mount) -> None:
+    with reader(open_mount) as roots, reader(open_mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        for pid, words, status in ((roots.pid, (), 1), (pinned.pid, (), 1), (pinned.pid, ("--end",), 3)):
+            done = relfsctl(open_mount.mountpoint, "pin", "--pid", str(pid), *words, user=NOBODY)
+            assert done.returncode == status, done.stderr
+        assert mark_of(roots.pid) == 0
+        assert pinned.sees() == "42"
+        assert relfsctl(open_mount.mountpoint, "switch", "41", user=NOBODY).returncode == 3
+
+
+def test_not_by_a_mark_that_they_bear(open_mount: Mount) -> None:
+    """Such as one of another mount, or of a view that is over."""
+    program = """
+import os, sys
+from relfs.control import change
+from relfs.errors import RefusedError
+from relfs.views.mark import new_mark
+for mark in map(int, sys.argv[2:]):
+    try:
+        change((sys.argv[1],), "pin", {"mark": mark, "release": "41"})
+    except RefusedError as error:
+        print(error)
+assert change((sys.argv[1],), "pin", {"mark": new_mark(), "release": "41"})["release"] == "41"
+"""
+    with reader(open_mount) as roots, reader(open_mount, "run", "--release", "42") as pinned:
+        assert pinned.sees() == "42"
+        put_mark(roots.pid, new_mark())
+        marks = (mark_of(roots.pid), mark_of(pinned.pid))
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"{open_mount.mountpoint}/.relfs", *map(str, marks)],
+            check=True, stdout=subprocess.PIPE, text=True, env=environment(),
+            user=NOBODY, group=NOBODY, extra_groups=[],
+        )  # fmt: skip
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+            f"process {roots.pid}", f"process {pinned.pid}"
+        ]  # fmt: skip
+        assert (roots.sees(), pinned.sees()) == ("40", "42")
+
+
+def test_not_all_that_there_may_be(app: Path, open_place: Path, mounts: Mounts) -> None:
+    """A user has so many; others have theirs."""
+    place = open_place / "app"
+    app.rename(place)
+    mount = mounts.start(place, patch="from relfs.daemon import viewing\nviewing.PINS_EACH = 2")
+    with reader(mount, "run", user=NOBODY) as first, reader(mount, "run", user=NOBODY) as second:
+        assert (first.sees(), second.sees()) == ("40", "40")
+        done = relfsctl(mount.mountpoint, "run", "--", "true", user=NOBODY)
+        assert (done.returncode, "as many as a user may have" in done.stderr) == (3, True)
+        assert mount.relfsctl("run", "--", "true").returncode == 0
+        assert relfsctl(mount.mountpoint, "run", "--", "true", user=1).returncode == 0
+
+
+def test_root_may_pin_everybodys(open_mount: Mount) -> None:
+    with reader(open_mount, user=NOBODY) as his:
+        assert his.sees() == "40"
+        done = open_mount.relfsctl("pin", "--pid", str(his.pid))
+        assert (done.returncode, done.stderr) == (0, "")
+        switch(open_mount, "41")
+        assert his.sees() == "40"
+
+
+def test_what_cannot_be_pinned(mount: Mount) -> None:
+    for words, status in (
+        (("run", "--release", "99", "--", "true"), 3),
+        (("run", "--release", "a/b", "--", "true"), 2),
+        (("pin", "--pid", "4194305"), 1),
+        (("pin", "--pid", "1", "--end"), 3),
+    ):
+        done = mount.relfsctl(*words)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.count("\n") == 1
+    assert views(mount) == []
+
+
+def test_without_a_mount(app: Path) -> None:
+    done = relfsctl(app, "run", "--", "true")
+    assert done.returncode == 1
+    assert "is not mounted" in done.stderr
