@@ -85,7 +85,7 @@ class Pointer:
     LOCK ORDERING: `_lock`, then the change lock. Neither is ever held while the kernel is asked to drop a dentry:
     that is for the caller, after the method has returned.
     GUARDED BY _lock: everything. `target` may be read without it, being one reference to an immutable value; what
-    `status` reads of the rest without it may be a moment old.
+    `status` and named() read of the rest without it may be a moment old.
     INVARIANT: while no method runs, `target` is what the store told when this process last held the change lock,
     except where `diverged` says that the disk holds something that cannot be served.
 
@@ -341,6 +341,16 @@ class Pointer:
         with self._locked():
             self._take_stock()
             return self.target
+
+    def named(self, reference: str) -> str:
+        """The release that `reference` stands for now (history.resolve()), for somebody who changes nothing. It takes
+        no lock: what another thread is changing is seen as it was before, or is after.
+
+        Raises UsageError, RefusedError, RelfsError.
+        """
+        history = History(self._journal.events()) if self._blind else self.history
+        is_good = self._admission.judge()
+        return resolve(reference, history, self._current_release(), self.deploy.releases(), is_good)
 
     def flush(self) -> None:
         """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a

@@ -71,7 +71,7 @@ class _Commands(click.Group):
 def cli(context: click.Context, path: str | None, as_json: bool, state_dir: str | None) -> None:
     """Switch releases without anybody noticing.
 
-    A RELEASE is a name below releases/, or @current, @previous, @latest, @last-good, @2026-09-01T12:00.
+    A RELEASE is a name below releases/ (42 or @42), or @current, @previous, @latest, @last-good, @2026-09-01T12:00.
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a check, 4 locked by another.
     """
     context.obj = Session(path, as_json, state_dir)
