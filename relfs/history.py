@@ -17,6 +17,9 @@ from relfs.layout import RELEASES, Release
 ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
 """The actions, in the journal, that make something current."""
 
+WORDS = ("@current", "@previous", "@latest", "@last-good")
+"""The references whose meaning changes with what happens here."""
+
 CONFIRM = "confirm"
 _KEEP_ACTIVATIONS = 10_000
 _KEEP_IDS = 4_096
@@ -150,12 +153,13 @@ def resolve(
     if not reference.startswith("@"):
         return reference
     existing = [release.name for release in releases]
-    meanings: dict[str, Callable[[], str | None]] = {
-        "@current": lambda: current,
-        "@previous": lambda: history.previous,
-        "@latest": lambda: existing[-1] if existing else None,
-        "@last-good": lambda: rollback_target(history, current, filter(is_good, existing)),
-    }
+    of_words: tuple[Callable[[], str | None], ...] = (
+        lambda: current,
+        lambda: history.previous,
+        lambda: existing[-1] if existing else None,
+        lambda: rollback_target(history, current, filter(is_good, existing)),
+    )
+    meanings = dict(zip(WORDS, of_words, strict=True))
 
     def release_or_moment() -> str | None:
         name = reference[1:]
@@ -172,6 +176,6 @@ def _moment(reference: str) -> float:
         return datetime.fromisoformat(reference[1:]).timestamp()
     except ValueError:
         raise UsageError(
-            f"{reference}: not a release; known are @current, @previous, @latest, @last-good, @2026-09-01T12:00, "
+            f"{reference}: not a release; known are {', '.join(WORDS)}, @2026-09-01T12:00, "
             f"and @NAME for one in {RELEASES}/"
         ) from None
