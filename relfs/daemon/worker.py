@@ -55,7 +55,7 @@ from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
-from relfs.fuse.passthrough import MOMENT, Passthrough, has_access_lists
+from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.preview import Preview
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags
 from relfs.fuse.relay import Relay
@@ -249,9 +249,7 @@ class _Mount:
         handles = Handles(self._table, self._ledger, self._member)
         abroad = Abroad(self._table, self._member, lambda: self._once.deliver())
         files = Passthrough(self._table, handles, exclusive=self._plan.over, beyond=abroad.beyond)
-        preview = Preview(
-            pointer, current, self._table, files, show=self._show, timeout=MOMENT if self._plan.over else 0.0
-        )  # fmt: skip
+        preview = Preview(pointer, current, self._table, files, show=self._show)
         if self._adopting:
             abroad.restore()
 

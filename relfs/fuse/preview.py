@@ -16,10 +16,9 @@ free, and may be given to anything. One that stands for a release is taken (EEXI
 neither be removed nor renamed, nor anything renamed to it (EPERM): that would hide the release from whoever relies on
 it. No listing has these names, so who does not ask for them never meets them, and they cost him nothing.
 
-What a name of a release, or of a moment, leads to does not change, and the kernel keeps it as long as other names. What
-@current, @previous, @latest and @last-good mean changes with each switch, but also as releases come, go and are marked,
-of which nobody tells us; so the kernel asks each time, and a switch has nothing to drop. That is one lookup for each
-path that is resolved, as `current` itself costs while it is being replaced.
+The kernel keeps what it was told for a moment, as of other names: releases come, go and are marked beside us, and of
+that nobody tells. What a word means changes with a switch as well, and that shall be seen at once: words are dropped
+with `current` (changes.py), each time all of them, so that nobody has to know which ones the kernel has.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from pyfuse3 import EntryAttributes, FUSEError, InodeT
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.fuse.current import CurrentLink
 from relfs.fuse.inodes import ROOT, InodeTable
-from relfs.fuse.passthrough import Passthrough
-from relfs.history import WORDS
+from relfs.fuse.passthrough import MOMENT, Passthrough
 from relfs.layout import Target
 from relfs.pointer import Pointer
 from relfs.threads import in_thread
@@ -60,16 +58,13 @@ class Preview:
         files: Passthrough,
         *,
         show: Callable[[Target], str],
-        timeout: float,
     ) -> None:
-        """`show` makes the text that readers get of a target; `timeout`, in seconds, is for names whose meaning does
-        not change."""
+        """`show` makes the text that readers get of a target."""
         self._pointer = pointer
         self._current = current
         self._table = table
         self._files = files
         self._show = show
-        self._timeout = timeout
         self._looking = trio.CapacityLimiter(_LOOKS)
 
     async def lookup(self, name: bytes) -> EntryAttributes | None:
@@ -82,7 +77,7 @@ class Preview:
             return None
         target = self._pointer.deploy.target(self._pointer.deploy.link_text(release, "relative"))
         entry = self._current.attributes(self._table.link(os.fsencode(self._show(target))))
-        entry.entry_timeout = 0.0 if os.fsdecode(name) in WORDS else self._timeout
+        entry.entry_timeout = MOMENT
         self._table.count(entry.st_ino)
         return entry
 
