@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from crew import kill
-from mounting import Mount, Mounts, wait_for
+from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
 from readers import reading
 from sandbox import add_release, link_of
 from web import Web, make_site, start_directly
 
 from relfs.control import Connection
+from relfs.errors import EXIT_REFUSED, EXIT_USAGE
 
 WORDS = ("@current", "@previous", "@latest", "@last-good")
 
@@ -269,6 +271,55 @@ _Mount._take_stock = never
     switch(mount, "41", "42")
     kill(mount, "worker")
     assert [seen(mount, word) for word in WORDS] == ["42", "41", "42", "41"]
+
+
+# ---- relfsctl path -------------------------------------------------------------------------------------------------
+
+
+def path_of(app: Path, reference: str) -> str:
+    """What relfsctl says."""
+    done = relfsctl(app, "path", reference)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.removesuffix("\n")
+
+
+def test_relfsctl_tells_the_same_with_a_mount_and_without(app: Path, mounts: Mounts) -> None:
+    (app / ".relfs").mkdir()
+    (app / ".relfs/config.toml").write_text('[checks]\nunfinished = ["NOT_YET"]\n')
+    mount = mounts.start(app)
+    switch(mount, "41", "42")
+    then = f"@{datetime.now().isoformat()}"
+    switch(mount, "40")
+    (app / "releases/42/NOT_YET").touch()
+    add_release(app, "43")
+    wait_for(lambda: seen(mount, "@last-good") == "41" and seen(mount, "@latest") == "43", "the mount knows")
+    known = {name: seen(mount, name) for name in (*WORDS, "@41", then)}
+    assert list(known.values()) == ["40", "42", "43", "41", "41", "42"]
+    assert {name: os.path.realpath(app / name) for name in known} == {name: path_of(app, name) for name in known}
+    assert mount.terminate() == 0
+    assert {name: path_of(app, name) for name in known} == {n: f"{app}/releases/{r}" for n, r in known.items()}
+
+
+def test_a_path_of_any_bytes_and_for_programs(app: Path) -> None:
+    name = os.fsdecode(b"r\xe9lease")
+    add_release(app, name)
+    for reference in (name, f"@{name}"):
+        command = relfsctl_command(app, "path", reference)
+        done = subprocess.run(command, capture_output=True, env=environment(), check=True)
+        assert done.stdout == os.fsencode(f"{app}/releases/{name}\n")
+    done_json = relfsctl(app, "--json", "path", "@current")
+    assert json.loads(done_json.stdout) == {"release": "40", "path": f"{app}/releases/40"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "status"),
+    [("@previous", EXIT_REFUSED), ("44", EXIT_REFUSED), ("@44", EXIT_USAGE), ("..", EXIT_USAGE)],
+)
+def test_a_path_that_there_is_not(app: Path, reference: str, status: int) -> None:
+    done = relfsctl(app, "path", reference)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1
+    assert reference in done.stderr
 
 
 # ---- a web server --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "What is current, since when, by whom, and how the mount is.",
     "releases": "List the releases.",
     "add": "Make a release from a directory, an archive, git or standard input.",
+    "path": "Where a release is.",
     "check": "Whether a release is still what was added.",
     "deploy": "Make a new release, make it current, verify it, and remove what is old.",
     "switch": "Make a release current.",
