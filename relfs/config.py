@@ -42,7 +42,6 @@ unseen = false       # an ordinary user removes releases that others' processes 
 
 from __future__ import annotations
 
-import grp
 import os
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -55,6 +54,7 @@ from relfs.hooks import NAMES, Hooks, owner_of_commands
 from relfs.releases.archive import Limits, parse_limits
 from relfs.releases.pruning import Policy, parse_prune
 from relfs.releases.shared import Shared, parse_shared
+from relfs.users import gid_of
 from relfs.verify import Verify, check_url
 
 CONFIG = "config.toml"
@@ -123,7 +123,7 @@ def _parse(document: dict[str, Any]) -> Config:
     group = document.get("control", {}).get("group")
     grace = document.get("replacement", {}).get("grace", 10.0)
     return Config(
-        group=_gid(group) if group is not None else None,
+        group=gid_of("control.group", group) if group is not None else None,
         grace=_seconds("replacement.grace", grace),
         checks=_checks(document.get("checks", {})),
         hooks=_hooks(document.get("hooks", {})),
@@ -194,15 +194,6 @@ def _switch(key: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false")  # noqa: TRY004 (a fault of the file's content)
     return value
-
-
-def _gid(group: object) -> int:
-    if not isinstance(group, str):
-        raise ValueError("control.group must be the name of a group")  # noqa: TRY004 (a fault of the file's content)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):
-        raise ValueError(f"control.group: there is no group {group!r}") from None
 
 
 def _seconds(key: str, value: object) -> float:

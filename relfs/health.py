@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from relfs.errors import reason
+from relfs.errors import RelfsError, reason
+from relfs.hold import held
 from relfs.layout import CURRENT, DeployPath, Target
+from relfs.releases.deployment import read_deployment
 
 _FEW = 16
 """Blocks, or inodes: a switch takes no more than a few of each."""
@@ -25,6 +27,7 @@ def _looked_at(deploy: DeployPath, target: Target | None) -> Iterator[str]:
     yield from _gone(deploy)
     if target is not None:
         yield from _live_release(deploy, target)
+    yield from _left_deployment(deploy)
     yield from _file_systems(deploy)
 
 
@@ -48,6 +51,16 @@ def _live_release(deploy: DeployPath, target: Target) -> Iterator[str]:
         why = reason(error) if isinstance(error, OSError) else str(error)
         wanted = f"the live release {target.release}" if target.release is not None else f"what {CURRENT} leads to"
         yield f"{target.text}: {wanted} cannot be opened: {why}; `relfsctl switch RELEASE` goes to another"
+
+
+def _left_deployment(deploy: DeployPath) -> Iterator[str]:
+    """One that goes on holds the deploy lock."""
+    try:
+        left = read_deployment(deploy.state_fd)
+        if left is not None and held(deploy.state_fd) is None:
+            yield f"{left} was interrupted; the next relfsctl that changes something finishes or undoes it"
+    except RelfsError as error:
+        yield str(error)
 
 
 def _file_systems(deploy: DeployPath) -> Iterator[str]:

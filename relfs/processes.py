@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -89,15 +90,38 @@ def state_of(pid: int) -> str:
     return stat[at : at + 1].decode("ascii")
 
 
-def waited_for_processor(pid: int) -> float:
-    """For how many seconds the threads of process `pid` have been able to run, and waited for a processor, all together
-    (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat); 0 where that cannot be seen."""
-    waited = 0
+@dataclass(frozen=True)
+class Turns:
+    """A thread's share of the processors: for how long it `ran`, and `waited` until it could, in nanoseconds; and
+    whether it could run now (`ready`)."""
+
+    ran: int
+    waited: int
+    ready: bool
+
+
+def turns_of(pid: int) -> dict[int, Turns]:
+    """Of each thread of process `pid`; nothing where that cannot be seen (Documentation/scheduler/sched-stats.rst,
+    /proc/<pid>/schedstat)."""
+    found = {}
     with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
+        for thread in map(int, os.listdir(f"/proc/{pid}/task")):
             with suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # it may have ended
-                waited += int(file.read().split()[1])
-    return waited / 1e9
+                ran, waited = map(int, file.read().split()[:2])
+                found[thread] = Turns(ran, waited, state_of(thread) == "R")
+    return found
+
+
+def waited_for_processor(before: Mapping[int, Turns], after: Mapping[int, Turns], seconds: float) -> float:
+    """For how many of the `seconds` between two looks at a process its threads could run, and waited for a processor,
+    all together. A wait is counted when it is over (sched_info_arrive() in kernel/sched/stats.h): one that goes on
+    shows by a thread that could run, and has not run at all."""
+    waited = 0
+    for thread in before.keys() & after.keys():
+        if after[thread].ready and after[thread].ran == before[thread].ran:
+            return seconds
+        waited += after[thread].waited - before[thread].waited
+    return min(max(waited / 1e9, 0.0), seconds)
 
 
 def starter(pid: int) -> int:

@@ -7,6 +7,7 @@ a thread, for a second at the most; who is not known by then goes by his number.
 
 from __future__ import annotations
 
+import grp
 import pwd
 import queue
 import threading
@@ -44,6 +45,17 @@ def known_name(uid: int) -> str | None:
     """What user_name() has told lately; None if it would have to ask."""
     name, until = _known.get(uid, ("", 0.0))
     return name if time.monotonic() < until else None
+
+
+def gid_of(key: str, group: object) -> int:
+    """The number of the group that the configuration names under `key`, on which rights depend: this waits for it.
+    Raises ValueError."""
+    if not isinstance(group, str):
+        raise ValueError(f"{key} must be the name of a group")  # noqa: TRY004 (a fault of the file's content)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise ValueError(f"{key}: there is no group {group!r}") from None
 
 
 def _ask(uid: int, answers: queue.SimpleQueue[str]) -> None:

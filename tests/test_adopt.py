@@ -11,6 +11,7 @@ import pytest
 from relfs import adopt
 from relfs.adopt import initialise
 from relfs.errors import RelfsError
+from relfs.names import STATE
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ def test_what_cannot_be_made_to_last_is_taken_back(site: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fails)
+        with pytest.raises(RelfsError, match=r"\.relfs: cannot be made: Input/output error"):
+            initialise(str(site), "1")
+        (site / STATE).mkdir(exist_ok=True)
         with pytest.raises(RelfsError, match="cannot be adopted: Input/output error"):
             initialise(str(site), "1")
     assert not (site / "current").is_symlink()

@@ -257,6 +257,7 @@ def test_told_once_what_was_left(app: Path, source: Path) -> None:
     for command in (["add", source], ["switch", "41"], ["rollback"], ["prune"], ["deploy", source]):
         assert _deploy_with(app, source, ("renameat2", 1), "signal=SIGKILL").returncode != 0
         assert (app / ".relfs/deploy").exists()
+        assert any("was interrupted" in line for line in ctl("-C", app, "--json", "status").json["health"])
         done = ctl("-C", app, *command)
         assert done.status == 0, done.err
         assert "was interrupted before the switch; what it had made was removed" in done.err
@@ -273,7 +274,7 @@ def test_one_that_goes_on_is_left_alone(app: Path, source: Path) -> None:
     with running("-C", app, "deploy", source) as deploying:
         wait_for((app / ".relfs/deploy").exists, "it is under way")
         assert ctl("-C", app, "switch", "41").status == 4
-        assert ctl("-C", app, "status").status == 0
+        assert ctl("-C", app, "--json", "status").json["health"] == []
         assert (app / ".relfs/deploy").exists()
         (app / "wait").write_text("\n")
         assert deploying.wait(SECONDS) == 0

@@ -153,7 +153,7 @@ def test_settling_says_what_it_did(directory: int) -> None:
     write_deployment(directory, left)
     said = settle(World(releases=["42", "43"]), directory)
     assert said is not None
-    assert "by ada, from /src was interrupted before the switch; what it had made was removed" in said
+    assert "by ada from /src was interrupted before the switch; what it had made was removed" in said
     write_deployment(directory, left.at("switching"))
     said = settle(World(current="43", releases=["42", "43"], switched=["id-1"]), directory)
     assert said is not None

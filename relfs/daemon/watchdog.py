@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from relfs.daemon.probe import Probe
-from relfs.processes import state_of, waited_for_processor
+from relfs.processes import Turns, state_of, turns_of, waited_for_processor
 from relfs.survival.ledger import Ledger
 
 _ASK_SECONDS = 0.5
@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Look:
-    """At process `pid`, `at` a time (monotonic seconds): for how long its threads have `waited` until then."""
+    """At process `pid`, `at` a time (monotonic seconds): what its threads had of the processors until then."""
 
     pid: int
     at: float
-    waited: float
+    turns: Mapping[int, Turns]
 
 
 class Watchdog:
@@ -106,10 +106,10 @@ class Watchdog:
 
     def _waited(self, pid: int, now: float) -> float:
         """For how many seconds it has waited for a processor since the last look."""
-        before, self._looked = self._looked, _Look(pid, now, waited_for_processor(pid))
+        before, self._looked = self._looked, _Look(pid, now, turns_of(pid))
         if before is None or before.pid != pid:
             return 0.0
-        waited = min(max(self._looked.waited - before.waited, 0.0), now - before.at)
+        waited = waited_for_processor(before.turns, self._looked.turns, now - before.at)
         self._beat = (self._beat[0], self._beat[1] + waited)
         return waited
 

@@ -141,6 +141,7 @@ class _Mount:
         self._seals = Seals(deploy)
         self._guard = Guard(self._table, member[HOME_FD])
         self._status = 0
+        self._every_beat: list[Callable[[], None]] = []
         self._tried: set[str] = set()
         self._attached: set[str] = _attached(member.ledger)
         self._leaving = False
@@ -293,7 +294,7 @@ class _Mount:
         nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
-        nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes)
+        nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes, self._every_beat)
         self._say_serving(mounted.pointer.target)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:
@@ -337,6 +338,8 @@ class _Mount:
             self._once.settle()
             if trio.current_time() - began > LEFT_SECONDS:
                 self._once.expire()
+            for act in self._every_beat:
+                act()
             self._member.turn()
             await trio.sleep(TICK)
 

@@ -53,7 +53,7 @@ class Deployment:
         return replace(self, step=step)
 
     def __str__(self) -> str:
-        return f"the deployment of {self.name} by {self.user}, from {self.source}"
+        return f"the deployment of {self.name} by {self.user} from {self.source}"
 
 
 def read_deployment(directory: int | None) -> Deployment | None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import grp
 import os
 import posixpath
 import shutil
@@ -40,6 +39,7 @@ from relfs.beneath import open_directory
 from relfs.errors import RefusedError, reason
 from relfs.layout import RELEASES, SHARED, DeployPath
 from relfs.libc import syncfs
+from relfs.users import gid_of
 
 _SEED = ".relfs-seed"
 _DIRECTORY_MODE = 0o755
@@ -87,7 +87,7 @@ def parse_shared(section: dict[str, Any]) -> Shared:
     group = section.get("group")
     shared = Shared(
         **{key: _paths(key, section.get(key, [])) for key in ("directories", "files", "required", "writable")},
-        group=_gid(group) if group is not None else None,
+        group=gid_of("shared.group", group) if group is not None else None,
     )
     shared.check_invariants()
     return shared
@@ -104,15 +104,6 @@ def _path(key: str, given: str) -> str:
     if path in ("", ".") or path.startswith(("/", "../")) or path == ".." or not path.isprintable():
         raise ValueError(f"shared.{key}: {given!r} is not a path inside of a release")
     return path
-
-
-def _gid(group: object) -> int:
-    if not isinstance(group, str):
-        raise ValueError("shared.group must be the name of a group")  # noqa: TRY004 (a fault of the file's content)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):
-        raise ValueError(f"shared.group: there is no group {group!r}") from None
 
 
 # ---- linking --------------------------------------------------------------------------------------------------------

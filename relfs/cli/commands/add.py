@@ -9,6 +9,7 @@ import click
 
 from relfs.cli.output import say, show_json, size
 from relfs.cli.session import Session, change_current, open_here, pass_session, refuse_in_hook
+from relfs.cli.source import source_options
 
 if TYPE_CHECKING:
     from relfs.locate import Place
@@ -19,14 +20,8 @@ if TYPE_CHECKING:
 
 @click.command("add", epilog="\b\nExamples:\n  relfsctl add build/\n  relfsctl add app.tar.zst --strip 1 --switch")
 @click.argument("source")
-@click.option("--name", metavar="NAME", help="What to call it.  [default: the next number, or the time]")
 @click.option("--switch", is_flag=True, help="Make it current.")
-@click.option("--link", is_flag=True, help="Share unchanged files with the current release by hard links.")
-@click.option("--checksum", is_flag=True, help="Find out by their bytes, not size and time, which are unchanged.")
-@click.option(
-    "--strip", metavar="N", type=click.IntRange(0, 100), default=0, help="Leave out N directories of archives' names."
-)
-@click.option("--repository", metavar="DIR", help="Where git:TREEISH is.  [default: the working directory]")
+@source_options
 @pass_session
 def command(
     session: Session,

@@ -9,6 +9,7 @@ import click
 
 from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, pass_session, refuse_in_hook
+from relfs.cli.source import source_options
 
 if TYPE_CHECKING:
     from relfs.cli.deploying import Deployed
@@ -16,13 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("deploy", epilog="\b\nExamples:\n  relfsctl deploy build/\n  git archive HEAD | relfsctl deploy -")
 @click.argument("source")
-@click.option("--name", metavar="NAME", help="What to call it.  [default: the next number, or the time]")
-@click.option("--link", is_flag=True, help="Share unchanged files with the current release by hard links.")
-@click.option("--checksum", is_flag=True, help="Find out by their bytes, not size and time, which are unchanged.")
-@click.option(
-    "--strip", metavar="N", type=click.IntRange(0, 100), default=0, help="Leave out N directories of archives' names."
-)
-@click.option("--repository", metavar="DIR", help="Where git:TREEISH is.  [default: the working directory]")
+@source_options
 @click.option("--no-prune", is_flag=True, help="Leave old releases.")
 @pass_session
 def command(
