@@ -16,7 +16,7 @@ from crew import kill
 from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
 from readers import reading
 from sandbox import add_release, link_of
-from web import Web, make_site, start_directly
+from web import Load, Web, make_site, start_directly
 
 from relfs.control import Connection
 from relfs.errors import EXIT_REFUSED, EXIT_USAGE
@@ -354,3 +354,26 @@ def test_a_second_root_shows_what_comes_next(second_root: tuple[Mount, Web, Web]
     for release in ("41", "42", "43", "40"):
         switch(mount, release)
         assert (live.get(), preview.get()) == (release, "43")
+
+
+def test_a_root_that_follows_switches_under_load(site: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """Each answer is of one release, from the first byte to the last, and a fresh one of the release before."""
+    mount = mounts.start(site)
+    switch(mount, "41")
+    directory = tmp_path / "nginx"
+    directory.mkdir()
+    web = Web(directory, site / "@previous", start_directly)
+    load = Load(tmp_path, web.url)
+    connection = Connection((str(site / ".relfs"),))
+    try:
+        for number in range(200):
+            connection.call("switch", {"release": f"4{number % 3}", "request": os.urandom(16).hex()})
+            if number % 10 == 9:
+                assert web.get() == f"4{(number - 1) % 3}"
+        answers = load.stop()
+    finally:
+        connection.close()
+        load.end()
+        web.stop()
+    assert answers.good > 0
+    assert (answers.bad, answers.mixed, answers.errors) == (0, 0, 0)
