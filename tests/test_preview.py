@@ -88,10 +88,10 @@ def test_a_moment_shows_what_was_current_then(mount: Mount) -> None:
         seen(mount, "@1999-12-31T23:59")
 
 
-@pytest.mark.parametrize("name", ["@", "@99", "@next", "@..", "@.relfs", "@2026-13-01", "@" + "x" * 254, b"@\xff"])
-def test_a_name_that_stands_for_nothing_is_not_there(mount: Mount, name: str | bytes) -> None:
-    with pytest.raises(FileNotFoundError):
-        os.lstat(os.path.join(os.fsencode(mount.app), os.fsencode(name)))
+def test_a_name_that_stands_for_nothing_is_not_there(mount: Mount) -> None:
+    for name in (b"@", b"@99", b"@next", b"@..", b"@.relfs", b"@2026-13-01", b"@" + b"x" * 254, b"@\xff"):
+        with pytest.raises(FileNotFoundError):
+            os.lstat(os.fsencode(mount.app) + b"/" + name)
 
 
 def test_they_are_at_the_top_only(mount: Mount) -> None:
