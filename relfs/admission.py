@@ -23,7 +23,7 @@ _NO_CHECKS = Checks(empty=False, unfinished=(), bad=False)
 
 class Admission:
     """The rules of one deploy path. Whoever calls its methods holds the change lock, and keeps it until the change is
-    made or given up."""
+    made or given up; who asks judge() and changes nothing needs no lock."""
 
     def __init__(self, deploy: DeployPath, config: Config, hide: str | None) -> None:
         """`hide` is a mountpoint that hooks shall not see."""

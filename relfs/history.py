@@ -12,10 +12,13 @@ from datetime import datetime
 
 from relfs.errors import RefusedError, UsageError
 from relfs.journal import IMPORTED, Event
-from relfs.layout import Release
+from relfs.layout import RELEASES, Release
 
 ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
 """The actions, in the journal, that make something current."""
+
+WORDS = ("@current", "@previous", "@latest", "@last-good")
+"""The references whose meaning changes with what happens here."""
 
 CONFIRM = "confirm"
 CANARY = "canary"
@@ -36,6 +39,8 @@ class Activation:
 class History:
     """A running summary of the journal, of bounded size.
 
+    GUARDED BY whoever adds to it, one at a time. Other threads may ask meanwhile, and get the answer from before or
+    after: what is added changes each list in one step.
     INVARIANT: `path` is the way that led to the current release: a rollback takes back what came after its target,
     so `path[-1]` is current, and going back again goes further back, not forth.
     INVARIANT: no release in `bad` is current.
@@ -81,10 +86,7 @@ class History:
         if event.action == "rollback":
             if event.origin is not None and event.origin != release:
                 self.bad.add(event.origin)
-            if release in self.path:
-                del self.path[len(self.path) - self.path[::-1].index(release) :]
-            elif self.path:  # it was never current: only the one that is left is taken back
-                self.path.pop()
+            self.path = self._way_back_to(release)
             if len(self.bad) > _KEEP_ACTIVATIONS:
                 self.bad &= {*self.path, event.origin}
         self.bad.discard(release)
@@ -103,6 +105,12 @@ class History:
     def _is_canary(self, release: str | None) -> bool:
         return self.canary is not None and self.canary.release == release
 
+    def _way_back_to(self, release: str) -> list[str]:
+        """The path without what a rollback to `release` takes back."""
+        if release in self.path:
+            return [*self.path[: len(self.path) - self.path[::-1].index(release) - 1], release]
+        return [*self.path[:-1], release]  # it was never current: only the one that is left is taken back
+
     def find(self, request_id: str) -> Event | None:
         """The event that request `request_id` led to, if it is among the last ones."""
         return self._by_id.get(request_id)
@@ -110,12 +118,13 @@ class History:
     @property
     def previous(self) -> str | None:
         """The release before the current one, on the way that led to it."""
-        return self.path[-2] if len(self.path) > 1 else None
+        before = self.path[-2:-1]
+        return before[0] if before else None
 
     def at(self, moment: float) -> str | None:
         """What was current at `moment` (seconds since the epoch); None: before the first record."""
         found = None
-        for activation in self.activations:
+        for activation in self.activations[:]:
             if activation.time > moment:
                 break
             found = activation.release
@@ -150,7 +159,8 @@ def resolve(
     releases: Iterable[Release],
     is_good: Callable[[str], bool] = lambda _: True,
 ) -> str:
-    """The release that `reference` names: itself, or what an `@` name stands for.
+    """The release that `reference` names: itself, or what an `@` name stands for. Of `@` names, the words come first,
+    then the releases' own names, then moments: a release that is called 20260901 is what @20260901 means.
 
     `is_good` tells of what is in a release whether it speaks against going back there.
 
@@ -159,14 +169,19 @@ def resolve(
     if not reference.startswith("@"):
         return reference
     existing = [release.name for release in releases]
-    meanings: dict[str, Callable[[], str | None]] = {
-        "@current": lambda: current,
-        "@previous": lambda: history.previous,
-        "@latest": lambda: existing[-1] if existing else None,
-        "@last-good": lambda: rollback_target(history, current, filter(is_good, existing)),
-    }
-    meaning = meanings.get(reference)
-    release = meaning() if meaning is not None else history.at(_moment(reference))
+    of_words: tuple[Callable[[], str | None], ...] = (
+        lambda: current,
+        lambda: history.previous,
+        lambda: existing[-1] if existing else None,
+        lambda: rollback_target(history, current, filter(is_good, existing)),
+    )
+    meanings = dict(zip(WORDS, of_words, strict=True))
+
+    def release_or_moment() -> str | None:
+        name = reference[1:]
+        return name if name in existing else history.at(_moment(reference))
+
+    release = meanings.get(reference, release_or_moment)()
     if release is None or "/" in release:  # a link text that led elsewhere is no release
         raise RefusedError(f"{reference}: stands for no release here; `relfsctl log` shows the history")
     return release
@@ -177,5 +192,6 @@ def _moment(reference: str) -> float:
         return datetime.fromisoformat(reference[1:]).timestamp()
     except ValueError:
         raise UsageError(
-            f"{reference}: not a release; known are @current, @previous, @latest, @last-good, @2026-09-01T12:00"
+            f"{reference}: not a release; known are {', '.join(WORDS)}, @2026-09-01T12:00, "
+            f"and @NAME for one in {RELEASES}/"
         ) from None

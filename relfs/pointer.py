@@ -86,7 +86,7 @@ class Pointer:
     LOCK ORDERING: `_lock`, then the change lock. Neither is ever held while the kernel is asked to drop a dentry:
     that is for the caller, after the method has returned.
     GUARDED BY _lock: everything. `target` may be read without it, being one reference to an immutable value; what
-    `status` reads of the rest without it may be a moment old.
+    `status` and named() read of the rest without it may be a moment old.
     INVARIANT: while no method runs, `target` is what the store told when this process last held the change lock,
     except where `diverged` says that the disk holds something that cannot be served.
 
@@ -367,15 +367,14 @@ class Pointer:
         """What a link to release `name` says here."""
         return self.deploy.target(self._text_for(name))
 
-    def named(self, reference: str) -> Target:
-        """What `reference` would make current, for somebody who is only to see it. May be a moment old.
+    def sight(self, reference: str) -> Target:
+        """What `reference` would make current, for somebody who is only to see it. As named().
 
         Raises UsageError, RefusedError, RelfsError.
         """
         if not reference.startswith("@"):
             check_name(reference)
-        current, is_good = self._current_release(), self._admission.judge()
-        name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
+        name = self.named(reference)
         self.deploy.check_release(name, allow_empty=True)
         return self.target_of(name)
 
@@ -406,6 +405,16 @@ class Pointer:
         with self._locked():
             self._take_stock()
             return self.target
+
+    def named(self, reference: str) -> str:
+        """The release that `reference` stands for now (history.resolve()), for somebody who changes nothing. It takes
+        no lock: what another thread is changing is seen as it was before, or is after.
+
+        Raises UsageError, RefusedError, RelfsError.
+        """
+        history = History(self._journal.events()) if self._blind else self.history
+        is_good = self._admission.judge()
+        return resolve(reference, history, self._current_release(), self.deploy.releases(), is_good)
 
     def flush(self) -> None:
         """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a

@@ -173,6 +173,7 @@ def meaning(reference: str, *words: str) -> str:
         ("@2026-09-01T12:01:30", "41"),
         ("@2026-09-01 12:02", "40"),
         ("@2030-01-01", "40"),
+        ("@42", "42"),
     ],
 )
 def test_what_a_reference_stands_for(reference: str, release: str) -> None:
@@ -184,6 +185,14 @@ def test_a_time_with_a_zone() -> None:
     assert meaning(f"@{zoned}", "40", "41") == "41"
 
 
+def test_a_releases_own_name_comes_before_a_moment_and_after_a_word() -> None:
+    history = History(happened("40", "41"))
+    releases = [Release(name, 0.0) for name in ("20260901", "current")]
+    assert resolve("@20260901", history, "41", releases) == "20260901"
+    assert resolve("@20260902", history, "41", releases) == "41"
+    assert resolve("@current", history, "41", releases) == "41"
+
+
 @pytest.mark.parametrize("reference", ["@current", "@previous", "@last-good", "@2026-08-31", "@2026-09-01T11:59"])
 def test_a_reference_that_stands_for_nothing_now(reference: str) -> None:
     with pytest.raises(RefusedError) as caught:
@@ -191,11 +200,21 @@ def test_a_reference_that_stands_for_nothing_now(reference: str) -> None:
     assert caught.value.status == EXIT_REFUSED
 
 
-@pytest.mark.parametrize("reference", ["@", "@next", "@42", "@2026-13-01", "@0001-01-01", "@Current", "@\0"])
+@pytest.mark.parametrize("reference", ["@", "@next", "@99", "@2026-13-01", "@0001-01-01", "@Current", "@\0"])
 def test_a_reference_that_nobody_knows(reference: str) -> None:
     with pytest.raises(UsageError, match="@last-good") as caught:
         meaning(reference, "40", "41")
     assert caught.value.status == EXIT_USAGE
+
+
+def test_who_looks_while_something_is_rolled_back_sees_the_path_before_it_or_after() -> None:
+    """Another thread may hold the list that it has read: nothing is taken out of that."""
+    history = History(happened("40", "41", "42"))
+    read = history.path
+    *_, back = happened("40", "41", "42", "<40")
+    history.add(back)
+    assert read == ["40", "41", "42"]
+    assert history.path == ["40"]
 
 
 # ---- requests, and size -------------------------------------------------------------------------------------------

@@ -68,6 +68,24 @@ def test_a_switch(app: Path, pointer: Pointer, actor: Actor) -> None:
     pointer.check_invariants()
 
 
+def test_what_a_reference_stands_for_is_told_while_somebody_changes_it(
+    deploy: DeployPath, pointer: Pointer, actor: Actor
+) -> None:
+    pointer.switch("41", actor, "request")
+    with change_lock(deploy.state_fd, shown=deploy.state_path), pointer._lock:
+        named = [pointer.named(each) for each in ("@current", "@previous", "@latest", "@last-good", "@42")]
+    assert named == ["41", "40", "42", "40", "42"]
+
+
+def test_what_a_reference_stands_for_is_known_before_anything_is_looked_at(
+    deploy: DeployPath, pointer: Pointer, actor: Actor
+) -> None:
+    """By a process that goes on with what another has served."""
+    pointer.switch("41", actor, "request")
+    next_one = Pointer(deploy, served=pointer.target)
+    assert [next_one.named(each) for each in ("@current", "@previous")] == ["41", "40"]
+
+
 def test_the_first_look_is_written_down(pointer: Pointer) -> None:
     (event,) = journal_of(pointer.deploy)
     assert (event.action, event.release, event.origin) == ("adopt", "40", None)

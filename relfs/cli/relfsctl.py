@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "What is current, since when, by whom, and how the mount is.",
     "releases": "List the releases.",
     "add": "Make a release from a directory, an archive, git or standard input.",
+    "path": "Where a release is.",
     "check": "Whether a release is still what was added.",
     "deploy": "Make a new release, make it current, verify it, and remove what is old.",
     "switch": "Make a release current.",
@@ -75,7 +76,7 @@ class _Commands(click.Group):
 def cli(context: click.Context, path: str | None, as_json: bool, state_dir: str | None) -> None:
     """Switch releases without anybody noticing.
 
-    A RELEASE is a name below releases/, or @current, @previous, @latest, @last-good, @2026-09-01T12:00.
+    A RELEASE is a name below releases/ (42 or @42), or @current, @previous, @latest, @last-good, @2026-09-01T12:00.
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a check, 4 locked by another.
     """
     context.obj = Session(path, as_json, state_dir)

@@ -198,18 +198,33 @@ def named_release(deploy: DeployPath, reference: str | None) -> str | None:
 
     Raises UsageError, RefusedError.
     """
+    if reference is None:
+        return _current(deploy)
+    name = meaning(deploy, reference)
+    deploy.check_release(name, allow_empty=True)
+    return name
+
+
+def meaning(deploy: DeployPath, reference: str) -> str:
+    """The release that `reference` names, or stands for, as a mount would say. Raises RelfsError."""
+    if not reference.startswith("@"):
+        return reference
+    from relfs.admission import Admission
+    from relfs.config import Config, load_config
     from relfs.history import History, resolve
     from relfs.journal import Journal
+
+    config = load_config(deploy.state_fd, deploy.state_path) if deploy.state_fd is not None else Config()
+    history = History(Journal(deploy.state_fd).events())
+    is_good = Admission(deploy, config, hide=None).judge()
+    return resolve(reference, history, _current(deploy), deploy.releases(), is_good)
+
+
+def _current(deploy: DeployPath) -> str | None:
     from relfs.store import peek
 
     text = peek(deploy)
-    current = deploy.target(text).release if text is not None else None
-    if reference is None:
-        return current
-    history = History(Journal(deploy.state_fd).events())
-    name = resolve(reference, history, current, deploy.releases(), deploy.is_good)
-    deploy.check_release(name, allow_empty=True)
-    return name
+    return deploy.target(text).release if text is not None else None
 
 
 def _change_here(place: Place, method: str, params: dict[str, Any], request_id: str) -> Event:

@@ -96,7 +96,7 @@ def _require_own(mark: int, uid: int) -> None:
 def _target(pointer: Pointer, reference: str | None) -> Target:
     """What is to be seen. Blocks."""
     if reference is not None:
-        return pointer.named(reference)
+        return pointer.sight(reference)
     if pointer.target is None:
         raise RefusedError("there is no current release yet; name one with --release")
     return pointer.target

@@ -58,6 +58,7 @@ from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
 from relfs.fuse.once import LEFT_SECONDS, Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
+from relfs.fuse.preview import Preview
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags
 from relfs.fuse.relay import Relay
 from relfs.fuse.teller import Teller
@@ -213,7 +214,7 @@ class _Mount:
                 checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
             handshake = self._handshake()
-            operations = self._operations(current, handshake, nursery)
+            operations = self._operations(pointer, current, handshake, nursery)
             if self._adopting:
                 self._restore(current, operations)
                 pinning.restore()
@@ -258,7 +259,9 @@ class _Mount:
             relayed=self._relayed,
         )  # fmt: skip
 
-    def _operations(self, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery) -> Operations:
+    def _operations(
+        self, pointer: Pointer, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery
+    ) -> Operations:
         self._table.pin(ROOT, os.dup(self._member[HOME_FD]))
         state_fd = self._deploy.state_fd
         assert state_fd is not None
@@ -266,13 +269,14 @@ class _Mount:
         handles = Handles(self._table, self._ledger, self._member)
         abroad = Abroad(self._table, self._member, lambda: self._once.deliver())
         files = Passthrough(self._table, handles, exclusive=self._plan.over, beyond=abroad.beyond)
+        preview = Preview(pointer, current, self._table, files, show=self._show)
         if self._adopting:
             abroad.restore()
 
         def on_native(name: str) -> None:
             nursery.start_soon(self._attach, name)
 
-        return Operations(self._table, files, current, handshake, on_native, self._guard, self._once, abroad)
+        return Operations(self._table, files, current, preview, handshake, on_native, self._guard, self._once, abroad)
 
     def _restore(self, current: CurrentLink, operations: Operations) -> None:
         """Know what the worker before this one knew. Contains no `await`."""

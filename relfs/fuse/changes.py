@@ -23,6 +23,7 @@ from relfs.aftermath import Aftermath
 from relfs.audience import Audience
 from relfs.fuse.inodes import ROOT
 from relfs.fuse.teller import Teller
+from relfs.history import WORDS
 from relfs.hold import Hold
 from relfs.hooks import Show
 from relfs.journal import Actor, Event
@@ -174,8 +175,8 @@ class Changes:
         return self._pointer.refresh() != before
 
     async def drop_current(self) -> None:
-        """Make the kernel ask again what `current` is; then unseal what is not current any more. Blocks while somebody
-        changes the directory."""
+        """Make the kernel ask again what `current` is; then unseal what is not current any more, and make it ask again
+        for the names whose meaning follows `current` (preview.py). Blocks while somebody changes the directory."""
         await in_thread(
             _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
         )  # fmt: skip
@@ -242,3 +243,5 @@ def _drop_current(seals: Seals, drop: Callable[[int, bytes], bool]) -> None:
     seals.note_replaced()
     if drop(ROOT, CURRENT.encode()):
         seals.release()
+    for word in WORDS:
+        drop(ROOT, word.encode())

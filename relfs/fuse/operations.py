@@ -1,5 +1,6 @@
-"""The request handlers: who answers what. `current` is CurrentLink's, other disks are Abroad's, the rest is Plain's;
-nothing is decided here but where a name belongs, and that no handler can bring the daemon down.
+"""The request handlers: who answers what. `current` is CurrentLink's, names with an @ are Preview's, other disks are
+Abroad's, the rest is Plain's; nothing is decided here but where a name belongs, and that no handler can bring the
+daemon down.
 
 pyfuse3 ends its main loop when a handler raises anything but FUSEError; so every handler is wrapped: an OSError becomes
 its errno, anything else is logged and becomes EIO.
@@ -37,6 +38,7 @@ from relfs.fuse.inodes import RELEASES_NODE, ROOT, SHARED_NODE, STATE_NODE, Inod
 from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import ACCESS_LIST, Passthrough
 from relfs.fuse.plain import Plain
+from relfs.fuse.preview import Preview
 from relfs.fuse.protocol import BATON
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
@@ -91,6 +93,7 @@ class Operations(pyfuse3.Operations):
         table: InodeTable,
         files: Passthrough,
         current: CurrentLink,
+        preview: Preview,
         handshake: Handshake,
         on_native: Callable[[str], None],
         guard: Guard,
@@ -104,6 +107,7 @@ class Operations(pyfuse3.Operations):
         self._table = table
         self._files = files
         self._current = current
+        self._preview = preview
         self._handshake = handshake
         self._on_native = on_native
         self._guard = guard
@@ -120,9 +124,9 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        if parent_inode == ROOT:
-            return self._lookup_top(name, ctx)
-        return self._files.lookup(parent_inode, name)
+        if parent_inode != ROOT:
+            return self._files.lookup(parent_inode, name)
+        return await self._preview.lookup(name) or self._lookup_top(name, ctx)
 
     def _lookup_top(self, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if name == _CURRENT:
@@ -154,6 +158,7 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT and name == _CURRENT:
             await self._current.unlink(ctx)
             return
+        await self._preview.require_none(parent_inode, name)
         self._plain.unlink(parent_inode, name, ctx)
 
     @_handler
@@ -171,6 +176,8 @@ class Operations(pyfuse3.Operations):
         old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
         if old == new == (ROOT, _CURRENT):
             return
+        await self._preview.require_none(*old)
+        await self._preview.require_none(*new)
         self._forbid_rename(old, new)
         if new == (ROOT, _CURRENT):
             self._guard.name(*old)
