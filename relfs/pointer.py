@@ -173,6 +173,31 @@ class Pointer:
                 "switch", self._text_for(name), actor, request_id, owner, tell=True, until=until, show=show
             )  # fmt: skip
 
+    def promote(
+        self,
+        actor: Actor,
+        request_id: str,
+        *,
+        begun_by: str | None = None,
+        owner: Owner | None = None,
+        show: Show | None = None,
+    ) -> Event:
+        """Make the canary current for all, the one that event `begun_by` has begun if that is given. Which one it is,
+        and that nobody has aborted it meanwhile, is asked under the lock. Raises as switch(); RefusedError also if
+        there is none."""
+        with self._locked():
+            self._take_stock()
+            known = self._known(request_id)
+            if known is not None:
+                return known
+            name = self._canary(begun_by).release
+            assert name is not None, "a canary is a release"
+            self._admission.require_unlocked(actor, tools=True)
+            self._admission.check_release(name, self.history, force=False)
+            return self._ask_and_change(
+                "switch", self._text_for(name), actor, request_id, owner, tell=True, show=show
+            )  # fmt: skip
+
     def rollback(
         self,
         reference: str | None,
@@ -349,16 +374,17 @@ class Pointer:
             self._write_or_fail(event)
             return event
 
-    def abort_canary(self, actor: Actor, request_id: str, *, why: str | None = None) -> Event:
-        """Let everybody see what is current. Raises RefusedError if there is no canary; LockedError, RelfsError."""
+    def abort_canary(
+        self, actor: Actor, request_id: str, *, begun_by: str | None = None, why: str | None = None
+    ) -> Event:
+        """Let everybody see what is current, if the canary is the one that event `begun_by` has begun, or that is not
+        given. Raises RefusedError if there is none; LockedError, RelfsError."""
         with self._locked():
             self._take_stock()
             known = self._known(request_id)
             if known is not None:
                 return known
-            canary = self.history.canary
-            if canary is None:
-                raise RefusedError("there is no canary; `relfsctl canary RELEASE` begins one")
+            canary = self._canary(begun_by)
             event = replace(self._event(ABORT, canary.release, self._current_release(), actor, request_id), why=why)
             self._write_or_fail(event)
             return event
@@ -420,6 +446,11 @@ class Pointer:
         """Write out what the file systems of the link, the releases and the state still hold in memory: ahead of a
         switch that is coming, or behind one that somebody else has made. Raises OSError."""
         self._flush_target(RELEASES if self.deploy.leads_somewhere(RELEASES) else ".")
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether this goes on with what another process has served, and has read no journal yet."""
+        return self._blind
 
     @property
     def behind(self) -> str | None:
@@ -517,6 +548,13 @@ class Pointer:
 
     def _is_usable(self, name: str) -> bool:
         return any(release.name == name for release in self.deploy.releases()) and self._admission.judge()(name)
+
+    def _canary(self, begun_by: str | None) -> Event:
+        """The event that has begun it. Raises RefusedError."""
+        canary = self.history.canary
+        if canary is None or begun_by not in (None, canary.id):
+            raise RefusedError("there is no canary; `relfsctl canary RELEASE` begins one")
+        return canary
 
     def _text_for(self, name: str) -> str:
         style = self._style

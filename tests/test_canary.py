@@ -291,6 +291,15 @@ def test_is_aborted_if_it_does_not(mount: Mount, program: str | None) -> None:
     assert mount.journal()[-1]["why"]
 
 
+def test_is_aborted_if_its_release_is_gone(mount: Mount) -> None:
+    """It is good, for all that the hook says, and cannot be promoted."""
+    hook(mount, "verify", "rm -r $RELFS_RELEASE_PATH")
+    canary(mount, "42", "--uid", str(os.getuid()), "--for", "0.01")
+    wait_for(lambda: [action for action, _ in actions(mount)][-1:] == ["abort"], "the canary is aborted")
+    assert "releases/42: " in mount.journal()[-1]["why"]
+    assert os.readlink(mount.app / "current") == "releases/40"
+
+
 def test_what_was_decided_meanwhile_counts(mount: Mount, tmp_path: Path) -> None:
     asked, go = tmp_path / "asked", tmp_path / "go"
     os.mkfifo(go)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+import trio
+import trio.testing
 from sandbox import ACTOR
 
 from relfs.audience import Audience
+from relfs.daemon.canarying import Canarying
 from relfs.errors import LockedError, RefusedError, UsageError
+from relfs.fuse.changes import Changes
 from relfs.history import ABORT, CANARY, History
 from relfs.journal import Event, Journal
 from relfs.layout import DeployPath
 from relfs.pointer import Pointer
 from relfs.releases.inventory import take_inventory
+from relfs.survival.ledger import new_ledger
+from relfs.views.canary import Canary
 
 AUDIENCE = Audience(users=(33,), percent=25.0, name="php-fpm")
 
@@ -87,6 +95,49 @@ def test_what_cannot_be(pointer: Pointer) -> None:
         pointer.begin_canary("41", AUDIENCE, ACTOR, "4")
     with pytest.raises(RefusedError, match="is a canary"):
         pointer.discard("42", ACTOR, "5")
+
+
+def test_who_decides_late_decides_about_his_own(pointer: Pointer) -> None:
+    """Between deciding and the change, somebody has aborted it and begun another one."""
+    late = begun(pointer)
+    pointer.abort_canary(ACTOR, "end")
+    for decide in (pointer.promote, pointer.abort_canary):
+        with pytest.raises(RefusedError, match="there is no canary"):
+            decide(ACTOR, "1", begun_by=late.id)
+    other = pointer.begin_canary("41", AUDIENCE, ACTOR, "other")
+    for decide in (pointer.promote, pointer.abort_canary):
+        with pytest.raises(RefusedError, match="there is no canary"):
+            decide(ACTOR, "1", begun_by=late.id)
+    assert pointer.history.canary == other
+    promoted = pointer.promote(ACTOR, "2", begun_by=other.id)
+    assert (promoted.action, promoted.release, promoted.origin) == ("switch", "41", "40")
+    assert pointer.promote(ACTOR, "2") == promoted
+    with pytest.raises(RefusedError, match="there is no canary"):
+        pointer.promote(ACTOR, "3")
+
+
+def test_the_end_that_others_wrote_ends_it(pointer: Pointer, deploy: DeployPath) -> None:
+    """As a worker that died before it could do as it had written."""
+    begun(pointer)
+    ledger = new_ledger()
+    looks: list[Callable[[], None]] = []
+
+    async def main() -> None:
+        # Nothing is decided here, so nobody asks for changes.
+        canarying = Canarying(Canary(ledger.canary, ledger.decisions), pointer, Mock(spec=Changes))
+        canarying.follow()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(canarying.decide_in_time, looks)
+            await trio.testing.wait_all_tasks_blocked()
+            looks[0]()
+            assert canarying.canary.stage is not None
+            Pointer(deploy).abort_canary(ACTOR, "end")
+            pointer.take_stock()
+            looks[0]()
+            assert canarying.canary.stage is None
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_it_takes_the_deploy_lock(pointer: Pointer) -> None:

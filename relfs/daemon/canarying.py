@@ -2,12 +2,14 @@
 kept together here.
 
 With `--for`, it decides by itself: when the time is over, the release is verified, as one is that everybody sees
-(aftermath.py), and is promoted if it is good, aborted otherwise. That is begun anew by the next worker, where one dies
-amid it, or by the next mount; nothing of it is done twice, for each step has an id that follows from the canary's.
+(aftermath.py), and is promoted if it is good; otherwise, or if it can be promoted no more, it is aborted. That is begun
+anew by the next worker, where one dies amid it, or by the next mount; nothing of it is done twice, for each step has an
+id that follows from the canary's.
 
 It begins with its line in the journal, and ends with another one: that it was aborted, or that its release has become
-current, by whomever. So every event that is written is looked at. The line comes first, then what is seen; who sees
-the release for a moment longer when it is current for all, sees the same.
+current, by whomever. So every event that is written is looked at, and now and then those that others have written, who
+change the link behind the mount. The line comes first, then what is seen; who sees the release for a moment longer when
+it is current for all, sees the same.
 """
 
 from __future__ import annotations
@@ -66,38 +68,38 @@ class Canarying:
         await self._changes.drop_current()
         return event
 
-    async def abort(self, actor: Actor, request_id: str, why: str | None = None) -> Event:
+    async def abort(
+        self, actor: Actor, request_id: str, *, begun_by: str | None = None, why: str | None = None
+    ) -> Event:
         """Raises as Pointer.abort_canary() does. When it returns, no lookup leads to the release."""
-        event = await self._changes.abort_canary(actor, request_id, why)
+        event = await self._changes.abort_canary(actor, request_id, begun_by=begun_by, why=why)
         self.follow()
         await self._changes.drop_current()
         return event
 
-    async def promote(self, actor: Actor, request_id: str, *, owner: Owner | None, show: Show | None) -> Event:
-        """Make it current for all, as Changes.switch() does, and raises; RefusedError if there is none."""
-        await self._changes.take_stock()  # a worker that has taken over has to read the journal
-        canary, done = self.event, self._pointer.history.find(request_id)
-        name = done.release if done is not None else canary.release if canary is not None else None
-        if name is None:
-            raise RefusedError("there is no canary; `relfsctl canary RELEASE` begins one")
-        return await self._changes.switch(
-            name, actor, request_id, force=False, confirm=None, owner=owner, show=show
-        )  # fmt: skip
+    async def promote(
+        self, actor: Actor, request_id: str, *, begun_by: str | None = None, owner: Owner | None, show: Show | None
+    ) -> Event:
+        """Make it current for all, as Changes.promote() does, and raises."""
+        return await self._changes.promote(actor, request_id, begun_by=begun_by, owner=owner, show=show)
 
     def follow(self) -> None:
-        """Begin and end as the journal says: to be called whenever there is a line more, or it was read."""
-        event = self.event
+        """Begin and end as the journal says, if it was read: to be called whenever there is a line more."""
+        event, stage = self.event, self.canary.stage
+        if self._pointer.is_blind or (event is not None and stage is not None and event.id == stage.id):
+            return
         if event is not None and event.release is not None and event.audience is not None:
             self.canary.begin(Stage(event.id, self._pointer.target_of(event.release), event.audience))
-        elif self.canary.stage is not None:
+        elif stage is not None:
             self.canary.end()
 
     async def decide_in_time(self, every_beat: list[Callable[[], None]]) -> None:
-        """Never returns. The clock is looked at with `every_beat` of the worker: it is not waited for, since a machine
-        may sleep, and nobody wakes up for it."""
+        """Never returns. The journal and the clock are looked at with `every_beat` of the worker: the end is not waited
+        for, since a machine may sleep, and nobody wakes up for it."""
         over, found = trio.open_memory_channel[Event](0)
 
         def look() -> None:
+            self.follow()
             event = self.event
             if event is not None and event.confirm is not None and event.confirm.is_over():
                 with suppress(trio.WouldBlock):  # it is just being decided
@@ -115,12 +117,21 @@ class Canarying:
                 pause = min(2 * pause, _AGAIN_SECONDS_MAX)
 
     async def _decide(self, event: Event) -> None:
-        """Raises RelfsError."""
-        why = await self._changes.judge(event)
-        if self.event is None or self.event.id != event.id:  # somebody else has decided meanwhile
+        """Raises RelfsError for what passes, such as a lock that somebody holds: it is to be tried again."""
+        why = await self._changes.judge(event) or await self._why_not_promoted(event)
+        if why is None or self.event is None or self.event.id != event.id:  # or somebody else has decided meanwhile
             return
-        if why is not None:
-            _log.info("%s: is taken back: %s", event.release, why)
-            await self.abort(event.actor, f"{event.id}.{ABORT}", why)
-            return
-        await self.promote(event.actor, f"{event.id}.{_PROMOTE}", owner=None, show=None)
+        _log.info("%s: is taken back: %s", event.release, why)
+        with suppress(RefusedError):  # likewise
+            await self.abort(event.actor, f"{event.id}.{ABORT}", begun_by=event.id, why=why)
+
+    async def _why_not_promoted(self, event: Event) -> str | None:
+        """What is refused now, as a release that was removed by hand, will be so later. Raises RelfsError."""
+        request_id = f"{event.id}.{_PROMOTE}"
+        try:
+            await self.promote(event.actor, request_id, begun_by=event.id, owner=None, show=None)
+        except RefusedError as error:
+            if self._pointer.history.find(request_id) is not None:
+                _log.warning("%s: was promoted: %s", event.release, error)
+            return str(error)
+        return None

@@ -74,6 +74,16 @@ class Changes:
         call = partial(
             self._pointer.switch, reference, actor, request_id, force=force, confirm=confirm, owner=owner, show=show
         )  # fmt: skip
+        return await self._and_verify(call, owner, show)
+
+    async def promote(
+        self, actor: Actor, request_id: str, *, begun_by: str | None, owner: Owner | None, show: Show | None
+    ) -> Event:
+        """Pointer.promote(), with all that switch() has follow."""
+        call = partial(self._pointer.promote, actor, request_id, begun_by=begun_by, owner=owner, show=show)
+        return await self._and_verify(call, owner, show)
+
+    async def _and_verify(self, call: Callable[[], Event], owner: Owner | None, show: Show | None) -> Event:
         event = await self._then_tell(call)
         await in_thread(self._aftermath.tell, event, show, abandon_on_cancel=True)
         why = await in_thread(self._aftermath.verify, event, show, abandon_on_cancel=True)
@@ -112,9 +122,11 @@ class Changes:
             )
         )  # fmt: skip
 
-    async def abort_canary(self, actor: Actor, request_id: str, why: str | None) -> Event:
+    async def abort_canary(self, actor: Actor, request_id: str, *, begun_by: str | None, why: str | None) -> Event:
         """Pointer.abort_canary(). Some still see it."""
-        return await self._then_tell(partial(self._pointer.abort_canary, actor, request_id, why=why))
+        return await self._then_tell(
+            partial(self._pointer.abort_canary, actor, request_id, begun_by=begun_by, why=why)
+        )  # fmt: skip
 
     async def judge(self, canary: Event) -> str | None:
         """Aftermath.judge()."""
