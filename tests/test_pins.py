@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wait_for
+from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from viewers import pids_of, reader, reader_with_pid, switch, views
 
 from relfs.views.mark import mark_of, new_mark, put_mark
@@ -122,6 +122,31 @@ def test_nested(mount: Mount) -> None:
     outer = ["run", "--release", "41", "--", "sh", "-c", f"{show}; echo; {inner}; echo; {show}"]
     done = mount.relfsctl(*outer)
     assert done.stdout.split() == ["41", "42", "41"], done.stderr
+
+
+def test_nested_and_nothing_named(mount: Mount) -> None:
+    """Whoever descends from a pinned process goes on seeing what it does, also if it has itself pinned anew."""
+    show = f"cat {mount.app}/current/index.html"
+    inner = " ".join(relfsctl_command(mount.mountpoint, "run", "--", show))
+    pin = " ".join(relfsctl_command(mount.mountpoint, "pin", "--pid", "$$"))
+    done = mount.relfsctl("run", "--release", "41", "--", "sh", "-c", f"{inner}; echo; {pin}; {show}")
+    assert (done.stdout.split()[0], done.stdout.split()[-1]) == ("41", "41"), done.stderr
+    assert mount.relfsctl("canary", "42", "--uid", str(os.getuid())).returncode == 0
+    with reader(mount, "run") as pinned, reader(mount) as other:
+        assert (pinned.sees(), other.sees()) == ("42", "42")
+        assert mount.relfsctl("pin", "--pid", str(other.pid)).returncode == 0
+        assert mount.relfsctl("canary", "abort").returncode == 0
+        assert (pinned.sees(), other.sees()) == ("42", "42")
+
+
+def test_relfs_itself_sees_what_everybody_does(app: Path, mounts: Mounts) -> None:
+    """Hooks do, therefore: neither who mounts nor who is pinned with all that it has started changes that."""
+    mark = new_mark()
+    mount = mounts.start(app, command=lambda *words: ["prlimit", f"--locks={mark}:", *relfs_command(*words)])
+    assert [mark_of(pid) for pid in mount.pids().values()] == [0, 0, 0]
+    done = mount.relfsctl("pin", "--pid", str(mount.process.pid), "--release", "42")
+    assert done.returncode == 0, done.stderr
+    assert [mark_of(pid) for pid in mount.pids().values()] == [0, 0, 0]
 
 
 def test_outlives_workers(mount: Mount) -> None:
@@ -331,12 +356,45 @@ def test_what_cannot_be_pinned(mount: Mount) -> None:
         (("run", "--release", "99", "--", "true"), 3),
         (("run", "--release", "a/b", "--", "true"), 2),
         (("pin", "--pid", "4194305"), 1),
+        (("pin", "--pid", "2"), 1),
+        (("canary", "41", "--pid", "2"), 1),
         (("pin", "--pid", "1", "--end"), 3),
     ):
         done = mount.relfsctl(*words)
         assert done.returncode == status, done.stderr
         assert done.stderr.count("\n") == 1
     assert views(mount) == []
+
+
+def test_a_zombie_is_nobody(mount: Mount) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        done = mount.relfsctl("pin", "--pid", str(ended.pid))
+        assert (done.returncode, done.stderr) == (1, f"relfsctl: process {ended.pid}: there is none\n")
+
+
+def test_a_thread_is_its_process(mount: Mount) -> None:
+    """With all that this has started."""
+    program = """
+import os, subprocess, sys, threading
+def run():
+    print(threading.get_native_id(), flush=True)
+    input()
+    print(os.readlink(sys.argv[1]), flush=True)
+    child.communicate("\\n")
+child = subprocess.Popen(["sh", "-c", 'read -r _; readlink "$0"', sys.argv[1]], stdin=subprocess.PIPE, text=True)
+threading.Thread(target=run).start()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, mount.app / "current"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        thread = process.stdout.readline().strip()
+        assert thread != str(process.pid)
+        done = mount.relfsctl("pin", "--pid", thread, "--release", "42")
+        assert done.returncode == 0, done.stderr
+        output, _ = process.communicate("\n")
+    assert output.split() == ["releases/42"] * 2
 
 
 def test_without_a_mount(app: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from mounting import wait_for
 
 from relfs.audience import Audience
 from relfs.journal import Actor
 from relfs.layout import Target
+from relfs.processes import name_of, state_of
 from relfs.survival.ledger import new_ledger
 from relfs.views import acquaintances
 from relfs.views.acquaintances import Acquaintances
@@ -147,6 +150,44 @@ def test_who_is_known_is_not_looked_at(seen: Sights) -> None:
     seen.canary.end()
     seen.pins.drop(next(iter(seen.pins)).mark)
     assert descriptors() == before, "and nobody is held when nobody has to be known"
+
+
+_GOES_ON = """
+import ctypes, threading
+def run():
+    input()
+    print(threading.get_native_id(), flush=True)
+    input()
+threading.Thread(target=run).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_goes_on(seen: Sights) -> None:
+    """Nothing is decided anew about it, and nobody is chosen in its place."""
+    name = os.path.basename(sys.executable)
+    seen.canary.begin(Stage("1", NEW, Audience(percent=50.0, name=name)))
+    started = [
+        subprocess.Popen([sys.executable, "-c", _GOES_ON], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        wait_for(lambda: [name_of(each.pid) for each in started] == [name[:15]] * 2, "they are called so")
+        before = [seen.seen_by(each.pid, 0, 0) for each in started]
+        assert set(before) == {NEW, None}
+        wait_for(lambda: [state_of(each.pid) for each in started] == ["Z"] * 2, "their first threads have ended")
+        seen.seen_by(1, 0, 0)
+        for each, sight in reversed(list(zip(started, before, strict=True))):
+            assert each.stdin is not None
+            assert each.stdout is not None
+            each.stdin.write("\n")
+            each.stdin.flush()
+            assert seen.seen_by(int(each.stdout.readline()), 0, 0) == sight
+        assert len(seen.canary.chosen()) == 1
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
 
 
 def test_a_number_that_is_anothers_within_a_tick(seen: Sights) -> None:

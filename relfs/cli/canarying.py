@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from relfs.audience import Audience, audience_of
-from relfs.cli.pinning import ask_mount
+from relfs.cli.pinning import ask_mount, whole_process
 from relfs.cli.session import ask
-from relfs.errors import RefusedError, RelfsError, UsageError
+from relfs.errors import RefusedError, UsageError
 from relfs.locate import Place
 
 
@@ -58,15 +58,12 @@ def group_id(name: str) -> int:
 
 def _mark(place: Place, pids: Collection[int]) -> int:
     """A mark that the processes bear, and those that descend from them but are pinned."""
-    from relfs.processes import process
     from relfs.views.family import mark_family
     from relfs.views.mark import mark_of, new_mark
 
     pinned = {view["mark"] for view in ask(place, "views") or [] if view["mark"] is not None}
     mark = new_mark()
-    for pid in pids:
-        if process(pid) is None:
-            raise RelfsError(f"process {pid}: there is none")
+    for pid in map(whole_process, pids):
         if mark_of(pid) in pinned:
             raise RefusedError(f"process {pid}: is pinned; `relfsctl pin --end --pid {pid}` ends that")
         mark_family(pid, mark, leave=pinned)

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from relfs.cli.session import is_mounted, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place
+from relfs.names import CURRENT
 
 
 def pin_self(place: Place, release: str | None) -> None:
-    """Let this process, and what it starts or becomes, see `release`, or what is current now. Raises RelfsError."""
-    from relfs.views.mark import new_mark, put_mark
+    """Let this process, and what it starts or becomes, see `release`, or what it sees now. Raises RelfsError."""
+    from relfs.views.mark import put_mark
 
-    mark = new_mark()
-    put_mark(os.getpid(), mark)
-    ask_mount(place, "pin", {"mark": mark, "release": release})
+    _pin(place, os.getpid(), release, lambda made: put_mark(os.getpid(), made["mark"]))
 
 
 def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
     """Likewise process `pid` and its descendants, but for those that are pinned otherwise already; `others` in the
-    answer counts those that are not ours to pin. Raises RelfsError.
-
-    It is asked for twice: before any mark is replaced by one that is worth nothing, and when those are known that have
-    it.
-    """
-    from relfs.processes import process
+    answer counts those that are not ours to pin. Raises RelfsError."""
     from relfs.views.family import mark_family
-    from relfs.views.mark import mark_of, new_mark
+    from relfs.views.mark import mark_of
 
-    if process(pid) is None:
-        raise RelfsError(f"process {pid}: there is none")
-    params = {"mark": new_mark(), "release": release}
+    pid = whole_process(pid)
+    marked: list[int] = []
+
+    def mark(made: dict[str, Any]) -> None:
+        marked.append(mark_family(pid, made["mark"], leave=set(made["pins"]) - {mark_of(pid)}))
+
+    made = _pin(place, pid, release, mark)
+    return {"release": made["release"], "pid": pid, "since": made["since"], "others": marked[0]}
+
+
+def _pin(place: Place, pid: int, release: str | None, mark: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """What was answered. It is asked for twice: before any mark is replaced, which tells what the process sees, by one
+    that is worth nothing; and when those are known that have it, which `mark` sees to. Raises RelfsError."""
+    from relfs.processes import start_of
+    from relfs.views.mark import new_mark
+
+    params = {"mark": new_mark(), "release": release, "pid": pid, "start": start_of(pid)}
     request_id = os.urandom(16).hex()
-    made = ask_mount(place, "pin", params, request_id)
-    others = mark_family(pid, made["mark"], leave=set(made["pins"]) - {mark_of(pid)})
+    made: dict[str, Any] = ask_mount(place, "pin", params, request_id)
+    mark(made)
     ask_mount(place, "pin", params, request_id)
-    return {"release": made["release"], "pid": pid, "since": made["since"], "others": others}
+    return made
+
+
+def whole_process(pid: int) -> int:
+    """The process that is meant by `pid`, which may be one of its threads. Raises RelfsError if none is that could see
+    anything: it has ended, or is the kernel's."""
+    from relfs.processes import is_of_the_kernel, process, thread_group
+
+    found = process(thread_group(pid))
+    if found is None or not found.alive:
+        raise RelfsError(f"process {pid}: there is none")
+    if is_of_the_kernel(found.pid):
+        raise RelfsError(f"process {pid}: is a thread of the kernel, which sees no {CURRENT}")
+    return found.pid
 
 
 def unpin(place: Place, pid: int) -> dict[str, Any]:

@@ -83,7 +83,14 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "unlock": Method(_unlock(mounted), changes=True, params=request),
         "reload": Method(_reload(mounted), changes=True, params=request),
         "unmount": Method(_unmount(mounted), changes=True, params=request),
-        **view_methods(mounted.pointer, mounted.sights, mounted.pinning, mounted.canarying, mounted.current),
+        **view_methods(
+            mounted.pointer,
+            mounted.sights,
+            mounted.pinning,
+            mounted.canarying,
+            mounted.current,
+            partial(_own_pids, mounted),
+        ),
     }
 
 

@@ -49,6 +49,7 @@ from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 from relfs.survival.memory import new_memory
+from relfs.views.mark import take_off_mark
 
 _ORPHAN_SECONDS = 0.001
 
@@ -61,6 +62,7 @@ def main() -> None:
     """Be the part that the command line names (command.py). Never returns."""
     _, part, *arguments = sys.argv
     os.umask(0)  # what is made for a caller has the caller's, which fuse/caller.py applies
+    take_off_mark(os.getpid())  # hooks see what everybody does, whoever has mounted
     status = EXIT_FAILED
     try:
         status = _PARTS[part.removeprefix("relfs-")](*arguments)

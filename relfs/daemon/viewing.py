@@ -25,7 +25,7 @@ from relfs.threads import in_thread
 from relfs.users import user_name
 from relfs.views.bearers import bearers
 from relfs.views.canary import is_called
-from relfs.views.mark import is_mark
+from relfs.views.mark import is_mark, take_off_mark
 from relfs.views.pins import Pin
 from relfs.views.sights import Sights
 
@@ -36,13 +36,19 @@ _Run = Callable[[Peer, dict[str, Any]], Any]
 
 
 def view_methods(
-    pointer: Pointer, sights: Sights, pinning: Pinning, canarying: Canarying, current: CurrentLink
+    pointer: Pointer,
+    sights: Sights,
+    pinning: Pinning,
+    canarying: Canarying,
+    current: CurrentLink,
+    own_pids: Callable[[], list[int]],
 ) -> dict[str, Method]:
-    """The methods by name."""
+    """The methods by name. `own_pids` are relfs's own processes, which are nobody's to pin, nor what they start: hooks
+    see what everybody does."""
     return {
-        "pin": Method(_pin(pointer, pinning), changes=True, for_all=True, params=_PIN_PARAMS),
+        "pin": Method(_pin(pointer, sights, pinning, own_pids), changes=True, for_all=True, params=_PIN_PARAMS),
         "unpin": Method(_unpin(pinning), changes=True, for_all=True, params=_UNPIN_PARAMS),
-        "canary": Method(_canary(canarying), changes=True, params=_CANARY_PARAMS),
+        "canary": Method(_canary(canarying, own_pids), changes=True, params=_CANARY_PARAMS),
         "promote": Method(_promote(canarying), changes=True, params={"request": str}),
         "abort": Method(_abort(canarying), changes=True, params={"request": str}),
         "views": Method(_views(pinning, canarying, current), changes=False, params={}),
@@ -50,22 +56,27 @@ def view_methods(
     }
 
 
-_PIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "mark": int, "release": (str, type(None))}
+_PIN_PARAMS: dict[str, type | tuple[type, ...]] = {
+    "request": str, "mark": int, "release": (str, type(None)), "pid": int, "start": (int, type(None)),
+}  # fmt: skip
 _UNPIN_PARAMS: dict[str, type | tuple[type, ...]] = {"request": str, "mark": int}
 
 
-def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
-    """The pin lasts until who asks has ended, and all have that bear its mark then."""
+def _pin(pointer: Pointer, sights: Sights, pinning: Pinning, own_pids: Callable[[], list[int]]) -> _Run:
+    """The pin lasts until who asks has ended, and all have that bear its mark then. Without a release, it is to the one
+    that process `pid` sees, whose start time is `start`: in another pid name space, that number is somebody else's."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         who = process(peer.pid)
         if who is None:
             raise RelfsError("who asks to be pinned cannot be seen from here: it is gone, or outside of a container")
         mark = params.get("mark", 0)
-        _require_room(peer, pinning)
-        target = await in_thread(_target, pointer, params.get("release"))
+        _require_room(peer, params["request"], pinning)
+        sight = _sight_of(params.get("pid", 0), params.get("start"), sights) or pointer.target
+        target = await in_thread(_target, pointer, params.get("release"), sight)
         await in_thread(_require_own, mark, peer.uid)
         pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
+        _take_off(own_pids())
         try:
             await in_thread(_require_there, pointer, target)
         except RelfsError:
@@ -77,9 +88,11 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
     return run
 
 
-def _require_room(peer: Peer, pinning: Pinning) -> None:
+def _require_room(peer: Peer, request_id: str, pinning: Pinning) -> None:
     """That a user who may only pin does not take all the pins that there may be."""
-    if not peer.may_change and sum(pin.actor.uid == peer.uid for pin in pinning.pins) >= PINS_EACH:
+    if peer.may_change or pinning.pins.asked_for(request_id) is not None:
+        return
+    if sum(pin.actor.uid == peer.uid for pin in pinning.pins) >= PINS_EACH:
         raise RefusedError(f"{PINS_EACH} pins are as many as a user may have who may not switch")
 
 
@@ -93,13 +106,19 @@ def _require_own(mark: int, uid: int) -> None:
             raise RefusedError(f"process {pid}: is somebody else's; only he and root can let it be pinned")
 
 
-def _target(pointer: Pointer, reference: str | None) -> Target:
-    """What is to be seen. Blocks."""
+def _sight_of(pid: int, start: object, sights: Sights) -> Target | None:
+    """What a process sees, if it is not what everybody does."""
+    found, acts = process(pid), acts_as(pid)
+    return sights.would_see(pid, *acts)[1] if found is not None and found.start == start and acts is not None else None
+
+
+def _target(pointer: Pointer, reference: str | None, sight: Target | None) -> Target:
+    """What is to be seen: `sight`, if nothing is named. Blocks."""
     if reference is not None:
         return pointer.sight(reference)
-    if pointer.target is None:
+    if sight is None:
         raise RefusedError("there is no current release yet; name one with --release")
-    return pointer.target
+    return sight
 
 
 def _require_there(pointer: Pointer, target: Target) -> None:
@@ -110,7 +129,7 @@ def _require_there(pointer: Pointer, target: Target) -> None:
 
 def _unpin(pinning: Pinning) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        pin = pinning.pins.get(params["mark"])
+        pin = pinning.pins.get(params.get("mark", 0))
         if pin is None:
             return {"release": None}
         if not (peer.may_change or peer.uid == pin.actor.uid):
@@ -126,16 +145,23 @@ _CANARY_PARAMS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _canary(canarying: Canarying) -> _Run:
+def _canary(canarying: Canarying, own_pids: Callable[[], list[int]]) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         audience = audience_of(params.get("audience", {}))
         event = await canarying.begin(
             str(params.get("release", "")), audience, await peer.actor(), params["request"],
             force=bool(params.get("force", False)), seconds=params.get("for"),
         )  # fmt: skip
+        _take_off(own_pids())
         return event.as_json()
 
     return run
+
+
+def _take_off(own: list[int]) -> None:
+    """They may descend from a process that was marked with all that it has started, such as init(1)."""
+    for pid in own:
+        take_off_mark(pid)
 
 
 def _promote(canarying: Canarying) -> _Run:

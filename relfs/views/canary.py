@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from relfs.audience import NAME_MAX, Audience, audience_of
 from relfs.layout import Target
-from relfs.processes import cgroups_of, credentials, name_of, start_of, thread_group
+from relfs.processes import cgroups_of, credentials, name_of, process, start_of, state_of, thread_group
 from relfs.views.mark import mark_of
 from relfs.views.pins import Kept
 from relfs.views.share import Key, Share
@@ -87,6 +87,11 @@ def _is_in(paths: tuple[str, ...], wanted: str) -> bool:
     if wanted.startswith("/"):
         return any(path == wanted.rstrip("/") or path.startswith(wanted.rstrip("/") + "/") for path in paths)
     return any(f"/{wanted.strip('/')}/" in f"{path}/" for path in paths)
+
+
+def _lives(pid: int) -> bool:
+    found = process(pid)
+    return found is not None and found.alive
 
 
 def is_called(name: str, wanted: str) -> bool:
@@ -196,12 +201,17 @@ class Canary:
         return chosen, _COUNTED | (_CHOSEN if chosen else 0)
 
     def _know(self, key: Key, *, chosen: bool) -> None:
-        self.forget(key[0])  # of an earlier one of that number
+        self._forget(key[0])  # of an earlier one of that number
         self._known[key] = chosen
         self._starts[key[0]] = key[1]
 
-    def forget(self, tid: int) -> None:
-        """Thread `tid` has ended. Where its number is another's within the same tick (10 ms), nothing else tells."""
+    def note_end(self, tid: int) -> None:
+        """Thread `tid` has ended. Where its number is another's within the same tick (10 ms), nothing else tells. A
+        process goes on when only its first thread has ended (pthread_exit(3)), and so does what it sees."""
+        if tid in self._starts and not (state_of(tid) == "Z" and _lives(tid)):
+            self._forget(tid)
+
+    def _forget(self, tid: int) -> None:
         if (start := self._starts.pop(tid, None)) is None:
             return
         key = (tid, start)
@@ -215,7 +225,7 @@ class Canary:
         if len(self._known) < self._tidy_at:
             return
         for tid in [tid for tid, start in self._starts.items() if start_of(tid) != start]:
-            self.forget(tid)
+            self._forget(tid)
         self._tidy_at = max(_TIDY_MIN, 2 * len(self._known))
 
     def _forget_all(self) -> None:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+from contextlib import suppress
 
 from relfs.errors import RelfsError, reason
 
@@ -84,6 +85,14 @@ def put_mark(pid: int, mark: int) -> None:
         raise MarkRefusedError(f"process {pid}: is somebody else's; only he and root can let it be pinned") from error
     except OSError as error:
         raise RelfsError(f"process {pid}: cannot be marked: {reason(error)}") from error
+
+
+def take_off_mark(pid: int) -> None:
+    """Let process `pid`, which is ours, bear none."""
+    with suppress(OSError):  # it has ended
+        if mark_of(pid):
+            hard = resource.prlimit(pid, _RLIMIT_LOCKS)[1]
+            resource.prlimit(pid, _RLIMIT_LOCKS, (hard, hard))
 
 
 def _as_proc_tells(tid: int) -> int:

@@ -30,7 +30,7 @@ class Sights:
         self.pins = pins
         self.canary = canary
         self._changes = 0
-        self._known = Acquaintances[_Known](canary.forget)
+        self._known = Acquaintances[_Known](canary.note_end)
         pins.on_change = canary.on_change = self._note_change
 
     def __bool__(self) -> bool:

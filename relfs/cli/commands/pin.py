@@ -12,7 +12,7 @@ from relfs.errors import UsageError
 
 @click.command("pin", epilog="\b\nExample:\n  relfsctl pin --pid $$\n  relfsctl pin --pid 4711 --end")
 @click.option("--pid", type=int, required=True, metavar="PID", help="Which process.")
-@click.option("--release", metavar="RELEASE", help="What it is to see.  [default: what is current now]")
+@click.option("--release", metavar="RELEASE", help="What it is to see.  [default: what it sees now]")
 @click.option("--end", is_flag=True, help="Let it, and all that was pinned with it, see what everybody sees again.")
 @pass_session
 def command(session: Session, pid: int, release: str | None, end: bool) -> None:

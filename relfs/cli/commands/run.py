@@ -20,7 +20,7 @@ _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ")
     "run",
     epilog="\b\nExample:\n  relfsctl run -- php artisan queue:work\n  relfsctl run --release 41 -- ./migrate",
 )
-@click.option("--release", metavar="RELEASE", help="What it is to see.  [default: what is current now]")
+@click.option("--release", metavar="RELEASE", help="What it is to see.  [default: what it sees now]")
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 @pass_session
 def command(session: Session, release: str | None, words: tuple[str, ...]) -> None:
