@@ -204,6 +204,26 @@ def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: s
         assert his.sees() == "40"
 
 
+def test_relfs_itself_may_be_of_the_audience(mount: Mount, mounts: Mounts) -> None:
+    """Who looks whether a new mount shows what it should, is shown the canary."""
+    canary(mount, "42", "--uid", str(os.getuid()))
+    mount.kill()
+    wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+    again = mounts.start(mount.app)
+    assert os.readlink(again.app / "current") == "releases/42"
+
+
+def test_before_anything_is_current_for_everybody(app: Path, mounts: Mounts) -> None:
+    (app / "current").unlink()
+    mount = mounts.start(app)
+    with reader(mount, "run", "--release", "41") as pinned, reader(mount, user=NOBODY) as other:
+        canary(mount, "42", "--uid", str(os.getuid()))
+        assert os.readlink(app / "current") == "releases/42"
+        assert (pinned.sees(), other.sees()) == ("41", "")
+        canary(mount, "promote")
+    assert os.readlink(app / "current") == "releases/42"
+
+
 def test_is_never_removed(site: Mount) -> None:
     switch(site, "41")
     canary(site, "42", "--uid", "nobody")

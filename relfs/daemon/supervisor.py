@@ -76,7 +76,7 @@ class Supervisor:
         self._children: list[subprocess.Popen[bytes]] = []
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
         self._disk = Disk(plan.deploy_path, estate["state"], self._selector, self._forgive)
-        self._expected: str | None = None
+        self._expected: list[str] = []
         self._deaths = 0
         self._not_before = 0.0
         self._served = False
@@ -311,7 +311,7 @@ class Supervisor:
     def _expect_answer(self, worker: Comrade) -> None:
         """A worker says that it serves: does it? The first is asked what `current` says, which must be as expected."""
         worker.serves = True
-        self._watchdog.ask("status" if self._served or self._expected is None else "current")
+        self._watchdog.ask("status" if self._served or not self._expected else "current")
 
     def _on_answer(self, verdict: str, said: str) -> None:
         if not self._served:
@@ -325,7 +325,7 @@ class Supervisor:
         where = self._plan.mountpoint
         if verdict == "error":
             self._fail(f"{where}: was mounted but answers: {said}")
-        elif self._expected is not None and said != self._expected:
+        elif self._expected and said not in self._expected:
             self._fail(f"{where}: was mounted but current leads to {said}")
         else:
             self._deaths = 0

@@ -73,7 +73,7 @@ from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
-from relfs.views.canary import Canary
+from relfs.views.canary import Canary, Stage
 from relfs.views.pins import Pins
 from relfs.views.sights import Sights
 
@@ -294,7 +294,7 @@ class _Mount:
                 raise RelfsError(f"{self._plan.mountpoint}: was unmounted while it was being mounted")
             self._ledger.mounted = found.id
         if self._adopting:
-            self._member.tell("serving", current=None)
+            self._member.tell("serving", current=[])
             await self._show_anew(nursery, mounted.changes)  # the one before may have died before it told the kernel
             mounted.changes.drop_root_attributes()
         for name in NATIVE:
@@ -316,7 +316,7 @@ class _Mount:
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes, self._every_beat)
         nursery.start_soon(mounted.pinning.run)
         nursery.start_soon(mounted.canarying.decide_in_time, self._every_beat)
-        self._say_serving(mounted.pointer.target)
+        self._say_serving(mounted.pointer.target, mounted.sights.canary.stage)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:
             await self._take_stock(mounted.changes)
@@ -329,13 +329,15 @@ class _Mount:
         else:
             await changes.drop_current()
 
-    def _say_serving(self, target: Target | None) -> None:
+    def _say_serving(self, target: Target | None, canary: Stage | None) -> None:
+        """The supervisor sees one of the two, or the other if the canary's time is over just now."""
         if self._adopting:
             _log.info("process %d has taken over %s", os.getpid(), self._plan.mountpoint)
             return
         label = target.label if target is not None else "nothing yet"
         _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
-        self._member.tell("serving", current=self._show(target) if target is not None else None)
+        shown = [self._show(each) for each in (target, canary.target if canary is not None else None) if each is not None]
+        self._member.tell("serving", current=shown)
 
     async def _take_stock(self, changes: Changes) -> None:
         """Finish what the worker before this one had begun, once nobody has to wait for it."""

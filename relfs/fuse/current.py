@@ -91,13 +91,11 @@ class CurrentLink:
 
     def lookup(self, context: RequestContext) -> EntryAttributes:
         """Raises FUSEError(ENOENT) for whoever is replacing the link, and while there is none."""
-        if self.hidden_from(context):
+        replacing = bool(self.replacements) and self._replacement_of(context) is not None
+        target = self._sight_of(context) or self._pointer.target
+        if replacing or target is None:
             raise FUSEError(errno.ENOENT)
-        target = self._sight_of(context)
-        entry = self._entry(target) if target is not None else self.entry()
-        if entry is None:
-            raise FUSEError(errno.ENOENT)
-        return entry
+        return self._entry(target)
 
     def _sight_of(self, context: RequestContext) -> Target | None:
         """What the caller sees; None: what everybody does."""
@@ -114,7 +112,7 @@ class CurrentLink:
         return entry
 
     def hidden_from(self, context: RequestContext) -> bool:
-        """Whether the caller sees no `current`."""
+        """Whether the caller sees no `current`, or none that could be replaced."""
         if self._pointer.target is None:
             return True
         return bool(self.replacements) and self._replacement_of(context) is not None
