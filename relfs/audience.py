@@ -3,10 +3,11 @@ the processes that run, views/canary.py finds out."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from relfs.errors import UsageError
 
@@ -14,6 +15,10 @@ NAME_MAX = 15
 """Bytes of a process's name that the kernel keeps (proc(5), comm)."""
 
 _RULES_MAX = 100
+_LENGTH_MAX = 1 << 15
+"""As JSON: it has to fit into a line of the journal, and into shared memory."""
+
+_T = TypeVar("_T", int, str)
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ def audience_of(told: Mapping[str, Any]) -> Audience:
     try:
         percent, name = told.get("percent"), told.get("name")
         found = Audience(
-            _numbers(told, "users"), _numbers(told, "groups"), tuple(map(str, told.get("cgroups", ()))),
-            _numbers(told, "marks"), float(percent) if percent is not None else None,
+            _list(told, "users", int), _list(told, "groups", int), _list(told, "cgroups", str),
+            _list(told, "marks", int), float(percent) if percent is not None else None,
             str(name) if name is not None else None,
         )  # fmt: skip
         unknown = told.keys() - asdict(found).keys()
@@ -64,8 +69,20 @@ def audience_of(told: Mapping[str, Any]) -> Audience:
     return found
 
 
-def _numbers(told: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    return tuple(map(int, told.get(name, ())))
+def _list(told: Mapping[str, Any], name: str, kind: type[_T]) -> tuple[_T, ...]:
+    """Raises TypeError."""
+    values = told.get(name, ())
+    if not isinstance(values, list | tuple) or not all(type(each) is kind for each in values):
+        raise TypeError(f"{name}: not a list of {kind.__name__}")
+    return tuple(values)
+
+
+def name_as_bytes(name: str) -> bytes:
+    """The part of a process's name that the kernel keeps. Raises UsageError for one that no process has."""
+    try:
+        return name.encode("utf-8", "surrogateescape")[:NAME_MAX]
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name!r}: not a name of processes: it cannot be written in bytes") from error
 
 
 def _check(audience: Audience) -> None:
@@ -79,6 +96,10 @@ def _check(audience: Audience) -> None:
         raise UsageError("a percentage is one of all processes of a name; give both, --percent and --of")
     if audience.percent is not None and not (math.isfinite(audience.percent) and 0 < audience.percent <= 100):
         raise UsageError(f"{audience.percent:g}: not a percentage; give more than 0, at most 100")
+    if audience.name is not None:
+        name_as_bytes(audience.name)
+    if len(json.dumps(audience.as_json())) > _LENGTH_MAX:
+        raise UsageError(f"who is to see it takes more than {_LENGTH_MAX} characters to be told; name a slice or group")
     for path in audience.cgroups:
         if not path.strip("/"):
             raise UsageError(f"{path!r}: no control group; name a systemd unit, or a path of /proc/PID/cgroup")

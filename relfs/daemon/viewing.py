@@ -16,10 +16,10 @@ from relfs.daemon.pinning import Pinning
 from relfs.daemon.server import Method, Peer
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.fuse.current import CurrentLink
-from relfs.journal import Event, command_line
+from relfs.journal import Actor, Event, command_line
 from relfs.layout import Target
 from relfs.pointer import Pointer
-from relfs.processes import acts_as, all_pids, name_of, process, sole_owner, user_of
+from relfs.processes import Process, acts_as, all_pids, name_of, process, sole_owner, user_of
 from relfs.releases.inuse import Use, Uses
 from relfs.threads import in_thread
 from relfs.users import user_name
@@ -72,7 +72,10 @@ def _pin(pointer: Pointer, sights: Sights, pinning: Pinning, own_pids: Callable[
             raise RelfsError("who asks to be pinned cannot be seen from here: it is gone, or outside of a container")
         mark = params.get("mark", 0)
         _require_room(peer, params["request"], pinning)
-        sight = _sight_of(params.get("pid", 0), params.get("start"), sights) or pointer.target
+        pinned = _process(params.get("pid", 0), params.get("start"))
+        if pinned is not None and pinned.pid in own_pids():
+            raise RefusedError(f"process {pinned.pid}: is one of relfs's own, which see what everybody does")
+        sight = _sight_of(pinned, sights) or pointer.target
         target = await in_thread(_target, pointer, params.get("release"), sight)
         await in_thread(_require_own, mark, peer.uid)
         pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
@@ -106,10 +109,16 @@ def _require_own(mark: int, uid: int) -> None:
             raise RefusedError(f"process {pid}: is somebody else's; only he and root can let it be pinned")
 
 
-def _sight_of(pid: int, start: object, sights: Sights) -> Target | None:
+def _process(pid: int, start: object) -> Process | None:
+    """The one that is meant, if it is known by that number here, too."""
+    found = process(pid)
+    return found if found is not None and found.start == start else None
+
+
+def _sight_of(who: Process | None, sights: Sights) -> Target | None:
     """What a process sees, if it is not what everybody does."""
-    found, acts = process(pid), acts_as(pid)
-    return sights.would_see(pid, *acts)[1] if found is not None and found.start == start and acts is not None else None
+    acts = acts_as(who.pid) if who is not None else None
+    return sights.would_see(who.pid, *acts)[1] if who is not None and acts is not None else None
 
 
 def _target(pointer: Pointer, reference: str | None, sight: Target | None) -> Target:
@@ -183,11 +192,8 @@ def _views(pinning: Pinning, canarying: Canarying, current: CurrentLink) -> _Run
     """All that there are, oldest first."""
 
     async def run(_peer: Peer, _params: dict[str, Any]) -> list[dict[str, object]]:
-        replacing = [
-            _view("replacing current", None, each.actor.user, each.since, [_shown(each.actor.pid)])
-            for each in current.replacements
-        ]
         event, chosen = canarying.event, canarying.canary.chosen()
+        replacing = await in_thread(_replacing, [(each.actor, each.since) for each in current.replacements])
         pinned = await in_thread(_pinned, list(pinning.pins))
         canary = await in_thread(_of_canary, event, chosen)
         return [*canary, *sorted(replacing + pinned, key=lambda view: view["since"])]  # type: ignore[arg-type,return-value]
@@ -217,6 +223,11 @@ def _called(name: str) -> dict[int, tuple[int, int]]:
     return {pid: who for pid, who in found.items() if who is not None}
 
 
+def _replacing(begun: list[tuple[Actor, float]]) -> list[dict[str, object]]:
+    """Blocks."""
+    return [_view("replacing current", None, actor.user, since, [_shown(actor.pid)]) for actor, since in begun]
+
+
 def _pinned(pins: list[Pin]) -> list[dict[str, object]]:
     """Blocks."""
     found = bearers({pin.mark for pin in pins})
@@ -242,6 +253,7 @@ def _view(
 
 
 def _shown(pid: int) -> dict[str, object]:
+    """Blocks."""
     return {"pid": pid, "user": user_name(user_of(pid)), "command": command_line(pid)}
 
 

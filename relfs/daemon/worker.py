@@ -336,8 +336,8 @@ class _Mount:
             return
         label = target.label if target is not None else "nothing yet"
         _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
-        shown = [self._show(each) for each in (target, canary.target if canary is not None else None) if each is not None]
-        self._member.tell("serving", current=shown)
+        targets = (target, canary.target if canary is not None else None)
+        self._member.tell("serving", current=[self._show(each) for each in targets if each is not None])
 
     async def _take_stock(self, changes: Changes) -> None:
         """Finish what the worker before this one had begun, once nobody has to wait for it."""

@@ -9,13 +9,14 @@ those (acquaintances.py).
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from relfs.audience import NAME_MAX, Audience, audience_of
+from relfs.audience import Audience, audience_of, name_as_bytes
 from relfs.layout import Target
 from relfs.processes import cgroups_of, credentials, name_of, process, start_of, state_of, thread_group
 from relfs.views.mark import mark_of
@@ -95,8 +96,9 @@ def _lives(pid: int) -> bool:
 
 
 def is_called(name: str, wanted: str) -> bool:
-    """Whether a process that calls itself `name` is meant by `wanted`, which may be longer than the kernel keeps."""
-    return name.encode("utf-8", "surrogateescape") == wanted.encode("utf-8", "surrogateescape")[:NAME_MAX]
+    """Whether a process that calls itself `name` is meant by `wanted`, which may be longer than the kernel keeps.
+    Raises UsageError for what cannot be a name."""
+    return os.fsencode(name) == name_as_bytes(wanted)
 
 
 class Canary:
