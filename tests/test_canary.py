@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -237,6 +238,19 @@ def test_only_for_those_who_may_switch(site: Mount) -> None:
         done = relfsctl(site.mountpoint, "canary", *words, user=NOBODY)
         assert done.returncode == 3, done.stderr
     assert views(site) == []
+
+
+def test_status_tells_that_what_somebody_sees_is_gone(mount: Mount) -> None:
+    with reader(mount, "run", "--release", "41") as pinned:
+        assert pinned.sees() == "41"
+        canary(mount, "42", "--uid", "12345")
+        assert mount.status()["health"] == []
+        for name in ("41", "42"):
+            shutil.rmtree(mount.app / "releases" / name)
+        assert mount.status()["health"] == [
+            "releases/42: the canary cannot be opened; `relfsctl canary abort` ends it",
+            "releases/41: what processes are pinned to cannot be opened; `relfsctl views` tells which",
+        ]
 
 
 def test_what_cannot_be(mount: Mount) -> None:

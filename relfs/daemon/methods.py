@@ -21,7 +21,7 @@ from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
-from relfs.daemon.viewing import view_methods, with_pinned
+from relfs.daemon.viewing import lost, view_methods, with_pinned
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -262,6 +262,8 @@ def _look_now(mounted: Mounted) -> Seen:
         lock = held(pointer.deploy.state_fd)
     except RelfsError as error:
         told.append(str(error))
+    stage, pinned = mounted.sights.canary.stage, [pin.target for pin in mounted.pinning.pins]
+    told.extend(lost(pointer.deploy, stage.target if stage is not None else None, pinned))
     return Seen(lock, health(pointer.deploy, pointer.target, told=told))
 
 

@@ -7,7 +7,7 @@ for all. Who has asked for a pin may end it, and so may those who may switch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from relfs.audience import audience_of
@@ -17,7 +17,7 @@ from relfs.daemon.server import Method, Peer
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.fuse.current import CurrentLink
 from relfs.journal import Actor, Event, command_line
-from relfs.layout import Target
+from relfs.layout import DeployPath, Target
 from relfs.pointer import Pointer
 from relfs.processes import Process, acts_as, all_pids, name_of, process, sole_owner, user_of
 from relfs.releases.inuse import Use, Uses
@@ -243,6 +243,15 @@ def _of_canary(event: Event | None, chosen: list[int]) -> list[dict[str, object]
         return []
     shown = [_shown(pid) for pid in chosen]
     return [_view(f"canary: {event.audience}", event.release, event.actor.user, event.time, shown)]
+
+
+def lost(deploy: DeployPath, canary: Target | None, pinned: Iterable[Target]) -> Iterator[str]:
+    """In a line each, what somebody sees besides what everybody does, and is not there. Blocks."""
+    if canary is not None and not deploy.leads_somewhere(canary.text):
+        yield f"{canary.text}: the canary cannot be opened; `relfsctl canary abort` ends it"
+    for text in sorted({target.text for target in pinned}):
+        if not deploy.leads_somewhere(text):
+            yield f"{text}: what processes are pinned to cannot be opened; `relfsctl views` tells which"
 
 
 def _view(
