@@ -87,6 +87,14 @@ def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
         assert (family.sees(), other.sees()) == ("42", "40")
 
 
+def test_a_second_one_takes_nobody_from_the_first(mount: Mount) -> None:
+    """Though that would be for the same process; cat(1), which looks, is a new one each time."""
+    with reader(mount) as first:
+        canary(mount, "42", "--pid", str(first.pid))
+        assert mount.relfsctl("canary", "41", "--pid", str(first.pid)).returncode == 3
+        assert first.sees() == "42"
+
+
 def test_who_is_pinned_stays_so(mount: Mount) -> None:
     with reader(mount, "run") as pinned:
         assert pinned.sees() == "40"

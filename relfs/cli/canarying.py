@@ -61,7 +61,11 @@ def _mark(place: Place, pids: Collection[int]) -> int:
     from relfs.views.family import mark_family
     from relfs.views.mark import mark_of, new_mark
 
-    pinned = {view["mark"] for view in ask(place, "views") or [] if view["mark"] is not None}
+    views = ask(place, "views") or []
+    canary = next((view for view in views if view["reason"].startswith("canary")), None)
+    if canary is not None:  # it may be for the same processes, by the marks that they have
+        raise RefusedError(f"{canary['release']}: is a canary; `relfsctl canary promote` or `abort` that first")
+    pinned = {view["mark"] for view in views if view["mark"] is not None}
     mark = new_mark()
     for pid in map(whole_process, pids):
         if mark_of(pid) in pinned:
