@@ -163,10 +163,7 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._admission.require_unlocked(actor, tools=not force)
-            current, is_good = self._current_release(), self._admission.judge()
-            name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
-            self._admission.check_release(name, self.history, force=force)
+            name, current = self._admitted(reference, actor, force=force), self._current_release()
             if until is not None:
                 confirming.require_way_back(name, current, usable=current is not None and self._is_usable(current))
             return self._ask_and_change(
@@ -365,10 +362,7 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._admission.require_unlocked(actor, tools=not force)
-            current, is_good = self._current_release(), self._admission.judge()
-            name = resolve(reference, self.history, current, self.deploy.releases(), is_good)
-            self._admission.check_release(name, self.history, force=force)
+            name, current = self._admitted(reference, actor, force=force), self._current_release()
             _require_no_canary(name, current, self.history.canary)
             event = replace(self._event(CANARY, name, current, actor, request_id), audience=audience, confirm=until)
             self._write_or_fail(event)
@@ -548,6 +542,14 @@ class Pointer:
 
     def _is_usable(self, name: str) -> bool:
         return any(release.name == name for release in self.deploy.releases()) and self._admission.judge()(name)
+
+    def _admitted(self, reference: str, actor: Actor, *, force: bool) -> str:
+        """The release that `reference` names, which `actor` may make current. Raises as switch()."""
+        self._admission.require_unlocked(actor, tools=not force)
+        releases, is_good = self.deploy.releases(), self._admission.judge()
+        name = resolve(reference, self.history, self._current_release(), releases, is_good)
+        self._admission.check_release(name, self.history, force=force)
+        return name
 
     def _canary(self, begun_by: str | None) -> Event:
         """The event that has begun it. Raises RefusedError."""
