@@ -191,6 +191,28 @@ def test_one_that_is_never_there_for_long_is_found() -> None:
     assert (census.witnesses, census.complete) == ({}, True)
 
 
+_CROWDED = """
+import errno, os, resource
+from relfs.descriptors import descriptors
+from relfs.views.bearers import hold
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+while os.open("/dev/null", os.O_RDONLY) < descriptors().mark - 2:
+    pass
+assert hold(os.getpid()) is not None
+try:
+    hold(os.getpid())
+except OSError as error:
+    assert error.errno == errno.EMFILE
+    os.open("/dev/null", os.O_RDONLY)
+    print("refused")
+"""
+
+
+def test_who_is_pinned_leaves_descriptors_for_switching() -> None:
+    done = subprocess.run([sys.executable, "-c", _CROWDED], check=True, stdout=subprocess.PIPE, env=environment())
+    assert done.stdout == b"refused\n"
+
+
 def test_a_zombie_has_ended() -> None:
     mark = new_mark()
     process = sleeping(mark)

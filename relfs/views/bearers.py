@@ -24,6 +24,7 @@ import select
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from relfs.descriptors import descriptors
 from relfs.processes import all_pids
 from relfs.views.mark import mark_of
 
@@ -82,9 +83,10 @@ def bearers(marks: Collection[int]) -> dict[int, list[int]]:
 
 
 def hold(pid: int) -> Witness | None:
-    """Process `pid`, None if it has ended. Raises OSError if there are no descriptors left."""
+    """Process `pid`, None if it has ended. Raises OSError if there are no descriptors left that whoever asks to be
+    pinned may have."""
     try:
-        witness = Witness(pid, os.pidfd_open(pid))
+        witness = Witness(pid, descriptors().for_inode(os.pidfd_open(pid)))
     except (ProcessLookupError, ValueError):
         return None
     if not has_ended(witness):
