@@ -48,8 +48,8 @@ class Descriptors:
         return self.mark - self.inodes
 
     def for_inode(self, fd: int) -> int:
-        """`fd`, which was opened for a client of the mount, or is the pidfd of one, or of who is pinned. If it is one of
-        the reserve, it is closed, and OSError (EMFILE) raised."""
+        """`fd`, which was opened for a client of the mount, or is the pidfd of one, or of who is pinned. If it is one
+        of the reserve, it is closed, and OSError (EMFILE) raised."""
         if fd < self.mark:
             return fd
         os.close(fd)
