@@ -14,6 +14,8 @@ import pytest
 from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
+from relfs.survival.copies import read_copy
+
 NOBODY = 65534
 DAEMON = 1
 
@@ -160,6 +162,32 @@ def test_a_quarter_of_64_workers(mount: Mount) -> None:
         chosen = [each.pid for each, text in zip(all_of_them, again, strict=True) if text == "releases/42"]
         (view,) = views(mount)
         assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
+
+
+def test_the_same_quarter_after_everything_was_killed(mount: Mount, mounts: Mounts) -> None:
+    """And those that come later are dealt out as if nothing had been."""
+    name = "relfs-test-work"
+    canary(mount, "42", "--percent", "25", "--of", name)
+    with workers(mount, 12, name) as first, workers(mount, 12, name) as later:
+        seen = [each.sees() for each in first]
+        assert seen.count("releases/42") == 3
+        wait_for(lambda: len(decided(mount)) == 12, "all are written down")
+        mount.kill()
+        wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+        again = mounts.start(mount.app)
+        assert [each.sees() for each in reversed(first)] == seen[::-1]
+        assert sum(each.sees() == "releases/42" for each in (*first, *later)) == 6
+        canary(again, "abort")
+        wait_for(lambda: not (mount.app / ".relfs/decisions").exists(), "of the next canary nothing is decided yet")
+
+
+def decided(mount: Mount) -> list[bytes]:
+    """What the next mount would know."""
+    directory = os.open(mount.app / ".relfs", os.O_RDONLY)
+    try:
+        return read_copy(directory, "decisions", mount.journal()[-1]["id"])
+    finally:
+        os.close(directory)
 
 
 def test_what_each_of_a_name_sees(mount: Mount) -> None:

@@ -165,6 +165,43 @@ def test_outlives_a_reload(mount: Mount) -> None:
     wait_for(lambda: views(mount) == [], "the view has ended")
 
 
+@pytest.mark.parametrize("way", ["killed", "unmounted"])
+def test_outlives_everything(mount: Mount, mounts: Mounts, way: str) -> None:
+    """The next mount knows of those that live, and of nobody else."""
+    with reader(mount, "run") as pinned, reader(mount, "run") as gone:
+        assert (pinned.sees(), gone.sees()) == ("40", "40")
+        switch(mount, "41")
+        if way == "killed":
+            mount.kill()
+            wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+        else:
+            assert mount.relfsctl("unmount").returncode == 0
+            mount.process.wait()
+        gone.end()
+        assert pinned.sees() == "41", "nobody is asked"
+        again = mounts.start(mount.app)
+        assert pinned.sees() == "40"
+        wait_for(lambda: [pids_of(view) for view in views(again)] == [[pinned.pid]], "it is known who has ended")
+    wait_for(lambda: views(again) == [], "the view has ended")
+    wait_for(lambda: not (mount.app / ".relfs/pins").exists(), "and the next mount will not hear of it")
+
+
+def test_is_not_removed_while_nothing_is_mounted(mount: Mount) -> None:
+    switch(mount, "41")
+    switch(mount, "42")
+    with reader(mount, "run", "--release", "40", before=("sh", "-c", 'cd /; exec "$@"', "sh")) as pinned:
+        assert pinned.sees() == "40"
+        assert mount.relfsctl("unmount").returncode == 0
+        mount.process.wait()
+        done = relfsctl(mount.app, "prune", "--keep", "1")
+        assert done.returncode == 0, done.stderr
+        assert (mount.app / "releases/40").exists()
+        (use,) = json.loads(relfsctl(mount.app, "--json", "who", "40").stdout)["uses"]
+        assert (use["pid"], use["how"]) == (pinned.pid, "pinned")
+    assert relfsctl(mount.app, "prune", "--keep", "1").returncode == 0
+    assert not (mount.app / "releases/40").exists(), "whoever was pinned has ended"
+
+
 def test_is_over_when_nobody_watched(mount: Mount) -> None:
     """The process ends while there is no worker."""
     with reader(mount, "run") as pinned:

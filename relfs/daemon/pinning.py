@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -36,9 +36,11 @@ class Pinning:
     """GUARDED BY the event loop: everything. INVARIANT: while run() waits, each pin has a witness or is in
     `_unwatched`."""
 
-    def __init__(self, pins: Pins, changes: Changes) -> None:
+    def __init__(self, pins: Pins, changes: Changes, written: Callable[[], Awaitable[None]]) -> None:
+        """`written` returns once the next mount would know of them."""
         self.pins = pins
         self._changes = changes
+        self._written = written
         self._ends = select.epoll()
         self._witnesses: dict[int, tuple[int, Witness]] = {}  # with the mark, by pidfd
         self._unwatched: set[int] = set()
@@ -62,6 +64,7 @@ class Pinning:
             pin = Pin(mark, target, actor, time.time(), request_id, who.pid, who.start)
             self._watch_first(pin)
             self.pins.add(pin)
+            await self._written()
         self.pins.on_change()
         await self._changes.drop_current()
         return pin
@@ -92,7 +95,7 @@ class Pinning:
     # ---- how they end
 
     def restore(self) -> None:
-        """Watch those that the worker before this one knew."""
+        """Watch those that the worker before this one knew, or the mount before this one."""
         self.pins.restore()
         for pin in self.pins:
             try:

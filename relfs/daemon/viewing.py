@@ -20,7 +20,6 @@ from relfs.journal import Event, command_line
 from relfs.layout import Target
 from relfs.pointer import Pointer
 from relfs.processes import acts_as, all_pids, name_of, process, sole_owner, user_of
-from relfs.releases.inuse import Use, Uses
 from relfs.threads import in_thread
 from relfs.users import user_name
 from relfs.views.bearers import bearers
@@ -217,19 +216,3 @@ def _view(
 
 def _shown(pid: int) -> dict[str, object]:
     return {"pid": pid, "user": user_name(user_of(pid)), "command": command_line(pid)}
-
-
-def with_pinned(uses: Uses, pins: list[Pin], path: str) -> Uses:
-    """`uses`, and the processes that are pinned to one of its releases, which they know by `path`. Blocks."""
-    found = bearers({pin.mark for pin in pins})
-    of = dict(uses.of)
-    for pin in pins:
-        if pin.release in of:
-            pinned = [_use(pid, path) for pid in found[pin.mark] or [pin.pid]]
-            of[pin.release] = (*of[pin.release], *pinned)
-    return Uses(of, uses.unseen, uses.blind)
-
-
-def _use(pid: int, path: str) -> Use:
-    found = process(pid)
-    return Use(pid, found.start if found else 0, user_name(user_of(pid)), command_line(pid), "pinned", path)
