@@ -255,6 +255,21 @@ def test_one_lookup_a_resolution(mount: Mount) -> None:
     assert after.get("readlink", 0) == before.get("readlink", 0)
 
 
+def test_the_link_is_as_it_is_now(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """Whoever touches it, through the mount or behind it; and whoever sees another release, in between."""
+    live = tmp_path / "live"
+    live.mkdir()
+    mount = mounts.start(app, at=live)
+    with reader(mount, "run", "--release", "42") as pinned:
+        for place, moment in ((live, 1_000_000_000), (app, 1_100_000_000)):
+            assert (pinned.sees(), os.readlink(live / "current")) == ("42", "releases/40")
+            os.utime(place / "current", (moment, moment), follow_symlinks=False)
+            wait_for(lambda at=moment: os.lstat(live / "current").st_mtime == at, "its time is shown")
+        switch(mount, "41")
+        assert (pinned.sees(), os.readlink(live / "current")) == ("42", "releases/41")
+        assert os.lstat(live / "current").st_mtime == os.lstat(app / "current").st_mtime
+
+
 @pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
 def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> None:
     """It goes on seeing what it saw, but for the moment in which it has removed the name."""

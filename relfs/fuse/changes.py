@@ -49,7 +49,9 @@ class Changes:
 
     def __init__(self, pointer: Pointer, seals: Seals, teller: Teller, aftermath: Aftermath) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
-        their prepare(). `aftermath` follows each switch."""
+        their prepare(). `aftermath` follows each switch. `on_drop` is called when what is known of the link may be out
+        of date."""
+        self.on_drop: Callable[[], None] = lambda: None
         self._pointer = pointer
         self._aftermath = aftermath
         self._teller = teller
@@ -166,6 +168,7 @@ class Changes:
 
     async def refresh(self) -> None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
+        self.on_drop()
         if await self._run(self._followed):
             await self.drop_current()
 
@@ -177,6 +180,7 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more, and make it ask again
         for the names whose meaning follows `current` (preview.py). Blocks while somebody changes the directory."""
+        self.on_drop()
         await in_thread(
             _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
         )  # fmt: skip

@@ -4,6 +4,17 @@ The link has no state of its own: what it says is Pointer.target, or what the ca
 replacing it is `replacements`. Every way of replacing it (unlink and symlink, rename, exchange) ends in
 Changes.replace(), after the new target was checked; the covered directory's own `current` is never removed, so that the
 real symlink serves at every moment.
+
+The answer that is ready
+------------------------
+Some facts. While anybody sees another release, each resolution by each process asks us, and the answer is nearly always
+the one that was given last. To make it costs more than all that decides which one it is: a look at the real link's
+owner and times, and a dozen attributes that are set.
+
+The choice. Of each target the answer is kept, for as long as the kernel would keep it if it were allowed to: until it
+is told to drop it (Changes.drop_current), or would be; and not beyond the moment in which another target is flipped to,
+which is a new object each time. Only how long the kernel may keep it is set anew, and the kernel's count of the inode
+goes up.
 """
 
 from __future__ import annotations
@@ -54,7 +65,8 @@ _REFUSALS_MAX = 100
 
 class CurrentLink:
     """GUARDED BY the event loop: `replacements`; `_noted`, which has the refusals that were journalled lately, by whom,
-    for what text and why, and when."""
+    for what text and why, and when; `_ready`, which has answers, and is worth nothing once the pointer has another
+    target than `_ready_since`."""
 
     def __init__(
         self,
@@ -86,6 +98,9 @@ class CurrentLink:
         self._grace = grace
         self._looking = trio.CapacityLimiter(_LOOKS)
         self._noted: dict[tuple[int, str, str], float] = {}
+        self._ready: dict[Target, EntryAttributes] = {}
+        self._ready_since: Target | None = None
+        changes.on_drop = self._ready.clear
 
     # ---- looking: no `await` in here
 
@@ -109,9 +124,19 @@ class CurrentLink:
         return self._entry(target) if target is not None else None
 
     def _entry(self, target: Target) -> EntryAttributes:
-        entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
-        self._table.count(entry.st_ino)
+        if self._ready_since is not self._pointer.target:
+            self._ready.clear()
+            self._ready_since = self._pointer.target
+        entry = self._ready.get(target)
+        if entry is None or not self._table.count_link(entry.st_ino):
+            self._ready[target] = entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
+            self._table.count_link(entry.st_ino)
+        entry.entry_timeout = self._kept_for()
         return entry
+
+    def _kept_for(self) -> float:
+        """Seconds, by the kernel: none while it depends on who asks."""
+        return 0.0 if self.replacements or self._sights else FOR_EVER
 
     def hidden_from(self, context: RequestContext) -> bool:
         """Whether the caller sees no `current`."""
@@ -129,7 +154,7 @@ class CurrentLink:
         entry.st_nlink = 1
         entry.st_size = len(text)
         entry.attr_timeout = FOR_EVER
-        entry.entry_timeout = 0.0 if self.replacements or self._sights else FOR_EVER
+        entry.entry_timeout = self._kept_for()
         return entry
 
     def _status(self) -> os.stat_result:
@@ -284,6 +309,7 @@ class CurrentLink:
             atime = wanted.st_atime_ns if fields.update_atime else now.st_atime_ns
             mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
+        self._ready.clear()
 
     async def _replace(self, encoded: bytes, context: RequestContext, request_id: str) -> None:
         mine = self._replacement_of(context) if self.replacements else None
