@@ -66,7 +66,7 @@ _REFUSALS_MAX = 100
 class CurrentLink:
     """GUARDED BY the event loop: `replacements`; `_noted`, which has the refusals that were journalled lately, by whom,
     for what text and why, and when; `_ready`, which has answers, and is worth nothing once the pointer has another
-    target than `_ready_since`."""
+    target than `_ready_since`; `_sent_back`, the thread and the inode that the name was to be looked up again for."""
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class CurrentLink:
         self._noted: dict[tuple[int, str, str], float] = {}
         self._ready: dict[Target, EntryAttributes] = {}
         self._ready_since: Target | None = None
+        self._sent_back: tuple[int, InodeT] | None = None
         changes.on_drop = self._ready.clear
 
     # ---- looking: no `await` in here
@@ -292,13 +293,13 @@ class CurrentLink:
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
-        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past; who sees
-        another release has no link that could be changed."""
+        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is another one; who sees another
+        release has no link that could be changed."""
         target = self._pointer.target
         if self._sight_of(context) is not None:
             raise FUSEError(errno.EPERM)
         if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)) or self.hidden_from(context):
-            raise FUSEError(errno.ESTALE)  # the VFS looks the name up again, which may have moved elsewhere
+            raise FUSEError(self._why_not(nodeid, context))
         if fields.update_uid or fields.update_gid:
             uid = wanted.st_uid if fields.update_uid else -1
             gid = wanted.st_gid if fields.update_gid else -1
@@ -310,6 +311,16 @@ class CurrentLink:
             mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
         self._ready.clear()
+
+    def _why_not(self, nodeid: InodeT, context: RequestContext) -> int:
+        """Why a link that is not the real one cannot be changed. At first, ESTALE: the VFS looks the name up again, as
+        `current` may have moved elsewhere. If that has led to the same, it is a name that always does (preview.py)."""
+        asked = (context.pid, nodeid)
+        before, self._sent_back = self._sent_back, None
+        if before == asked:
+            return errno.EPERM
+        self._sent_back = asked
+        return errno.ESTALE
 
     async def _replace(self, encoded: bytes, context: RequestContext, request_id: str) -> None:
         mine = self._replacement_of(context) if self.replacements else None
