@@ -64,7 +64,9 @@ def _pin(pointer: Pointer, pinning: Pinning) -> _Run:
         _require_room(peer, pinning)
         target = await in_thread(_target, pointer, params.get("release"))
         await in_thread(_require_own, mark, peer.uid)
-        pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
+        pin = await pinning.pin(
+            mark, target, await peer.actor(), params["request"], who, may_seal=peer.may_change
+        )  # fmt: skip
         try:
             await in_thread(_require_there, pointer, target)
         except RelfsError:

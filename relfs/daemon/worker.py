@@ -75,7 +75,7 @@ from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
 from relfs.views.canary import DECISIONS, Canary, is_decision
-from relfs.views.pins import PINS, Pins, is_pin
+from relfs.views.pins import PINS, Pin, Pins, is_pin
 from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ class _Mount:
             await self._attach(os.fsdecode(name))
         await self._attach_nested()
         if self._config.seal:
-            await in_thread(self._begin_sealing, mounted.pointer)
+            await in_thread(self._begin_sealing, mounted.pointer, mounted.sights)
             nursery.start_soon(mounted.changes.keep_unsealing)
         await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
@@ -363,6 +363,8 @@ class _Mount:
             await changes.refresh()
             if self._canarying is not None:
                 self._canarying.follow()
+            if self._config.seal:
+                await changes.seal_live()
         except (RelfsError, OSError) as error:
             _log.warning("the real link cannot be looked at: %s", error)
 
@@ -438,14 +440,27 @@ class _Mount:
 
     # ---- sealing
 
-    def _begin_sealing(self, pointer: Pointer) -> None:
+    def _begin_sealing(self, pointer: Pointer, sights: Sights) -> None:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
-        live = (pointer.target,) if pointer.target is not None else ()
+        stage = sights.canary.stage
+        live = [pointer.target] if pointer.target is not None else []
+        if stage is not None and self._deploy.leads_somewhere(stage.target.text):  # else there is nothing to be kept
+            live.append(stage.target)
         try:
             sealer = self._sealer()
             self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
+        for pin in sights.pins:
+            self._seal_again(pin)
+
+    def _seal_again(self, pin: Pin) -> None:
+        """Of a pin from before us. What it is pinned to may have been removed while nothing was mounted."""
+        try:
+            if pin.seals:
+                self._seals.hold(pin.target, anew=True)
+        except OSError as error:
+            _log.warning("process %d is pinned to %s: %s", pin.pid, pin.release, reason(error))
 
     def _sealer(self) -> Sealer:
         if _RELEASES_FD in self._member:

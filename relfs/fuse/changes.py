@@ -157,6 +157,25 @@ class Changes:
         """Pointer.give_back()."""
         return await self._run(self._pointer.give_back)
 
+    async def seal_live(self) -> None:
+        """Seal what Pointer.live tells, where the worker before this one died after it had written that down, and had
+        no time to do so. Raises OSError."""
+
+        def seal() -> None:
+            for each in self._pointer.live or ():
+                self._seals.prepare(each)
+
+        await self._run(seal)
+
+    async def keep_sealed(self, target: Target, *, anew: bool) -> bool:
+        """Seals.hold()."""
+        return await self._run(partial(self._seals.hold, target, anew=anew))
+
+    async def unseal(self, target: Target) -> None:
+        """Seals.let_go(), for somebody who does not see it any more."""
+        await in_thread(self._seals.let_go, target)
+        await self.drop_current()
+
     async def flush(self) -> None:
         """Pointer.flush(): not a change, but it waits for the same disk."""
         await in_thread(self._pointer.flush)
@@ -239,8 +258,9 @@ class Changes:
         try:
             return call()
         finally:
-            target = self._pointer.target
-            self._seals.decided(() if target is None else (target,))
+            live = self._pointer.live
+            if live is not None:
+                self._seals.decided(live)
 
 
 def _drop_current(seals: Seals, drop: Callable[[int, bytes], bool]) -> None:

@@ -27,7 +27,7 @@ _COMMAND_MAX = 1000  # characters, so that a pin has room in the ledger
 class Pin:
     """Whoever bears `mark` sees `target`. It was asked for by `actor` under `id`, at `since` (seconds since the epoch),
     for process `pid`, whose start time in clock ticks after boot is `start`; that one counts as a bearer while it
-    lives: it may be about to put the mark on."""
+    lives: it may be about to put the mark on. `seals`: as long as it lasts, the release is sealed."""
 
     mark: int
     target: Target
@@ -36,6 +36,7 @@ class Pin:
     id: str
     pid: int
     start: int
+    seals: bool = False
 
     @property
     def release(self) -> str:
