@@ -334,7 +334,7 @@ class Pointer:
         """
         if not reference.startswith("@"):
             check_name(reference)
-        until = confirming.deadline(seconds) if seconds is not None else None
+        until = confirming.deadline(seconds, "decide") if seconds is not None else None
         with self._locked():
             self._take_stock()
             known = self._known(request_id)

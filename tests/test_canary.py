@@ -254,6 +254,12 @@ def test_what_cannot_be(mount: Mount) -> None:
         (("42", "--percent", "10"), 2),
         (("42", "--percent", "0", "--of", "sh"), 2),
         (("42", "--uid", "no-such-user"), 2),
+        (("42", "--uid", "4294967295"), 2),
+        (("42", "--gid", "1" * 5000), 2),
+        (("42", "--percent", "10", "--of", ""), 2),
+        (("42", *me, "--of", "sh"), 2),
+        (("42", *me, "--for", "0"), 2),
+        (("42", "--pid", "4194305"), 1),
         (("promote", *me), 2),
         (("99", *me), 3),
         (("40", *me), 3),
@@ -262,7 +268,8 @@ def test_what_cannot_be(mount: Mount) -> None:
         done = mount.relfsctl("canary", *words)
         assert done.returncode == status, (words, done.stderr)
         assert done.stderr.count("\n") == 1
-    canary(mount, "42", *me)
+    done = mount.relfsctl("canary", "42", *me)
+    assert done.stdout == f"42 is current for user {me[1]}; `relfsctl canary promote` or `canary abort` ends that\n"
     done = mount.relfsctl("canary", "41", *me)
     assert (done.returncode, "promote" in done.stderr) == (3, True)
     status = json.loads(mount.relfsctl("--json", "status").stdout)

@@ -43,7 +43,13 @@ def test_in_the_place_of_relfsctl(mount: Mount) -> None:
     output, _ = done.communicate()
     assert output.split() == [str(done.pid), str(128 + signal.SIGPIPE)]
     assert done.returncode == 7
-    assert mount.relfsctl("run", "--", "no-such-command").returncode == 127
+    for words, status in (
+        (("--", "no-such-command"), 127),
+        (("--", "/etc/passwd"), 126),
+        (("sh", "-c", "exit 7"), 7),
+        (("--release", "41", "grep", "-q", "41", f"{mount.app}/current/index.html"), 0),
+    ):
+        assert mount.relfsctl("run", *words).returncode == status, words
 
 
 _WAYS = {
@@ -384,6 +390,8 @@ def test_what_cannot_be_pinned(mount: Mount) -> None:
         (("run", "--release", "a/b", "--", "true"), 2),
         (("pin", "--pid", "4194305"), 1),
         (("pin", "--pid", "1", "--end"), 3),
+        (("pin", "--pid", "4194305", "--end"), 1),
+        (("run",), 2),
     ):
         done = mount.relfsctl(*words)
         assert done.returncode == status, done.stderr

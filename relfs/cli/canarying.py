@@ -11,8 +11,11 @@ from typing import Any
 from relfs.audience import Audience, audience_of
 from relfs.cli.pinning import ask_mount
 from relfs.cli.session import ask
-from relfs.errors import RefusedError, RelfsError, UsageError
+from relfs.errors import RefusedError, UsageError
 from relfs.locate import Place
+
+_ID_MAX = (1 << 32) - 2  # -1 means none (setreuid(2))
+_DIGITS_MAX = len(str(_ID_MAX))
 
 
 def begin_canary(
@@ -43,7 +46,7 @@ def abort_canary(place: Place) -> dict[str, Any]:
 def user_id(name: str) -> int:
     """The number of a user who is given by that or by name. Raises UsageError."""
     try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+        return _number(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
         raise UsageError(f"{name}: no such user") from error
 
@@ -51,22 +54,27 @@ def user_id(name: str) -> int:
 def group_id(name: str) -> int:
     """The number of a group, likewise. Raises UsageError."""
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        return _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
         raise UsageError(f"{name}: no such group") from error
 
 
+def _number(text: str) -> int:
+    """Raises KeyError for one that no user or group can have."""
+    if len(text) > _DIGITS_MAX or int(text) > _ID_MAX:
+        raise KeyError(text)
+    return int(text)
+
+
 def _mark(place: Place, pids: Collection[int]) -> int:
     """A mark that the processes bear, and those that descend from them but are pinned."""
-    from relfs.processes import process
-    from relfs.views.family import mark_family
+    from relfs.views.family import mark_family, require_family
     from relfs.views.mark import mark_of, new_mark
 
     pinned = {view["mark"] for view in ask(place, "views") or [] if view["mark"] is not None}
     mark = new_mark()
     for pid in pids:
-        if process(pid) is None:
-            raise RelfsError(f"process {pid}: there is none")
+        require_family(pid)
         if mark_of(pid) in pinned:
             raise RefusedError(f"process {pid}: is pinned; `relfsctl pin --end --pid {pid}` ends that")
         mark_family(pid, mark, leave=pinned)

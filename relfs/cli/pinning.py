@@ -27,12 +27,10 @@ def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
     It is asked for twice: before any mark is replaced by one that is worth nothing, and when those are known that have
     it.
     """
-    from relfs.processes import process
-    from relfs.views.family import mark_family
+    from relfs.views.family import mark_family, require_family
     from relfs.views.mark import mark_of, new_mark
 
-    if process(pid) is None:
-        raise RelfsError(f"process {pid}: there is none")
+    require_family(pid)
     params = {"mark": new_mark(), "release": release}
     request_id = os.urandom(16).hex()
     made = ask_mount(place, "pin", params, request_id)
@@ -44,8 +42,11 @@ def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
 def unpin(place: Place, pid: int) -> dict[str, Any]:
     """End the view of process `pid`, and of all that were pinned with it. Raises RelfsError, RefusedError if there is
     none."""
+    from relfs.processes import process
     from relfs.views.mark import mark_of
 
+    if process(pid) is None:
+        raise RelfsError(f"process {pid}: there is none")
     ended = ask_mount(place, "unpin", {"mark": mark_of(pid)})
     if ended["release"] is None:
         raise RefusedError(f"process {pid}: is not pinned; `relfsctl views` lists those that are")

@@ -9,6 +9,9 @@ import click
 from relfs.cli.output import moment, show_json, show_table
 from relfs.cli.session import Session, ask, pass_session
 
+_SHOWN = 8
+"""Processes of a view that people are shown; programs are told of all (--json)."""
+
 
 @click.command(
     "views",
@@ -40,5 +43,7 @@ def _show_all_of(session: Session, name: str) -> None:
 
 
 def _row(view: dict[str, Any]) -> list[str]:
-    processes = ", ".join(f"{each['pid']} ({each['command']})" for each in view["processes"])
+    processes = ", ".join(f"{each['pid']} ({each['command']})" for each in view["processes"][:_SHOWN])
+    if len(view["processes"]) > _SHOWN:
+        processes += f" and {len(view['processes']) - _SHOWN} more"
     return [view["release"] or "", view["reason"], moment(view["since"]), view["by"], processes]
