@@ -14,6 +14,7 @@ from mounting import Mount, Mounts, environment, relfsctl, relfsctl_command, wai
 from viewers import pids_of, reader, reader_with_pid, switch, views
 
 from relfs.views.mark import mark_of, new_mark, put_mark
+from relfs.views.pins import Pin, pins_on_disk
 
 NOBODY = 65534
 
@@ -190,6 +191,30 @@ def test_outlives_everything(mount: Mount, mounts: Mounts, way: str) -> None:
         wait_for(lambda: [pids_of(view) for view in views(again)] == [[pinned.pid]], "it is known who has ended")
     wait_for(lambda: views(again) == [], "the view has ended")
     wait_for(lambda: not (mount.app / ".relfs/pins").exists(), "and the next mount will not hear of it")
+
+
+def test_a_disk_that_does_not_take_it(mount: Mount) -> None:
+    """It holds all the same, and outlives what it can; that is said once."""
+    state = mount.app / ".relfs"
+    (state / "pins.new").mkdir()
+    mount.expect_log("pins: cannot be written, so the next mount will not know of it")
+    with reader(mount, "run") as first, reader(mount, "run") as second:
+        assert (first.sees(), second.sees()) == ("40", "40")
+        assert not (state / "pins").exists()
+        (state / "pins.new").rmdir()
+        with reader(mount, "run") as third:
+            assert third.sees() == "40"
+            assert len(pins_in(state)) == 3
+    assert mount.log.read_text().count("cannot be written") == 1
+    wait_for(lambda: not (state / "pins").exists(), "all have ended")
+
+
+def pins_in(state: Path) -> list[Pin]:
+    directory = os.open(state, os.O_RDONLY)
+    try:
+        return pins_on_disk(directory)
+    finally:
+        os.close(directory)
 
 
 def test_is_not_removed_while_nothing_is_mounted(mount: Mount) -> None:
