@@ -281,6 +281,18 @@ def test_without_a_mount(app: Path) -> None:
     assert done.returncode == 1
     assert "is not mounted" in done.stderr
     assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
+    done = relfsctl(app, "views")
+    assert (done.returncode, done.stdout, "is not mounted" in done.stderr) == (0, "", True)
+
+
+def test_taken_back_without_a_mount(mount: Mount, mounts: Mounts) -> None:
+    canary(mount, "42", "--uid", str(os.getuid()))
+    assert mount.relfsctl("unmount").returncode == 0
+    mount.process.wait()
+    done = relfsctl(mount.app, "canary", "abort")
+    assert done.stdout == "42 is seen by nobody any more; 40 is current for everybody\n", done.stderr
+    again = mounts.start(mount.app)
+    assert (views(again), os.readlink(mount.app / "current")) == ([], "releases/40")
 
 
 # ---- deciding by itself

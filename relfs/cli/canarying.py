@@ -1,8 +1,9 @@
-"""The canary for commands. Only a mount has one; processes that are named by pid are marked here, as far as we may."""
+"""The canary for commands. Only a mount shows it; processes that are named by pid are marked here, as far as we may."""
 
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 from collections.abc import Collection
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 
 from relfs.audience import Audience, audience_of
 from relfs.cli.pinning import ask_mount
-from relfs.cli.session import ask
+from relfs.cli.session import ask, is_mounted, pointer_here, refuse_behind_mount, refuse_in_hook
+from relfs.control import NoDaemon, change
 from relfs.errors import RefusedError, UsageError
 from relfs.locate import Place
 
@@ -38,9 +40,21 @@ def promote_canary(place: Place) -> dict[str, Any]:
 
 
 def abort_canary(place: Place) -> dict[str, Any]:
-    """Let nobody see the canary any more. The journal event. Raises RelfsError."""
-    event: dict[str, Any] = ask_mount(place, "abort", {})
-    return event
+    """Let nobody see the canary any more; where nothing is mounted, not from the next mount on either. The journal
+    event. Raises RelfsError."""
+    from relfs.journal import this_actor
+
+    refuse_in_hook(place, before_only=True)
+    request_id = os.urandom(16).hex()
+    try:
+        event: dict[str, Any] = change(
+            place.state_paths, "abort", {}, request_id=request_id, mounted=lambda: is_mounted(place)
+        )  # fmt: skip
+        return event
+    except NoDaemon:
+        refuse_behind_mount(place)
+    with pointer_here(place) as pointer:
+        return pointer.abort_canary(this_actor(), request_id).as_json()
 
 
 def user_id(name: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from relfs.cli.output import moment, show_json, show_table
+from relfs.cli.output import moment, say_error, show_json, show_table
 from relfs.cli.session import Session, ask, pass_session
 
 _SHOWN = 8
@@ -26,10 +26,14 @@ def command(session: Session, name: str | None) -> None:
     if name is not None:
         _show_all_of(session, name)
         return
-    views = ask(session.place(), "views") or []
+    place = session.place()
+    found = ask(place, "views")
+    views = found or []
     if session.json:
         show_json(views)
         return
+    if found is None:
+        say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
     show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in views])
 
 
