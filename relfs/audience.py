@@ -87,13 +87,15 @@ def name_as_bytes(name: str) -> bytes:
 
 def _check(audience: Audience) -> None:
     """Raises UsageError."""
+    if (audience.percent is None) != (audience.name is None):
+        raise UsageError("a percentage is one of all processes of a name; give both, --percent and --of")
+    if audience.name is not None and not audience.name:
+        raise UsageError(f"{audience.name!r}: no name that a process has; `ps -eo comm` shows them")
     rules = (*audience.users, *audience.groups, *audience.cgroups, *audience.marks)
     if not rules and audience.percent is None:
         raise UsageError("nobody is chosen; say who is to see it, as with --uid or --percent")
     if len(rules) > _RULES_MAX:
         raise UsageError(f"{len(rules)} ways to choose processes; {_RULES_MAX} at most")
-    if (audience.percent is None) != (audience.name is None):
-        raise UsageError("a percentage is one of all processes of a name; give both, --percent and --of")
     if audience.percent is not None and not (math.isfinite(audience.percent) and 0 < audience.percent <= 100):
         raise UsageError(f"{audience.percent:g}: not a percentage; give more than 0, at most 100")
     if audience.name is not None:

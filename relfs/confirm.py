@@ -34,10 +34,10 @@ _SECONDS_MAX = 366 * 86400.0
 _TAIL = 1 << 16  # bytes of the journal; mostly enough for knowing what became current last
 
 
-def deadline(seconds: float) -> Deadline:
-    """By when a switch that is made now has to be confirmed. Raises UsageError."""
+def deadline(seconds: float, what: str = "confirm") -> Deadline:
+    """By when a switch that is made now has to be confirmed, or a canary decided about. Raises UsageError."""
     if not 0 < seconds <= _SECONDS_MAX:
-        raise UsageError(f"{str(seconds)[:40]}: not a time to confirm in; give seconds, at most {_SECONDS_MAX:.0f}")
+        raise UsageError(f"{str(seconds)[:40]}: not a time to {what} in; give seconds, at most {_SECONDS_MAX:.0f}")
     return deadline_in(seconds)
 
 

@@ -10,34 +10,37 @@ from contextlib import suppress
 from relfs.beneath import open_file
 
 
-def replace_file(directory: int, name: str, data: bytes) -> None:
-    """Make file `name` in `directory` (a descriptor) hold `data`, durably. Who may do so must be settled by a lock: the
-    new one has a name of its own, `name`.new, until it is in its place. Raises OSError; then it holds
-    what it held, unless all that failed was to make the new one last."""
+def replace_file(directory: int, name: str, data: bytes, *, lasting: bool = True) -> None:
+    """Make file `name` in `directory` (a descriptor) hold `data`, durably unless it is not to be `lasting`. Who may do
+    so must be settled by a lock: the new one has a name of its own, `name`.new, until it is in its place. Raises
+    OSError; then it holds what it held, unless all that failed was to make the new one last."""
     new = f"{name}.new"
-    remove_file(directory, new)  # a crash may have left it
+    remove_file(directory, new, lasting=lasting)  # a crash may have left it
     try:
-        _make(directory, new, data)
+        _make(directory, new, data, lasting=lasting)
         os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with suppress(OSError):
             remove_file(directory, new)
         raise
-    os.fsync(directory)
-
-
-def remove_file(directory: int, name: str) -> None:
-    """Remove file `name` of `directory`, if it is there, durably. Raises OSError."""
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
+    if lasting:
         os.fsync(directory)
 
 
-def _make(directory: int, name: str, data: bytes) -> None:
+def remove_file(directory: int, name: str, *, lasting: bool = True) -> None:
+    """Remove file `name` of `directory`, if it is there, durably if that is to be `lasting`. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+        if lasting:
+            os.fsync(directory)
+
+
+def _make(directory: int, name: str, data: bytes, *, lasting: bool) -> None:
     fd = open_file(directory, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(fd)
+        if lasting:
+            os.fsync(fd)
     finally:
         os.close(fd)

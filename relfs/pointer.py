@@ -356,7 +356,7 @@ class Pointer:
         """
         if not reference.startswith("@"):
             check_name(reference)
-        until = confirming.deadline(seconds) if seconds is not None else None
+        until = confirming.deadline(seconds, "decide") if seconds is not None else None
         with self._locked():
             self._take_stock()
             known = self._known(request_id)
@@ -364,6 +364,10 @@ class Pointer:
                 return known
             name, current = self._admitted(reference, actor, force=force), self._current_release()
             _require_no_canary(name, current, self.history.canary)
+            try:
+                self._announce(self.target_of(name))
+            except OSError as error:
+                raise RelfsError(f"{name}: is no canary: {reason(error)}") from error
             event = replace(self._event(CANARY, name, current, actor, request_id), audience=audience, confirm=until)
             self._write_or_fail(event)
             return event
@@ -382,6 +386,15 @@ class Pointer:
             event = replace(self._event(ABORT, canary.release, self._current_release(), actor, request_id), why=why)
             self._write_or_fail(event)
             return event
+
+    @property
+    def live(self) -> tuple[Target, ...] | None:
+        """What is current, for everybody or, as a canary, for some; None as long as the journal has not been read."""
+        if self._blind:
+            return None
+        canary = self.history.canary
+        shown = self.target_of(canary.release) if canary is not None and canary.release is not None else None
+        return tuple(each for each in (self.target, shown) if each is not None)
 
     def target_of(self, name: str) -> Target:
         """What a link to release `name` says here."""

@@ -1,4 +1,5 @@
-"""Which releases are sealed, and in which order: the live one cannot be changed or removed, at any moment.
+"""Which releases are sealed, and in which order: what anybody sees as `current` cannot be changed or removed, at any
+moment.
 
 The order of a sealed switch
 ----------------------------
@@ -20,6 +21,9 @@ it was live and has been replaced by then: its own link may still be in the cach
 
 A path walk that had read the old link before 5 may end in the old release after 6. It meets a release that is not the
 live one, as it would had it come a moment later.
+
+A canary is announced and decided about like what is live, of which there are two then. Pins come and go beside all
+that: each holds its release (hold()) until it is over, and then it is as good as replaced.
 
 How a release is sealed is a Sealer's business (daemon/seal.py, fuse/guard.py). This module knows neither FUSE nor trio.
 """
@@ -53,7 +57,7 @@ class Seals:
     LOCK ORDERING: the pointer's locks, then `_lock`. It is not held while a release is sealed, which may take as long
     as reading all of it.
     GUARDED BY _lock: everything. `sealed` and `left` may be read without it, being references to immutable values.
-    INVARIANT: from begin() on, what is live or about to be is in `sealed`; nothing is in `sealed` and `left`.
+    INVARIANT: from begin() on, what is live or about to be, or held, is in `sealed`; nothing is in `sealed` and `left`.
     """
 
     def __init__(self, deploy: DeployPath) -> None:
@@ -64,6 +68,7 @@ class Seals:
         self._live: frozenset[str] = frozenset()
         self._coming: dict[Target, str | None] = {}
         self._replaced: frozenset[str] = frozenset()
+        self._held: list[tuple[Target, str]] = []
         self._sealer: Sealer | None = None
         self._lock = threading.Lock()
 
@@ -83,25 +88,58 @@ class Seals:
         before = self._coming
         try:
             name = self._deploy.release_of(target.text)
-            sealer = self._mark(target, name)
-            if sealer is None or name is None:
-                return
-            if name not in self.sealed:
-                sealer.seal(name)
+            self._mark(target, name)
+            if name is not None:
+                self._close(name)
         except OSError as error:
             with self._lock:
                 self._coming = before
             raise OSError(error.errno, f"it cannot be sealed: {reason(error)}") from error
-        with self._lock:
-            self.sealed |= {name}
-            self.left -= {name}
 
-    def _mark(self, target: Target, name: str | None) -> Sealer | None:
-        """From here on release() lets it be. Returns who is to seal it."""
+    def _mark(self, target: Target, name: str | None) -> None:
+        """From here on release() lets it be."""
         with self._lock:
             self._coming = {**self._coming, target: name}
             self._replaced -= {name}
-            return self._sealer
+
+    def hold(self, target: Target, *, anew: bool) -> bool:
+        """Keep what somebody sees, besides those who see what is live, sealed until let_go(); seal it, if it is not and
+        that shall be done `anew`. Not to be called while a change is being made.
+
+        Whether it is held; not so what is no release, or while nothing is sealed. Raises OSError that says what failed.
+        """
+        if self._sealer is None:
+            return False
+        try:
+            name = self._deploy.release_of(target.text)
+            with self._lock:
+                if name is None or not (anew or name in self.sealed):
+                    return False
+                self._held.append((target, name))
+                self._replaced -= {name}
+            self._close(name)
+        except OSError as error:
+            self.let_go(target)
+            raise OSError(error.errno, f"it cannot be sealed: {reason(error)}") from error
+        return True
+
+    def let_go(self, target: Target) -> None:
+        """What hold() has done once is over; what need not be sealed any more is, after the kernel was told."""
+        with self._lock:
+            found = next((each for each in self._held if each[0] == target), None)
+            if found is not None:
+                self._held.remove(found)
+
+    def _close(self, name: str) -> None:
+        """Raises OSError."""
+        sealer = self._sealer
+        if sealer is None:
+            return
+        if name not in self.sealed:
+            sealer.seal(name)
+        with self._lock:
+            self.sealed |= {name}
+            self.left -= {name}
 
     def decided(self, live: Iterable[Target]) -> None:
         """A change has ended, well or not, and these are the targets in force. No other is under way."""
@@ -132,7 +170,7 @@ class Seals:
             self.sealed = self.left = frozenset()
 
     def _needed(self) -> frozenset[str]:
-        return self._live | _names(self._coming)
+        return self._live | _names(self._coming) | {name for _, name in self._held}
 
     def _unseal(self, names: frozenset[str]) -> None:
         if self._sealer is None:

@@ -201,5 +201,7 @@ def test_views_reports_everybody_that_sees_something_else(open_place: Path) -> N
         "the cheapest", "not pinned", "pinned", "pinned, a user", "with a canary", "with a canary, a user",
     ]  # fmt: skip
     assert all(0 < row["least"] <= row["median"] for row in report["lookups"])
+    assert (report["unused"]["calls"], report["unused"]["asked"]) == (3, 0)
+    assert report["alternating"]["lookups"] >= 1
     assert report["many"]["pins"] == 3
     assert report["many"]["lookup_us"] > 0

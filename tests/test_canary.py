@@ -15,6 +15,8 @@ import pytest
 from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
+from relfs.survival.copies import read_copy
+
 NOBODY = 65534
 DAEMON = 1
 
@@ -171,6 +173,32 @@ def test_a_quarter_of_64_workers(mount: Mount) -> None:
         assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
 
 
+def test_the_same_quarter_after_everything_was_killed(mount: Mount, mounts: Mounts) -> None:
+    """And those that come later are dealt out as if nothing had been."""
+    name = "relfs-test-work"
+    canary(mount, "42", "--percent", "25", "--of", name)
+    with workers(mount, 8, name) as first, workers(mount, 8, name) as later:
+        seen = [each.sees() for each in first]
+        assert seen.count("releases/42") == 2
+        wait_for(lambda: len(decided(mount)) == 8, "all are written down")
+        mount.kill()
+        wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+        again = mounts.start(mount.app)
+        assert [each.sees() for each in reversed(first)] == seen[::-1]
+        assert sum(each.sees() == "releases/42" for each in (*first, *later)) == 4
+        canary(again, "abort")
+        wait_for(lambda: not (mount.app / ".relfs/decisions").exists(), "of the next canary nothing is decided yet")
+
+
+def decided(mount: Mount) -> list[bytes]:
+    """What the next mount would know."""
+    directory = os.open(mount.app / ".relfs", os.O_RDONLY)
+    try:
+        return read_copy(directory, "decisions", mount.journal()[-1]["id"])
+    finally:
+        os.close(directory)
+
+
 def test_what_each_of_a_name_sees(mount: Mount) -> None:
     """Who has not asked yet is undecided, if a share is; and asking about him decides nothing."""
     name = "relfs-test-name"
@@ -268,6 +296,12 @@ def test_what_cannot_be(mount: Mount) -> None:
         (("42", "--percent", "10"), 2),
         (("42", "--percent", "0", "--of", "sh"), 2),
         (("42", "--uid", "no-such-user"), 2),
+        (("42", "--uid", "4294967295"), 2),
+        (("42", "--gid", "1" * 5000), 2),
+        (("42", "--percent", "10", "--of", ""), 2),
+        (("42", *me, "--of", "sh"), 2),
+        (("42", *me, "--for", "0"), 2),
+        (("42", "--pid", "4194305"), 1),
         (("promote", *me), 2),
         (("99", *me), 3),
         (("40", *me), 3),
@@ -276,7 +310,8 @@ def test_what_cannot_be(mount: Mount) -> None:
         done = mount.relfsctl("canary", *words)
         assert done.returncode == status, (words, done.stderr)
         assert done.stderr.count("\n") == 1
-    canary(mount, "42", *me)
+    done = mount.relfsctl("canary", "42", *me)
+    assert done.stdout == f"42 is current for user {me[1]}; `relfsctl canary promote` or `canary abort` ends that\n"
     done = mount.relfsctl("canary", "41", *me)
     assert (done.returncode, "promote" in done.stderr) == (3, True)
     status = json.loads(mount.relfsctl("--json", "status").stdout)
@@ -288,6 +323,18 @@ def test_without_a_mount(app: Path) -> None:
     assert done.returncode == 1
     assert "is not mounted" in done.stderr
     assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
+    done = relfsctl(app, "views")
+    assert (done.returncode, done.stdout, "is not mounted" in done.stderr) == (0, "", True)
+
+
+def test_taken_back_without_a_mount(mount: Mount, mounts: Mounts) -> None:
+    canary(mount, "42", "--uid", str(os.getuid()))
+    assert mount.relfsctl("unmount").returncode == 0
+    mount.process.wait()
+    done = relfsctl(mount.app, "canary", "abort")
+    assert done.stdout == "42 is seen by nobody any more; 40 is current for everybody\n", done.stderr
+    again = mounts.start(mount.app)
+    assert (views(again), os.readlink(mount.app / "current")) == ([], "releases/40")
 
 
 # ---- deciding by itself

@@ -14,6 +14,7 @@ from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsc
 from viewers import pids_of, reader, reader_with_pid, switch, views
 
 from relfs.views.mark import mark_of, new_mark, put_mark
+from relfs.views.pins import Pin, pins_on_disk
 
 NOBODY = 65534
 
@@ -43,7 +44,13 @@ def test_in_the_place_of_relfsctl(mount: Mount) -> None:
     output, _ = done.communicate()
     assert output.split() == [str(done.pid), str(128 + signal.SIGPIPE)]
     assert done.returncode == 7
-    assert mount.relfsctl("run", "--", "no-such-command").returncode == 127
+    for words, status in (
+        (("--", "no-such-command"), 127),
+        (("--", "/etc/passwd"), 126),
+        (("sh", "-c", "exit 7"), 7),
+        (("--release", "41", "grep", "-q", "41", f"{mount.app}/current/index.html"), 0),
+    ):
+        assert mount.relfsctl("run", *words).returncode == status, words
 
 
 _WAYS = {
@@ -194,6 +201,67 @@ def test_outlives_a_reload(mount: Mount) -> None:
     wait_for(lambda: views(mount) == [], "the view has ended")
 
 
+@pytest.mark.parametrize("way", ["killed", "unmounted"])
+def test_outlives_everything(mount: Mount, mounts: Mounts, way: str) -> None:
+    """The next mount knows of those that live, and of nobody else."""
+    with reader(mount, "run") as pinned, reader(mount, "run") as gone:
+        assert (pinned.sees(), gone.sees()) == ("40", "40")
+        switch(mount, "41")
+        if way == "killed":
+            mount.kill()
+            wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+        else:
+            assert mount.relfsctl("unmount").returncode == 0
+            mount.process.wait()
+        gone.end()
+        assert pinned.sees() == "41", "nobody is asked"
+        again = mounts.start(mount.app)
+        assert pinned.sees() == "40"
+        wait_for(lambda: [pids_of(view) for view in views(again)] == [[pinned.pid]], "it is known who has ended")
+    wait_for(lambda: views(again) == [], "the view has ended")
+    wait_for(lambda: not (mount.app / ".relfs/pins").exists(), "and the next mount will not hear of it")
+
+
+def test_a_disk_that_does_not_take_it(mount: Mount) -> None:
+    """It holds all the same, and outlives what it can; that is said once."""
+    state = mount.app / ".relfs"
+    (state / "pins.new").mkdir()
+    mount.expect_log("pins: cannot be written, so the next mount will not know of it")
+    with reader(mount, "run") as first, reader(mount, "run") as second:
+        assert (first.sees(), second.sees()) == ("40", "40")
+        assert not (state / "pins").exists()
+        (state / "pins.new").rmdir()
+        with reader(mount, "run") as third:
+            assert third.sees() == "40"
+            assert len(pins_in(state)) == 3
+    assert mount.log.read_text().count("cannot be written") == 1
+    wait_for(lambda: not (state / "pins").exists(), "all have ended")
+
+
+def pins_in(state: Path) -> list[Pin]:
+    directory = os.open(state, os.O_RDONLY)
+    try:
+        return pins_on_disk(directory)
+    finally:
+        os.close(directory)
+
+
+def test_is_not_removed_while_nothing_is_mounted(mount: Mount) -> None:
+    switch(mount, "41")
+    switch(mount, "42")
+    with reader(mount, "run", "--release", "40", before=("sh", "-c", 'cd /; exec "$@"', "sh")) as pinned:
+        assert pinned.sees() == "40"
+        assert mount.relfsctl("unmount").returncode == 0
+        mount.process.wait()
+        done = relfsctl(mount.app, "prune", "--keep", "1")
+        assert done.returncode == 0, done.stderr
+        assert (mount.app / "releases/40").exists()
+        (use,) = json.loads(relfsctl(mount.app, "--json", "who", "40").stdout)["uses"]
+        assert (use["pid"], use["how"]) == (pinned.pid, "pinned")
+    assert relfsctl(mount.app, "prune", "--keep", "1").returncode == 0
+    assert not (mount.app / "releases/40").exists(), "whoever was pinned has ended"
+
+
 def test_is_over_when_nobody_watched(mount: Mount) -> None:
     """The process ends while there is no worker."""
     with reader(mount, "run") as pinned:
@@ -245,6 +313,21 @@ def test_one_lookup_a_resolution(mount: Mount) -> None:
         after = mount.requests()
     assert after["lookup"] - before["lookup"] == 100
     assert after.get("readlink", 0) == before.get("readlink", 0)
+
+
+def test_the_link_is_as_it_is_now(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    """Whoever touches it, through the mount or behind it; and whoever sees another release, in between."""
+    live = tmp_path / "live"
+    live.mkdir()
+    mount = mounts.start(app, at=live)
+    with reader(mount, "run", "--release", "42") as pinned:
+        for place, moment in ((live, 1_000_000_000), (app, 1_100_000_000)):
+            assert (pinned.sees(), os.readlink(live / "current")) == ("42", "releases/40")
+            os.utime(place / "current", (moment, moment), follow_symlinks=False)
+            wait_for(lambda at=moment: os.lstat(live / "current").st_mtime == at, "its time is shown")
+        switch(mount, "41")
+        assert (pinned.sees(), os.readlink(live / "current")) == ("42", "releases/41")
+        assert os.lstat(live / "current").st_mtime == os.lstat(app / "current").st_mtime
 
 
 @pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
@@ -360,9 +443,11 @@ def test_what_cannot_be_pinned(mount: Mount) -> None:
         (("run", "--release", "99", "--", "true"), 3),
         (("run", "--release", "a/b", "--", "true"), 2),
         (("pin", "--pid", "4194305"), 1),
-        (("pin", "--pid", "2"), 1),
-        (("canary", "41", "--pid", "2"), 1),
+        (("pin", "--pid", "2"), 3),
+        (("canary", "41", "--pid", "2"), 3),
         (("pin", "--pid", "1", "--end"), 3),
+        (("pin", "--pid", "4194305", "--end"), 1),
+        (("run",), 2),
     ):
         done = mount.relfsctl(*words)
         assert done.returncode == status, done.stderr

@@ -176,6 +176,8 @@ def test_a_name_that_stands_for_a_release_cannot_be_changed(mount: Mount, name: 
         "rename": (lambda: taken.rename(app / "new"), errno.EPERM),
         "rename to": (lambda: other.rename(taken), errno.EPERM),
         "make current": (lambda: taken.rename(app / "current"), errno.EPERM),
+        "touch": (lambda: os.utime(taken, follow_symlinks=False), errno.EPERM),
+        "chown": (lambda: os.chown(taken, 1, 1, follow_symlinks=False), errno.EPERM),
         "current renamed to": (lambda: (app / "current").rename(taken), errno.EPERM),
     }
     for what, (attempt, number) in attempts.items():

@@ -24,6 +24,7 @@ from readers import Readers, reading
 from sandbox import add_release, make_app
 from served import behind
 from sidebyside import ROOT, Who, acting, tree
+from viewers import reader, views
 from writers import Tried, Writer, writing
 
 from relfs.control import change
@@ -115,6 +116,77 @@ def sitting_in(place: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.communicate()
+
+
+# ---- what some see as current
+
+
+def test_what_somebody_is_pinned_to(app: Path, mounts: Mounts, way: Way) -> None:
+    """Until that ends, whatever is switched, and whoever of relfs dies."""
+    mount = mounts.start(app, *way.arguments)
+    with reader(mount, "run", "--release", "42") as one, reader(mount, "run", "--release", "42") as other:
+        assert (one.sees(), other.sees(), sealed(app)) == ("42", "42", ["40", "42"])
+        for release in ("42", "41"):
+            switch(app, release)
+        assert sealed(app) == ["41", "42"]
+        one.end()
+        wait_for(lambda: len(views(mount)) == 1, "one of both has ended")
+        os.kill(worker := mount.worker_pid, signal.SIGKILL)
+        mount.expect_log(f"worker.*{worker}")
+        assert sealed(app) == ["41", "42"]
+        assert other.sees() == "42"
+        mount.kill()
+        detach_all(app)
+        mount = mounts.start(app, *way.arguments)
+        assert (other.sees(), sealed(app)) == ("42", ["41", "42"])
+    wait_for(lambda: sealed(app) == ["41"], "nobody sees it any more")
+
+
+def test_a_canary_is_sealed(app: Path, mounts: Mounts, way: Way) -> None:
+    mount = mounts.start(app, *way.arguments)
+    assert mount.relfsctl("canary", "42", "--uid", "12345").returncode == 0
+    assert sealed(app) == ["40", "42"]
+    assert mount.relfsctl("canary", "abort").returncode == 0
+    assert sealed(app) == ["40"]
+    assert mount.relfsctl("canary", "41", "--uid", "12345").returncode == 0
+    switch(app, "42")
+    os.kill(worker := mount.worker_pid, signal.SIGKILL)
+    mount.expect_log(f"worker.*{worker}")
+    assert sealed(app) == ["41", "42"]
+    assert mount.relfsctl("canary", "promote").returncode == 0
+    assert sealed(app) == ["41"]
+
+
+def test_who_may_only_pin_puts_no_seal_on(open_place: Path, mounts: Mounts) -> None:
+    """It might be in the way of whoever is making that release. But what is sealed stays so for him."""
+    app = ask_for_seals(make_app(open_place / "app"))
+    mount = mounts.start(app)
+    with reader(mount, "run", "--release", "42", user=NOBODY) as his, reader(mount, "run", user=NOBODY) as current:
+        assert (his.sees(), current.sees(), sealed(app)) == ("42", "40", ["40"])
+        switch(app, "41")
+        assert sealed(app) == ["40", "41"]
+    wait_for(lambda: sealed(app) == ["41"], "nobody sees it any more")
+
+
+def test_a_canary_or_a_pin_that_cannot_be_sealed(app: Path, mounts: Mounts) -> None:
+    mount = mounts.start(app, patch=_NEVER_42)
+    for words in (("canary", "42", "--uid", "12345"), ("run", "--release", "42", "--", "true")):
+        done = mount.relfsctl(*words)
+        assert (done.returncode, "it cannot be sealed" in done.stderr) == (1, True), done.stderr
+    assert (views(mount), sealed(app)) == ([], ["40"])
+    assert [event["action"] for event in mount.journal()] == ["adopt"]
+
+
+_NEVER_42 = """
+import errno
+from relfs.daemon import seal
+cover = seal.cover
+def fail(covered, attached, name, options=()):
+    if name == "42":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return cover(covered, attached, name, options)
+seal.cover = fail
+"""
 
 
 # ---- the live release

@@ -233,6 +233,38 @@ def test_several_live_at_once(seals: Seals, sealer: Remembering) -> None:
     assert sealer.closed == {"40", "42"}
 
 
+def test_what_is_held(seals: Seals, sealer: Remembering) -> None:
+    """Twice: until both have let it go."""
+    for _ in range(2):
+        assert seals.hold(target_of("42"), anew=True)
+    assert not seals.hold(target_of("41"), anew=False), "it is not sealed, and nobody shall do that"
+    for name in ("42", "41"):
+        flip(seals, name)
+        told(seals)
+    assert seals.sealed == sealer.closed == {"41", "42"}
+    assert seals.hold(target_of("41"), anew=False)
+    flip(seals, "40")
+    told(seals)
+    seals.let_go(target_of("41"))
+    seals.let_go(target_of("42"))
+    told(seals)
+    assert sealer.closed == {"40", "42"}
+    seals.let_go(target_of("42"))
+    told(seals)
+    assert sealer.closed == {"40"}
+
+
+def test_what_cannot_be_held(seals: Seals, sealer: Remembering, deploy: DeployPath) -> None:
+    sealer.fails.add("42")
+    for name in ("42", "99"):
+        with pytest.raises(OSError, match="it cannot be sealed"):
+            seals.hold(target_of(name), anew=True)
+    assert not seals.hold(Target("/", None), anew=True), "no release"
+    told(seals)
+    assert seals.sealed == {"40"}
+    assert not Seals(deploy).hold(target_of("42"), anew=True), "nothing is sealed at all"
+
+
 class Overlapping(RuleBasedStateMachine):
     """Changes, one after another, and the kernel being told, one after another, with their steps in any order."""
 

@@ -1,5 +1,5 @@
 """Measures what a lookup of `current` costs while somebody sees another release, beside the cheapest LOOKUP that
-pyfuse3 can answer, in turns; and what many pins at once cost.
+pyfuse3 can answer, in turns; that it costs nothing while nobody does; and what many pins at once cost.
 
 Run through contrib/bench/views, by the Python of the virtual environment that holds relfs. A lookup is an lstat(2) of
 the link, of which the kernel asks nothing else. Turns are short, and the verdict compares the least of each, because
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,11 +44,11 @@ NOBODY = 65534
 _SECONDS = 30.0
 _ASK = """
 import os, sys, time
-path, calls = sys.argv[1], int(sys.argv[2])
+path, calls, ask = sys.argv[1], int(sys.argv[2]), getattr(os, sys.argv[3])
 for line in sys.stdin:
     began = time.perf_counter()
     for _ in range(calls):
-        os.lstat(path)
+        ask(path)
     print((time.perf_counter() - began) / calls * 1e6, flush=True)
 """
 
@@ -62,6 +63,26 @@ class Lookup:
     ratio: float
     limit: float
     ok: bool
+
+
+@dataclass(frozen=True)
+class Unused:
+    """While nobody sees another release: microseconds a lookup, and of a link that no relfs is asked for; and for how
+    many of so many lookups relfs was asked."""
+
+    least: float
+    native: float
+    calls: int
+    asked: int
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Requests a resolution, where two processes take turns that see different releases: the kernel asks whether what
+    it knows is right for the caller, forgets it, since it is not, and asks what is."""
+
+    lookups: float
+    readlinks: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,9 @@ class Report:
     kernel: str
     rounds: int
     calls: int
+    unused: Unused
     lookups: tuple[Lookup, ...]
+    alternating: Alternating
     many: Many
 
 
@@ -100,9 +123,30 @@ def _measure(options: argparse.Namespace) -> Report:
         app, cheapest = scratch / "app", scratch / "cheapest"
         make_deploy_path(app)
         run(BIN / "relfs", app)
+        unused = _unused(app, scratch, options)
         with _cheapest(cheapest):
             lookups = _lookups(app, cheapest, options)
-        return Report(os.uname().release, options.rounds, options.calls, lookups, _many(app, options))
+        alternating, many = _alternating(app, options), _many(app, options)
+        return Report(os.uname().release, options.rounds, options.calls, unused, lookups, alternating, many)
+
+
+def _requests(app: Path) -> Counter[str]:
+    """How many of each kind relfs was asked."""
+    return Counter(json.loads(run(BIN / "relfsctl", "-C", app, "--json", "status"))["requests"])
+
+
+# ---- nobody sees another release --------------------------------------------------------------------------------
+
+
+def _unused(app: Path, scratch: Path, options: argparse.Namespace) -> Unused:
+    native = scratch / "native"
+    make_deploy_path(native)
+    with _asker((), app, options.calls) as ours, _asker((), native, options.calls) as theirs:
+        _ask(ours)
+        before = _requests(app)
+        times = [(_ask(ours), _ask(theirs)) for _ in range(options.rounds)]
+        asked = (_requests(app) - before)["lookup"]
+    return Unused(min(ours for ours, _ in times), min(its for _, its in times), options.calls * options.rounds, asked)
 
 
 # ---- lookups -----------------------------------------------------------------------------------------------
@@ -129,7 +173,7 @@ def _lookups(app: Path, cheapest: Path, options: argparse.Namespace) -> tuple[Lo
     as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
     ways = {"not pinned": (), "pinned": pinned, "pinned, a user": (*as_user, *pinned)}
     first = _in_turns(cheapest, app, options, ways)
-    run(BIN / "relfsctl", "-C", app, "canary", "2", "--percent", "50", "--of", Path(sys.executable).name)
+    run(BIN / "relfsctl", "-C", app, "canary", "2", "--percent", "100", "--of", Path(sys.executable).name)
     second = _in_turns(cheapest, app, options, {"with a canary": (), "with a canary, a user": as_user})
     run(BIN / "relfsctl", "-C", app, "canary", "abort")
     return (*first, *second[1:])
@@ -151,8 +195,10 @@ def _in_turns(
 
 
 @contextmanager
-def _asker(before: tuple[str | Path, ...], place: Path, calls: int) -> Iterator[subprocess.Popen[str]]:
-    command = [*before, sys.executable, "-c", _ASK, place / "current", str(calls)]
+def _asker(
+    before: tuple[str | Path, ...], place: Path, calls: int, how: str = "lstat"
+) -> Iterator[subprocess.Popen[str]]:
+    command = [*before, sys.executable, "-c", _ASK, place / "current", str(calls), how]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as asker:
         try:
             yield asker
@@ -174,6 +220,17 @@ def _ask(asker: subprocess.Popen[str]) -> float:
 def _lookup(who: str, times: list[float], reference: float) -> Lookup:
     ratio = min(times) / reference
     return Lookup(who, min(times), statistics.median(times), ratio, LOOKUP_LIMIT, ratio <= LOOKUP_LIMIT)
+
+
+def _alternating(app: Path, options: argparse.Namespace) -> Alternating:
+    pinned = (BIN / "relfsctl", "-C", app, "run", "--release", "2", "--")
+    with _asker((), app, 1) as one, _asker(pinned, app, 1, "readlink") as other:
+        _ask(one)
+        before = _requests(app)
+        for asker in (other, one) * options.rounds:
+            _ask(asker)
+        asked = _requests(app) - before
+    return Alternating(asked["lookup"] / options.rounds / 2, asked["readlink"] / options.rounds)
 
 
 # ---- many pins ---------------------------------------------------------------------------------------------
@@ -220,9 +277,14 @@ def _as_text(report: Report) -> str:
         [
             f"Linux {report.kernel}, {report.rounds} rounds of {report.calls} lookups in turns",
             "",
+            f"nobody sees another release: {report.unused.least:.2f} µs a lookup, of a link without relfs "
+            f"{report.unused.native:.2f} µs; relfs was asked for {report.unused.asked} of {report.unused.calls}",
+            "",
             f"{'µs a lookup':<24}{'least':>9}{'median':>9}{'ratio':>8}",
             *(_line(row) for row in report.lookups),
             "",
+            f"two that see different releases take turns: {report.alternating.lookups:.1f} lookups a resolution, "
+            f"{report.alternating.readlinks:.1f} readlinks",
             f"{many.pins} pins: {many.pin_ms:.1f} ms each, status {many.status_ms:.0f} ms, a lookup "
             f"{many.lookup_us:.0f} µs, worker {many.rss_before_mb:.0f} MB without them, {many.rss_mb:.0f} MB with them",
         ]

@@ -1,18 +1,23 @@
-"""The canary for commands. Only a mount has one; processes that are named by pid are marked here, as far as we may."""
+"""The canary for commands. Only a mount shows it; processes that are named by pid are marked here, as far as we may."""
 
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from relfs.audience import Audience, audience_of
-from relfs.cli.pinning import ask_mount, whole_process
-from relfs.cli.session import ask
+from relfs.cli.pinning import ask_mount
+from relfs.cli.session import ask, is_mounted, pointer_here, refuse_behind_mount, refuse_in_hook
+from relfs.control import NoDaemon, change
 from relfs.errors import RefusedError, UsageError
 from relfs.locate import Place
+
+_ID_MAX = (1 << 32) - 2  # -1 means none (setreuid(2))
+_DIGITS_MAX = len(str(_ID_MAX))
 
 
 def begin_canary(
@@ -35,15 +40,27 @@ def promote_canary(place: Place) -> dict[str, Any]:
 
 
 def abort_canary(place: Place) -> dict[str, Any]:
-    """Let nobody see the canary any more. The journal event. Raises RelfsError."""
-    event: dict[str, Any] = ask_mount(place, "abort", {})
-    return event
+    """Let nobody see the canary any more; where nothing is mounted, not from the next mount on either. The journal
+    event. Raises RelfsError."""
+    from relfs.journal import this_actor
+
+    refuse_in_hook(place, before_only=True)
+    request_id = os.urandom(16).hex()
+    try:
+        event: dict[str, Any] = change(
+            place.state_paths, "abort", {}, request_id=request_id, mounted=lambda: is_mounted(place)
+        )  # fmt: skip
+        return event
+    except NoDaemon:
+        refuse_behind_mount(place)
+    with pointer_here(place) as pointer:
+        return pointer.abort_canary(this_actor(), request_id).as_json()
 
 
 def user_id(name: str) -> int:
     """The number of a user who is given by that or by name. Raises UsageError."""
     try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+        return _number(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
         raise UsageError(f"{name}: no such user") from error
 
@@ -51,14 +68,21 @@ def user_id(name: str) -> int:
 def group_id(name: str) -> int:
     """The number of a group, likewise. Raises UsageError."""
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        return _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
         raise UsageError(f"{name}: no such group") from error
 
 
+def _number(text: str) -> int:
+    """Raises KeyError for one that no user or group can have."""
+    if len(text) > _DIGITS_MAX or int(text) > _ID_MAX:
+        raise KeyError(text)
+    return int(text)
+
+
 def _mark(place: Place, pids: Collection[int]) -> int:
     """A mark that the processes bear, and those that descend from them but are pinned."""
-    from relfs.views.family import mark_family
+    from relfs.views.family import mark_family, whole_process
     from relfs.views.mark import mark_of, new_mark
 
     views = ask(place, "views") or []

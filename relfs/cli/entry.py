@@ -24,8 +24,15 @@ def run_command(name: str, command: click.Command) -> NoReturn:
         click.echo(error.format_message(), err=True)
         status = error.exit_code
     except click.ClickException as error:
-        click.echo(plain(f"{name}: {error.format_message().rstrip('.')}; `{name} --help` shows how"), err=True)
+        shows = " ".join((name, *_command_of(error), "--help"))
+        click.echo(plain(f"{name}: {error.format_message().rstrip('.')}; `{shows}` shows how"), err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _command_of(error: click.ClickException) -> tuple[str, ...]:
+    """The command of ours that was used wrongly, if it came to that."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return (context.info_name,) if context is not None and context.parent is not None and context.info_name else ()

@@ -10,7 +10,6 @@ from relfs.cli.session import is_mounted, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place
-from relfs.names import CURRENT
 
 
 def pin_self(place: Place, release: str | None) -> None:
@@ -23,7 +22,7 @@ def pin_self(place: Place, release: str | None) -> None:
 def pin(place: Place, pid: int, release: str | None) -> dict[str, Any]:
     """Likewise process `pid` and its descendants, but for those that are pinned otherwise already; `others` in the
     answer counts those that are not ours to pin. Raises RelfsError."""
-    from relfs.views.family import mark_family
+    from relfs.views.family import mark_family, whole_process
     from relfs.views.mark import mark_of
 
     pid = whole_process(pid)
@@ -50,24 +49,14 @@ def _pin(place: Place, pid: int, release: str | None, mark: Callable[[dict[str, 
     return made
 
 
-def whole_process(pid: int) -> int:
-    """The process that is meant by `pid`, which may be one of its threads. Raises RelfsError if none is that could see
-    anything: it has ended, or is the kernel's."""
-    from relfs.processes import is_of_the_kernel, process, thread_group
-
-    found = process(thread_group(pid))
-    if found is None or not found.alive:
-        raise RelfsError(f"process {pid}: there is none")
-    if is_of_the_kernel(found.pid):
-        raise RelfsError(f"process {pid}: is a thread of the kernel, which sees no {CURRENT}")
-    return found.pid
-
-
 def unpin(place: Place, pid: int) -> dict[str, Any]:
     """End the view of process `pid`, and of all that were pinned with it. Raises RelfsError, RefusedError if there is
     none."""
+    from relfs.processes import process
     from relfs.views.mark import mark_of
 
+    if process(pid) is None:
+        raise RelfsError(f"process {pid}: there is none")
     ended = ask_mount(place, "unpin", {"mark": mark_of(pid)})
     if ended["release"] is None:
         raise RefusedError(f"process {pid}: is not pinned; `relfsctl views` lists those that are")

@@ -82,11 +82,15 @@ def prune(
 
 
 def look(place: Place, deploy: DeployPath, names: Collection[str]) -> Uses:
-    """Who uses releases, as far as anybody can be asked who sees it: the daemon, which may be root, or we."""
+    """Who uses releases, as far as anybody can be asked who sees it: the daemon, which may be root, or we. Raises
+    RelfsError."""
     from relfs.releases.inuse import who_uses
+    from relfs.releases.pinned import with_pinned_before
 
     told = _ask(place, list(names))
-    return told if told is not None and not (told.blind and os.geteuid() == 0) else who_uses(deploy, names)
+    if told is not None and not (told.blind and os.geteuid() == 0):
+        return told
+    return with_pinned_before(who_uses(deploy, names), deploy)
 
 
 def _ask(place: Place, names: list[str]) -> Uses | None:

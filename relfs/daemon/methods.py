@@ -21,7 +21,7 @@ from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
-from relfs.daemon.viewing import lost, view_methods, with_pinned
+from relfs.daemon.viewing import lost, view_methods
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.fuse.changes import Changes
 from relfs.fuse.current import CurrentLink
@@ -33,6 +33,7 @@ from relfs.layout import CURRENT, check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.releases.deleter import start_deleting
+from relfs.releases.pinned import with_pinned
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who

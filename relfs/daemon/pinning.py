@@ -4,6 +4,9 @@ A pin is answered once the kernel asks us for each lookup of `current`, and nobo
 bears its mark sees what was promised from that moment on. Of each pin, one living process is held by its pidfd, the
 witness. When that has ended, all are looked at for another (views/bearers.py); where there is none, the pin is over. No
 clock is involved; that we are told of the end of a witness a moment late, ends a pin late.
+
+Where releases are sealed, what is pinned is. But a seal is in the way of who is still making a release, or changes one
+that is not current; so only who may switch can have one put on by a pin. Others keep the one that is there.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -36,18 +39,24 @@ class Pinning:
     """GUARDED BY the event loop: everything. INVARIANT: while run() waits, each pin has a witness or is in
     `_unwatched`."""
 
-    def __init__(self, pins: Pins, changes: Changes) -> None:
+    def __init__(self, pins: Pins, changes: Changes, written: Callable[[], Awaitable[None]]) -> None:
+        """`written` returns once the next mount would know of them."""
         self.pins = pins
         self._changes = changes
+        self._written = written
         self._ends = select.epoll()
         self._witnesses: dict[int, tuple[int, Witness]] = {}  # with the mark, by pidfd
         self._unwatched: set[int] = set()
         self._due = trio.Event()
         self._removing: list[str] = []
+        self._unsealing: list[Target] = []
+        self._unneeded = trio.Event()
 
     # ---- what may be asked for
 
-    async def pin(self, mark: int, target: Target, actor: Actor, request_id: str, who: Process) -> Pin:
+    async def pin(
+        self, mark: int, target: Target, actor: Actor, request_id: str, who: Process, *, may_seal: bool
+    ) -> Pin:
         """Let whoever bears `mark` see `target`, from when this has returned. Process `who` is taken for a bearer while
         it lives. Asked again with the same `request_id`, it is the same pin, and those count who bear the mark by now.
 
@@ -55,20 +64,37 @@ class Pinning:
         """
         pin = self.pins.asked_for(request_id)
         if pin is None:
-            if target.release in self._removing:
-                raise RefusedError(f"{target.label}: is being removed")
-            if self.pins.get(mark) is not None:
-                raise RefusedError("this mark is that of another pin; ask with a new one")
-            pin = Pin(mark, target, actor, time.time(), request_id, who.pid, who.start)
-            self._watch_first(pin)
-            self.pins.add(pin)
+            seals = await self._sealed(target, anew=may_seal)
+            pin = Pin(mark, target, actor, time.time(), request_id, who.pid, who.start, seals)
+            try:
+                self._add(pin)
+            except RelfsError:
+                self._unseal(pin)
+                raise
+            await self._written()
         self.pins.on_change()
         await self._changes.drop_current()
         return pin
 
+    async def _sealed(self, target: Target, *, anew: bool) -> bool:
+        """Whether it is, and stays so. Raises RelfsError."""
+        try:
+            return await self._changes.keep_sealed(target, anew=anew)
+        except OSError as error:
+            raise RelfsError(f"{target.label}: {reason(error)}") from error
+
+    def _add(self, pin: Pin) -> None:
+        """Raises RelfsError."""
+        if pin.target.release in self._removing:
+            raise RefusedError(f"{pin.release}: is being removed")
+        if self.pins.get(pin.mark) is not None:
+            raise RefusedError("this mark is that of another pin; ask with a new one")
+        self._watch_first(pin)
+        self.pins.add(pin)
+
     def end(self, pin: Pin) -> None:
         """Let those who bear its mark see what everybody sees, from the next lookup on."""
-        self.pins.drop(pin.mark)
+        self._drop(pin.mark)
         self._unwatched.discard(pin.mark)
         for fd in [fd for fd, (mark, _) in self._witnesses.items() if mark == pin.mark]:
             self._forget(fd)
@@ -92,7 +118,7 @@ class Pinning:
     # ---- how they end
 
     def restore(self) -> None:
-        """Watch those that the worker before this one knew."""
+        """Watch those that the worker before this one knew, or the mount before this one."""
         self.pins.restore()
         for pin in self.pins:
             try:
@@ -106,6 +132,7 @@ class Pinning:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._notice_ends)
             nursery.start_soon(self._look)
+            nursery.start_soon(self._unseal_what_is_over)
 
     def _watch_first(self, pin: Pin) -> None:
         """Raises RelfsError if there are no descriptors left."""
@@ -168,4 +195,23 @@ class Pinning:
             return
         for mark in (marks - census.witnesses.keys()) & self._unwatched:
             self._unwatched.discard(mark)
+            self._drop(mark)
+
+    def _drop(self, mark: int) -> None:
+        pin = self.pins.get(mark)
+        if pin is not None:
             self.pins.drop(mark)
+            self._unseal(pin)
+
+    def _unseal(self, pin: Pin) -> None:
+        if pin.seals:
+            self._unsealing.append(pin.target)
+            self._unneeded.set()
+
+    async def _unseal_what_is_over(self) -> None:
+        while True:
+            await self._unneeded.wait()
+            self._unneeded = trio.Event()
+            over, self._unsealing = self._unsealing, []
+            for target in over:
+                await self._changes.unseal(target)

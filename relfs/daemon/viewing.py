@@ -20,7 +20,6 @@ from relfs.journal import Actor, Event, command_line
 from relfs.layout import DeployPath, Target
 from relfs.pointer import Pointer
 from relfs.processes import Process, acts_as, all_pids, name_of, process, sole_owner, user_of
-from relfs.releases.inuse import Use, Uses
 from relfs.threads import in_thread
 from relfs.users import user_name
 from relfs.views.bearers import bearers
@@ -78,7 +77,9 @@ def _pin(pointer: Pointer, sights: Sights, pinning: Pinning, own_pids: Callable[
         sight = _sight_of(pinned, sights) or pointer.target
         target = await in_thread(_target, pointer, params.get("release"), sight)
         await in_thread(_require_own, mark, peer.uid)
-        pin = await pinning.pin(mark, target, await peer.actor(), params["request"], who)
+        pin = await pinning.pin(
+            mark, target, await peer.actor(), params["request"], who, may_seal=peer.may_change
+        )  # fmt: skip
         _take_off(own_pids())
         try:
             await in_thread(_require_there, pointer, target)
@@ -264,19 +265,3 @@ def _view(
 def _shown(pid: int) -> dict[str, object]:
     """Blocks."""
     return {"pid": pid, "user": user_name(user_of(pid)), "command": command_line(pid)}
-
-
-def with_pinned(uses: Uses, pins: list[Pin], path: str) -> Uses:
-    """`uses`, and the processes that are pinned to one of its releases, which they know by `path`. Blocks."""
-    found = bearers({pin.mark for pin in pins})
-    of = dict(uses.of)
-    for pin in pins:
-        if pin.release in of:
-            pinned = [_use(pid, path) for pid in found[pin.mark] or [pin.pid]]
-            of[pin.release] = (*of[pin.release], *pinned)
-    return Uses(of, uses.unseen, uses.blind)
-
-
-def _use(pid: int, path: str) -> Use:
-    found = process(pid)
-    return Use(pid, found.start if found else 0, user_name(user_of(pid)), command_line(pid), "pinned", path)

@@ -33,6 +33,7 @@ from relfs import libc
 from relfs.aftermath import Aftermath
 from relfs.daemon.canarying import Canarying
 from relfs.daemon.confirming import take_back_in_time
+from relfs.daemon.copying import Copied
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member, myself
 from relfs.daemon.methods import Mounted, clean, methods
@@ -73,8 +74,8 @@ from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
 from relfs.threads import in_thread
 from relfs.trust import identity
-from relfs.views.canary import Canary, Stage
-from relfs.views.pins import Pins
+from relfs.views.canary import DECISIONS, Canary, Stage, is_decision
+from relfs.views.pins import PINS, Pin, Pins, is_pin
 from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
@@ -151,6 +152,10 @@ class _Mount:
         self._attached: set[str] = _attached(member.ledger)
         self._leaving = False
         self._canarying: Canarying | None = None
+        self._copies = (
+            Copied(self._ledger.pins, deploy, PINS, is_pin),
+            Copied(self._ledger.decisions, deploy, DECISIONS, is_decision, self._canary_id),
+        )
         self._signals: AsyncIterator[int]
 
     async def run(self) -> int:
@@ -205,8 +210,9 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             aftermath = Aftermath(pointer, self._config)
             changes = Changes(pointer, self._seals, Teller(self._member["connection"]), aftermath)
-            sights = Sights(Pins(self._ledger.pins), Canary(self._ledger.canary, self._ledger.decisions))
-            pinning = Pinning(sights.pins, changes)
+            pins, decisions = self._copies
+            sights = Sights(Pins(pins), Canary(self._ledger.canary, decisions))
+            pinning = Pinning(sights.pins, changes, pins.written)
             self._canarying = canarying = Canarying(sights.canary, pointer, changes)
             current = CurrentLink(
                 pointer, changes, self._table, nursery,
@@ -217,10 +223,11 @@ class _Mount:
             operations = self._operations(pointer, current, handshake, nursery)
             if self._adopting:
                 self._restore(current, operations)
-                pinning.restore()
-                sights.canary.restore()
             else:
                 canarying.follow()
+                await self._load_copies()
+            pinning.restore()
+            sights.canary.restore()
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
             nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
@@ -286,6 +293,16 @@ class _Mount:
         self._once.restore()
         current.restore()
 
+    async def _load_copies(self) -> None:
+        """Know what the mount before this one knew of processes that still live."""
+        for copy in self._copies:
+            await copy.load()
+
+    def _canary_id(self) -> str:
+        """What the decisions are about."""
+        stage = self._canarying.canary.stage if self._canarying is not None else None
+        return stage.id if stage is not None else ""
+
     async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted) -> None:
         nursery.start_soon(self._beat)
         if not self._ledger.mounted:
@@ -301,7 +318,7 @@ class _Mount:
             await self._attach(os.fsdecode(name))
         await self._attach_nested()
         if self._config.seal:
-            await in_thread(self._begin_sealing, mounted.pointer)
+            await in_thread(self._begin_sealing, mounted.pointer, mounted.sights)
             nursery.start_soon(mounted.changes.keep_unsealing)
         await self._show_anew(nursery, mounted.changes)  # what it shows may depend on what could be attached
         server = ControlServer(
@@ -314,6 +331,9 @@ class _Mount:
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
         nursery.start_soon(self._notice_unmount, mounted.leave)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes, self._every_beat)
+        for copy in self._copies:
+            copy.write_again()  # whoever died may have had no time for it
+            nursery.start_soon(copy.run)
         nursery.start_soon(mounted.pinning.run)
         nursery.start_soon(mounted.canarying.decide_in_time, self._every_beat)
         self._say_serving(mounted.pointer.target, mounted.sights.canary.stage)
@@ -345,6 +365,8 @@ class _Mount:
             await changes.refresh()
             if self._canarying is not None:
                 self._canarying.follow()
+            if self._config.seal:
+                await changes.seal_live()
         except (RelfsError, OSError) as error:
             _log.warning("the real link cannot be looked at: %s", error)
 
@@ -420,14 +442,27 @@ class _Mount:
 
     # ---- sealing
 
-    def _begin_sealing(self, pointer: Pointer) -> None:
+    def _begin_sealing(self, pointer: Pointer, sights: Sights) -> None:
         """Seal what is live, and from now on what becomes so. Raises RelfsError where that cannot be kept."""
-        live = (pointer.target,) if pointer.target is not None else ()
+        stage = sights.canary.stage
+        live = [pointer.target] if pointer.target is not None else []
+        if stage is not None and self._deploy.leads_somewhere(stage.target.text):  # else there is nothing to be kept
+            live.append(stage.target)
         try:
             sealer = self._sealer()
             self._seals.begin(sealer, live, sealer.covered if isinstance(sealer, Binds) else frozenset())
         except OSError as error:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
+        for pin in sights.pins:
+            self._seal_again(pin)
+
+    def _seal_again(self, pin: Pin) -> None:
+        """Of a pin from before us. What it is pinned to may have been removed while nothing was mounted."""
+        try:
+            if pin.seals:
+                self._seals.hold(pin.target, anew=True)
+        except OSError as error:
+            _log.warning("process %d is pinned to %s: %s", pin.pid, pin.release, reason(error))
 
     def _sealer(self) -> Sealer:
         if _RELEASES_FD in self._member:
@@ -472,6 +507,8 @@ class _Mount:
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
+            for copy in self._copies:
+                copy.write_again()
             server.states = self._states()
         elif what is Gone.LOCK:
             self._member.put("lock", replace_daemon_lock(state_fd))

@@ -49,7 +49,9 @@ class Changes:
 
     def __init__(self, pointer: Pointer, seals: Seals, teller: Teller, aftermath: Aftermath) -> None:
         """`seals` follow each change, in the order that seal.py tells of; the pointer is to announce its targets to
-        their prepare(). `aftermath` follows each switch."""
+        their prepare(). `aftermath` follows each switch. `on_drop` is called when what is known of the link may be out
+        of date."""
+        self.on_drop: Callable[[], None] = lambda: None
         self._pointer = pointer
         self._aftermath = aftermath
         self._teller = teller
@@ -167,6 +169,25 @@ class Changes:
         """Pointer.give_back()."""
         return await self._run(self._pointer.give_back)
 
+    async def seal_live(self) -> None:
+        """Seal what Pointer.live tells, where the worker before this one died after it had written that down, and had
+        no time to do so. Raises OSError."""
+
+        def seal() -> None:
+            for each in self._pointer.live or ():
+                self._seals.prepare(each)
+
+        await self._run(seal)
+
+    async def keep_sealed(self, target: Target, *, anew: bool) -> bool:
+        """Seals.hold()."""
+        return await self._run(partial(self._seals.hold, target, anew=anew))
+
+    async def unseal(self, target: Target) -> None:
+        """Seals.let_go(), for somebody who does not see it any more."""
+        await in_thread(self._seals.let_go, target)
+        await self.drop_current()
+
     async def flush(self) -> None:
         """Pointer.flush(): not a change, but it waits for the same disk."""
         await in_thread(self._pointer.flush)
@@ -178,6 +199,7 @@ class Changes:
 
     async def refresh(self) -> None:
         """Pointer.refresh(); the kernel is told if somebody else had changed the link."""
+        self.on_drop()
         if await self._run(self._followed):
             await self.drop_current()
 
@@ -189,6 +211,7 @@ class Changes:
     async def drop_current(self) -> None:
         """Make the kernel ask again what `current` is; then unseal what is not current any more, and make it ask again
         for the names whose meaning follows `current` (preview.py). Blocks while somebody changes the directory."""
+        self.on_drop()
         await in_thread(
             _drop_current, self._seals, self._drop, limiter=self._telling, abandon_on_cancel=True
         )  # fmt: skip
@@ -247,8 +270,9 @@ class Changes:
         try:
             return call()
         finally:
-            target = self._pointer.target
-            self._seals.decided(() if target is None else (target,))
+            live = self._pointer.live
+            if live is not None:
+                self._seals.decided(live)
 
 
 def _drop_current(seals: Seals, drop: Callable[[int, bytes], bool]) -> None:

@@ -4,6 +4,17 @@ The link has no state of its own: what it says is Pointer.target, or what the ca
 replacing it is `replacements`. Every way of replacing it (unlink and symlink, rename, exchange) ends in
 Changes.replace(), after the new target was checked; the covered directory's own `current` is never removed, so that the
 real symlink serves at every moment.
+
+The answer that is ready
+------------------------
+Some facts. While anybody sees another release, each resolution by each process asks us, and the answer is nearly always
+the one that was given last. To make it costs more than all that decides which one it is: a look at the real link's
+owner and times, and a dozen attributes that are set.
+
+The choice. Of each target the answer is kept, for as long as the kernel would keep it if it were allowed to: until it
+is told to drop it (Changes.drop_current), or would be; and not beyond the moment in which another target is flipped to,
+which is a new object each time. Only how long the kernel may keep it is set anew, and the kernel's count of the inode
+goes up.
 """
 
 from __future__ import annotations
@@ -54,7 +65,8 @@ _REFUSALS_MAX = 100
 
 class CurrentLink:
     """GUARDED BY the event loop: `replacements`; `_noted`, which has the refusals that were journalled lately, by whom,
-    for what text and why, and when."""
+    for what text and why, and when; `_ready`, which has answers, and is worth nothing once the pointer has another
+    target than `_ready_since`; `_sent_back`, the thread and the inode that the name was to be looked up again for."""
 
     def __init__(
         self,
@@ -86,6 +98,10 @@ class CurrentLink:
         self._grace = grace
         self._looking = trio.CapacityLimiter(_LOOKS)
         self._noted: dict[tuple[int, str, str], float] = {}
+        self._ready: dict[Target, EntryAttributes] = {}
+        self._ready_since: Target | None = None
+        self._sent_back: tuple[int, InodeT] | None = None
+        changes.on_drop = self._ready.clear
 
     # ---- looking: no `await` in here
 
@@ -107,9 +123,19 @@ class CurrentLink:
         return self._entry(target) if target is not None else None
 
     def _entry(self, target: Target) -> EntryAttributes:
-        entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
-        self._table.count(entry.st_ino)
+        if self._ready_since is not self._pointer.target:
+            self._ready.clear()
+            self._ready_since = self._pointer.target
+        entry = self._ready.get(target)
+        if entry is None or not self._table.count_link(entry.st_ino):
+            self._ready[target] = entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
+            self._table.count_link(entry.st_ino)
+        entry.entry_timeout = self._kept_for()
         return entry
+
+    def _kept_for(self) -> float:
+        """Seconds, by the kernel: none while it depends on who asks."""
+        return 0.0 if self.replacements or self._sights else FOR_EVER
 
     def hidden_from(self, context: RequestContext) -> bool:
         """Whether the caller sees no `current`, or none that could be replaced."""
@@ -127,7 +153,7 @@ class CurrentLink:
         entry.st_nlink = 1
         entry.st_size = len(text)
         entry.attr_timeout = FOR_EVER
-        entry.entry_timeout = 0.0 if self.replacements or self._sights else FOR_EVER
+        entry.entry_timeout = self._kept_for()
         return entry
 
     def _status(self) -> os.stat_result:
@@ -265,13 +291,13 @@ class CurrentLink:
         self._nursery.start_soon(self._changes.drop_name, parent, name)
 
     def setattr(self, nodeid: InodeT, wanted: EntryAttributes, fields: SetattrFields, context: RequestContext) -> None:
-        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is one of the past; who sees
-        another release has no link that could be changed."""
+        """lchown(2) and utimensat(2) of the link reach the real link, unless `nodeid` is another one; who sees another
+        release has no link that could be changed."""
         target = self._pointer.target
         if self._sight_of(context) is not None:
             raise FUSEError(errno.EPERM)
         if target is None or self._table.text(nodeid) != os.fsencode(self._show(target)) or self.hidden_from(context):
-            raise FUSEError(errno.ESTALE)  # the VFS looks the name up again, which may have moved elsewhere
+            raise FUSEError(self._why_not(nodeid, context))
         if fields.update_uid or fields.update_gid:
             uid = wanted.st_uid if fields.update_uid else -1
             gid = wanted.st_gid if fields.update_gid else -1
@@ -282,6 +308,17 @@ class CurrentLink:
             atime = wanted.st_atime_ns if fields.update_atime else now.st_atime_ns
             mtime = wanted.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(CURRENT, ns=(atime, mtime), dir_fd=self._deploy.fd, follow_symlinks=False)
+        self._ready.clear()
+
+    def _why_not(self, nodeid: InodeT, context: RequestContext) -> int:
+        """Why a link that is not the real one cannot be changed. At first, ESTALE: the VFS looks the name up again, as
+        `current` may have moved elsewhere. If that has led to the same, it is a name that always does (preview.py)."""
+        asked = (context.pid, nodeid)
+        before, self._sent_back = self._sent_back, None
+        if before == asked:
+            return errno.EPERM
+        self._sent_back = asked
+        return errno.ESTALE
 
     async def _replace(self, encoded: bytes, context: RequestContext, request_id: str) -> None:
         mine = self._replacement_of(context) if self.replacements else None

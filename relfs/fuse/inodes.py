@@ -366,13 +366,19 @@ class InodeTable:
 
     def count(self, nodeid: InodeT) -> None:
         """A reply that takes a lookup reference on `nodeid` is about to be sent."""
-        if nodeid in self._links:
-            self._link_lookups[nodeid] += 1
-            self._ledger.count_link(self._link_records[nodeid], self._link_lookups[nodeid])
-        else:
+        if not self.count_link(nodeid):
             node = self._nodes[nodeid]
             node.lookups += 1
             self._ledger.count_node(node.record, node.lookups)
+
+    def count_link(self, nodeid: InodeT) -> bool:
+        """The same, of a virtual link; False if it is none (any more), and the reply must not be sent."""
+        record = self._link_records.get(nodeid)
+        if record is None:
+            return False
+        self._link_lookups[nodeid] += 1
+        self._ledger.count_link(record, self._link_lookups[nodeid])
+        return True
 
     def forget(self, nodeid: InodeT, lookups: int) -> None:
         """The kernel gives back `lookups` references."""

@@ -126,11 +126,11 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent_inode != ROOT:
             return self._files.lookup(parent_inode, name)
-        return await self._preview.lookup(name) or self._lookup_top(name, ctx)
-
-    def _lookup_top(self, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        if name == _CURRENT:
+        if name == _CURRENT:  # first: while somebody sees another release, each resolution asks for it
             return self._current.lookup(ctx)
+        return await self._preview.lookup(name) or self._lookup_top(name)
+
+    def _lookup_top(self, name: bytes) -> EntryAttributes:
         if name.startswith(_HIDDEN):
             raise FUSEError(errno.ENOENT)
         native = self._native_entry(name) if name in NATIVE else None
@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
         self._forbid(parent_inode, name, ctx)
         if parent_inode == ROOT and name in NATIVE:
             self._plain.make_directory(parent_inode, name, mode, ctx)
-            return self._lookup_top(name, ctx)
+            return self._lookup_top(name)
         return self._plain.mkdir(parent_inode, name, mode, ctx)
 
     @_handler

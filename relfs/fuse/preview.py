@@ -11,6 +11,9 @@ The consequence. A preview is no file. It is what a lookup of a name with an @ a
 of the link to the release that relfsctl means by it, the same inode as `current` has while that says the same. So
 getattr, readlink, forget and the ledger know it already, and a worker that takes over need not be told of anything.
 
+It has its price: owner and times are asked to be changed of an inode, whatever it was called. Of a release that is
+not current, EPERM is the answer; but `touch -h @41` is `touch -h current` while that leads there.
+
 The choice. What the covered directory has under a name is what the name means; a name that stands for no release is
 free, and may be given to anything. One that stands for a release is taken (EEXIST, by the kernel itself), and can
 neither be removed nor renamed, nor anything renamed to it (EPERM): that would hide the release from whoever relies on

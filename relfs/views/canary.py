@@ -23,6 +23,9 @@ from relfs.views.mark import mark_of
 from relfs.views.pins import Kept
 from relfs.views.share import Key, Share
 
+DECISIONS = "decisions"
+"""The file of the state directory that has them, too (survival/copies.py)."""
+
 _DECISION = struct.Struct("=3Q")  # pid, start time, flags
 _CHOSEN = 1
 _COUNTED = 2
@@ -133,7 +136,7 @@ class Canary:
         self.on_change()
 
     def restore(self) -> None:
-        """Go on with that of the worker before this one."""
+        """Go on with that of the worker before this one, or what was decided before this mount."""
         raw = self._told.load()
         if not raw:
             return
@@ -236,6 +239,11 @@ class Canary:
             self._kept.free(number)
         self._known, self._starts, self._numbers, self._share = {}, {}, {}, None
         self._tidy_at = _TIDY_MIN
+
+
+def is_decision(record: bytes) -> bool:
+    """Whether that is what is kept of a decision: whoever owns the state directory may have written it."""
+    return len(record) == _DECISION.size
 
 
 def _stage_of(told: dict[str, Any]) -> Stage:

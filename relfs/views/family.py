@@ -14,9 +14,26 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from relfs.errors import RelfsError
-from relfs.processes import Process, descendants, process, sole_owner
+from relfs.errors import RefusedError, RelfsError
+from relfs.processes import Process, descendants, is_of_the_kernel, process, sole_owner, thread_group
 from relfs.views.mark import MarkRefusedError, mark_of, put_mark
+
+_INIT = 1
+_KTHREADD = 2
+"""On a host: who has started all threads of the kernel. In a container, that is anybody."""
+
+
+def whole_process(pid: int) -> int:
+    """The process that is meant by `pid`, which may be one of its threads. Raises RelfsError if there is none, or
+    nobody can mean it and all that it has started, which may be the whole machine."""
+    found = process(thread_group(pid))
+    if found is None or not found.alive:
+        raise RelfsError(f"process {pid}: there is none")
+    if is_of_the_kernel(pid):
+        raise RefusedError(f"process {pid}: is a thread of the kernel, which needs no release")
+    if pid == _INIT and process(_KTHREADD) is not None and is_of_the_kernel(_KTHREADD):
+        raise RefusedError(f"process {pid}: has started all processes of this machine; name one of those")
+    return found.pid
 
 
 def mark_family(pid: int, mark: int, *, leave: Collection[int] = ()) -> int:

@@ -14,7 +14,11 @@ from typing import Any, Protocol
 from relfs.errors import RelfsError
 from relfs.journal import Actor
 from relfs.layout import Target
-from relfs.views.mark import mark_of
+from relfs.survival.copies import read_copy
+from relfs.views.mark import is_mark, mark_of
+
+PINS = "pins"
+"""The file of the state directory that has them, too (survival/copies.py)."""
 
 _COMMAND_MAX = 1000  # characters, so that a pin has room in the ledger
 
@@ -23,7 +27,7 @@ _COMMAND_MAX = 1000  # characters, so that a pin has room in the ledger
 class Pin:
     """Whoever bears `mark` sees `target`. It was asked for by `actor` under `id`, at `since` (seconds since the epoch),
     for process `pid`, whose start time in clock ticks after boot is `start`; that one counts as a bearer while it
-    lives: it may be about to put the mark on."""
+    lives: it may be about to put the mark on. `seals`: as long as it lasts, the release is sealed."""
 
     mark: int
     target: Target
@@ -32,6 +36,7 @@ class Pin:
     id: str
     pid: int
     start: int
+    seals: bool = False
 
     @property
     def release(self) -> str:
@@ -51,6 +56,12 @@ class Kept(Protocol):
         """All that there are, with their numbers."""
 
 
+def pins_on_disk(directory: int) -> list[Pin]:
+    """Those that the last mount knew, by its state directory (a descriptor). Nobody may bear their marks any more.
+    Blocks. Raises OSError if that cannot be read."""
+    return [_pin_of(record) for record in read_copy(directory, PINS, "") if is_pin(record)]
+
+
 class Pins:
     """All of a mount. GUARDED BY the event loop. Nothing in here waits."""
 
@@ -63,9 +74,9 @@ class Pins:
         self._numbers: dict[int, int] = {}
 
     def restore(self) -> None:
-        """Know those that the worker before this one knew."""
+        """Know those that the worker before this one knew, or the mount before this one."""
         for number, raw in self._kept:
-            pin = _pin_of(json.loads(raw))
+            pin = _pin_of(raw)
             self._pins[pin.mark] = pin
             self._numbers[pin.mark] = number
 
@@ -106,5 +117,18 @@ def _record(pin: Pin) -> bytes:
     return json.dumps({**asdict(pin), "actor": {**asdict(pin.actor), "command": command}}).encode("ascii")
 
 
-def _pin_of(told: dict[str, Any]) -> Pin:
+def is_pin(record: bytes) -> bool:
+    """Whether that is what is kept of a pin: whoever owns the state directory may have written it."""
+    try:
+        pin = _pin_of(record)
+        texts = (pin.target.text, pin.release, pin.target.as_written, pin.actor.user, pin.actor.command, pin.id)
+        numbers = (pin.pid, pin.start, pin.since, pin.actor.uid, pin.actor.pid)
+        wrong = [*(each for each in texts if not isinstance(each, str)), *(each for each in numbers if each < 0)]
+        return is_mark(pin.mark) and not wrong
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _pin_of(record: bytes) -> Pin:
+    told: dict[str, Any] = json.loads(record)
     return Pin(**{**told, "target": Target(**told["target"]), "actor": Actor(**told["actor"])})

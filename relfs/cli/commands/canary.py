@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from relfs.audience import Audience
+from relfs.audience import Audience, audience_of
 from relfs.cli.canarying import abort_canary, begin_canary, group_id, promote_canary, user_id
 from relfs.cli.output import say, show_json
 from relfs.cli.session import Session, pass_session
@@ -67,4 +67,5 @@ def _told(what: str, event: dict[str, Any]) -> str:
         return f"{event['release']} is current for everybody"
     if what == _ABORT:
         return f"{event['release']} is seen by nobody any more; {event['from']} is current for everybody"
-    return f"{event['release']} is current for those; `relfsctl canary promote` or `relfsctl canary abort` ends that"
+    audience = audience_of(event["audience"])
+    return f"{event['release']} is current for {audience}; `relfsctl canary promote` or `canary abort` ends that"

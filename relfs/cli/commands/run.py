@@ -18,16 +18,19 @@ _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ")
 
 @click.command(
     "run",
+    context_settings={"allow_interspersed_args": False},  # what follows COMMAND is COMMAND's
     epilog="\b\nExample:\n  relfsctl run -- php artisan queue:work\n  relfsctl run --release 41 -- ./migrate",
 )
 @click.option("--release", metavar="RELEASE", help="What it is to see.  [default: what it sees now]")
-@click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.argument("words", nargs=-1, required=True, metavar="[--] COMMAND...")
 @pass_session
 def command(session: Session, release: str | None, words: tuple[str, ...]) -> None:
     """Run COMMAND such that it, and all that it starts, sees one release as `current` until the last of them ends,
     whatever is switched to meanwhile. A pinned release is never pruned.
 
-    It is run in the place of relfsctl itself: with its process id, for whoever waits for that or sends it signals.
+    It is run in the place of relfsctl itself: with its process id, for whoever waits for that or sends it signals. So
+    the exit status is COMMAND's; 127 if there is no such command, 126 if it cannot be run; and relfsctl's own (see
+    `relfsctl --help`) if it cannot be pinned.
     """
     if session.json:
         raise UsageError("--json: `run` prints nothing of its own")

@@ -6,8 +6,11 @@ from typing import Any
 
 import click
 
-from relfs.cli.output import moment, show_json, show_table
+from relfs.cli.output import moment, say_error, show_json, show_table
 from relfs.cli.session import Session, ask, pass_session
+
+_SHOWN = 8
+"""Processes of a view that people are shown; programs are told of all (--json)."""
 
 
 @click.command(
@@ -23,10 +26,14 @@ def command(session: Session, name: str | None) -> None:
     if name is not None:
         _show_all_of(session, name)
         return
-    views = ask(session.place(), "views") or []
+    place = session.place()
+    found = ask(place, "views")
+    views = found or []
     if session.json:
         show_json(views)
         return
+    if found is None:
+        say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
     show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in views])
 
 
@@ -40,5 +47,7 @@ def _show_all_of(session: Session, name: str) -> None:
 
 
 def _row(view: dict[str, Any]) -> list[str]:
-    processes = ", ".join(f"{each['pid']} ({each['command']})" for each in view["processes"])
+    processes = ", ".join(f"{each['pid']} ({each['command']})" for each in view["processes"][:_SHOWN])
+    if len(view["processes"]) > _SHOWN:
+        processes += f" and {len(view['processes']) - _SHOWN} more"
     return [view["release"] or "", view["reason"], moment(view["since"]), view["by"], processes]
