@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ def test_it_is_what_was_written_last(directory: int, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
     write_copy(directory, "x", "a", [])
     assert os.listdir(tmp_path) == [], "there is nothing to be told"
+    with mock.patch.object(copies, "remove_file", side_effect=OSError(errno.EROFS, "Read-only file system")):
+        write_copy(directory, "x", "a", [])  # nor to be removed
 
 
 def test_not_of_another_boot(directory: int) -> None:

@@ -18,6 +18,7 @@ from mounting import END_SECONDS, Mount, Mounts, wait_for
 from readers import reading
 from sandbox import link_of, make_app
 from served import behind
+from viewers import reader
 
 from relfs.mountinfo import mount_at
 
@@ -77,9 +78,12 @@ def test_the_state_directory_is_removed(open_place: Path, mounts: Mounts) -> Non
     mount = mounts.start(app)
     for words in (LOOK, STATE, LOCK, SOCKET):
         mount.expect_log(words)
-    with reading(app / "current/index.html", "40", "41") as readers:
+    with reading(app / "current/index.html", "40", "41") as readers, reader(mount, "run") as pinned:
+        assert pinned.sees() == "40"
         remove_state_behind(app)
         assert_well(mount)
+        wait_for((app / ".relfs/pins").exists, "who is pinned is written down again")
+        assert pinned.sees() == "40"
         seen = readers.stop()
     assert (seen.failed, seen.neither) == ({}, 0)
     mount.terminate()

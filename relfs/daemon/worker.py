@@ -507,14 +507,14 @@ class _Mount:
             self._member.tell("keep", state_fd, name="state")
             self._table.pin(STATE_NODE, os.dup(state_fd)).volatile = True
             await self._attach_state_again()
-            for copy in self._copies:
-                copy.write_again()
             server.states = self._states()
         elif what is Gone.LOCK:
             self._member.put("lock", replace_daemon_lock(state_fd))
         else:
             self._member.drop(_LISTENER_FD)
             nursery.start_soon(server.serve, self._listen())
+        for copy in self._copies:
+            copy.write_again()  # whoever removed that, may have removed all
 
     async def _attach_state_again(self) -> None:
         """Nothing can be mounted on a directory that was removed, so what is mounted there has to go first."""

@@ -13,7 +13,9 @@ one or the new one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from relfs.beneath import read_file
 from relfs.durable import remove_file, replace_file
@@ -28,7 +30,7 @@ def write_copy(directory: int, name: str, about: str, records: Collection[bytes]
     """Let file `name` in `directory` (a descriptor) hold these, or not be there if there are none. Blocks. Raises
     OSError."""
     if not records:
-        remove_file(directory, name, lasting=False)
+        _remove(directory, name)
         return
     head = json.dumps(_head(about)).encode("ascii") + b"\n"
     frames = (len(each).to_bytes(_LENGTH_BYTES, "big") + each for each in records)
@@ -46,6 +48,13 @@ def read_copy(directory: int, name: str, about: str) -> list[bytes]:
         return list(_records(frames)) if boot_id() and json.loads(head) == _head(about) else []
     except (ValueError, RecursionError):
         return []
+
+
+def _remove(directory: int, name: str) -> None:
+    """On a disk that is read-only, to remove what is not there would fail as well (EROFS). Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.lstat(name, dir_fd=directory)
+        remove_file(directory, name, lasting=False)
 
 
 def _head(about: str) -> dict[str, object]:
