@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
@@ -96,30 +97,13 @@ def test_who_is_pinned_stays_so(mount: Mount) -> None:
         assert (done.returncode, "is pinned" in done.stderr) == (3, True)
 
 
-@contextmanager
-def control_group(name: str) -> Iterator[Path]:
-    """One without a controller, in whichever hierarchy there is."""
-    root = next(
-        path for path in map(Path, ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"))
-        if (path / "cgroup.procs").exists()
-    )  # fmt: skip
-    group = root / name
-    group.mkdir()
-    try:
-        yield group
-    finally:
-        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-        group.rmdir()
-
-
 def test_for_a_control_group(mount: Mount) -> None:
     """As a systemd unit's is: by name, and by path."""
     name = f"relfs-test-{os.getpid()}.service"
-    with control_group(name) as group:
-        into = ("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group))
+    with plain_group(hierarchies()[0], name) as group:
         for wanted in (name, f"/{name}"):
             canary(mount, "42", "--cgroup", wanted)
-            with reader(mount, before=into) as inside, reader(mount) as outside:
+            with reader(mount, before=tuple(group.command())) as inside, reader(mount) as outside:
                 assert (inside.sees(), outside.sees()) == ("42", "40")
             canary(mount, "abort")
 
