@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -116,34 +117,64 @@ for line in sys.stdin:
 """
 
 
-@contextmanager
-def workers(mount: Mount, count: int, name: str) -> Iterator[list[Reader]]:
+class Crew:
     """Processes that are called `name`."""
-    with ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            worker = Reader(["python3", "-Sc", _NAMED, str(mount.mountpoint), name])
-            stack.callback(worker.end)
-            found.append(worker)
+
+    def __init__(self, mount: Mount, name: str) -> None:
+        self._command = [sys.executable, "-ISc", _NAMED, str(mount.mountpoint), name]
+        self.workers: list[Reader] = []
+
+    def hire(self, count: int) -> None:
+        self.workers += [Reader(self._command) for _ in range(count)]
+
+    def dismiss(self, worker: Reader) -> None:
+        self.workers.remove(worker)
+        worker.end()
+
+    def see(self) -> dict[int, str]:
+        """What each of them sees, by pid."""
+        return {worker.pid: worker.sees().removeprefix("releases/") for worker in self.workers}
+
+
+@contextmanager
+def crew(mount: Mount, count: int, name: str) -> Iterator[Crew]:
+    found = Crew(mount, name)
+    try:
+        found.hire(count)
         yield found
+    finally:
+        for worker in list(found.workers):
+            found.dismiss(worker)
+
+
+def chosen(seen: dict[int, str]) -> set[int]:
+    return {pid for pid, release in seen.items() if release == "42"}
 
 
 def test_a_quarter_of_64_workers(mount: Mount) -> None:
-    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches."""
+    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches; and still 16 when
+    some have been replaced, whichever they were."""
     canary(mount, "42", "--percent", "25", "--of", "relfs-test-work")
-    with workers(mount, 64, "relfs-test-work") as all_of_them, workers(mount, 8, "another") as others:
-        seen = [worker.sees() for worker in all_of_them]
-        assert seen.count("releases/42") == 16
-        assert {worker.sees() for worker in others} == {"releases/40"}
+    with crew(mount, 64, "relfs-test-work") as crew_of_64, crew(mount, 8, "another") as others:
+        first = crew_of_64.see()
+        assert len(chosen(first)) == 16
+        assert set(others.see().values()) == {"40"}
         switch(mount, "41")
         worker = mount.worker_pid
         mount.expect_log(f"worker.*{worker}")
         os.kill(worker, signal.SIGKILL)
-        again = [each.sees() for each in all_of_them]
-        assert again == [text.replace("40", "41") for text in seen]
-        chosen = [each.pid for each, text in zip(all_of_them, again, strict=True) if text == "releases/42"]
+        again = crew_of_64.see()
+        assert again == {pid: "42" if pid in chosen(first) else "41" for pid in first}
+        for leaves in (chosen(first), first.keys() - chosen(first)):
+            going = [each for each in crew_of_64.workers if each.pid in leaves][:6]
+            for each in going:
+                crew_of_64.dismiss(each)
+            crew_of_64.hire(len(going))
+            replaced = crew_of_64.see()
+            assert len(chosen(replaced)) == 16
+            assert all(replaced[pid] == release for pid, release in again.items() if pid in replaced)
         (view,) = views(mount)
-        assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
+        assert (view["release"], pids_of(view)) == ("42", sorted(chosen(replaced)))
 
 
 def test_what_each_of_a_name_sees(mount: Mount) -> None:
@@ -155,17 +186,18 @@ def test_what_each_of_a_name_sees(mount: Mount) -> None:
         assert done.returncode == 0, done.stderr
         return {each["pid"]: (each["release"], each["reason"]) for each in json.loads(done.stdout)}
 
-    with workers(mount, 4, name) as four:
-        assert {each.sees() for each in four} == {"releases/40"}
-        assert told() == {each.pid: ("40", "current") for each in four}
+    with crew(mount, 4, name) as four:
+        assert set(four.see().values()) == {"40"}
+        assert told() == dict.fromkeys(four.see(), ("40", "current"))
         canary(mount, "42", "--percent", "50", "--of", name)
-        assert told() == {each.pid: (None, "undecided") for each in four}
-        seen = {each.pid: each.sees().removeprefix("releases/") for each in four}
+        assert told() == {each.pid: (None, "undecided") for each in four.workers}
+        seen = four.see()
         assert sorted(seen.values()) == ["40", "40", "42", "42"]
         assert told() == {pid: (label, "canary" if label == "42" else "current") for pid, label in seen.items()}
-        assert mount.relfsctl("pin", "--pid", str(four[0].pid), "--release", "41").returncode == 0
-        assert told()[four[0].pid] == ("41", "pinned")
-        assert four[0].sees() == "releases/41"
+        first = four.workers[0]
+        assert mount.relfsctl("pin", "--pid", str(first.pid), "--release", "41").returncode == 0
+        assert told()[first.pid] == ("41", "pinned")
+        assert first.sees() == "releases/41"
 
 
 @pytest.mark.parametrize("way", ["killed", "unmounted"])
