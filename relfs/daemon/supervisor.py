@@ -463,13 +463,15 @@ class Supervisor:
         for each in self._company:
             if not each.has_ended(deadline - time.monotonic()):
                 each.kill()
+        self._company.close()
         guards = [fd for fd in map(_pidfd_of, load_session(self._ledger).guards) if fd is not None]
         remove_socket(self._estate["state"])
         for name, _ in self._estate:
             if name != "lock":
                 self._estate.drop(name)
         for fd in guards:
-            until_readable(fd, max(deadline - time.monotonic(), 0))
+            if not until_readable(fd, max(deadline - time.monotonic(), 0)):
+                _log.warning("%s: what unmounts it after us has not ended, and is left alone", self._plan.mountpoint)
             os.close(fd)
         self._estate.close()
 
