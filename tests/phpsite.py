@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,6 +82,7 @@ listen.mode = 0666
 pm = static
 pm.max_children = 3
 pm.max_requests = 300
+{settings}
 """
 
 _NGINX = """
@@ -129,18 +130,19 @@ def running(command: Sequence[str | Path], *answers: Path) -> Iterator[None]:
 
 @contextmanager
 def php_fpm(
-    directory: Path, pools: Sequence[Pool], settings: Sequence[str], within: Sequence[str] = ()
+    directory: Path, pools: Sequence[Pool], settings: Mapping[str, str], within: Sequence[str] = ()
 ) -> Iterator[list[Path]]:
-    """One php-fpm with these pools: their sockets. `settings` are lines of php.ini, `within` is a command that becomes
+    """One php-fpm with these pools: their sockets. `settings` are for each of them, `within` is a command that becomes
     php-fpm."""
     name = pools[0].name
     configuration = directory / f"{name}-fpm.conf"
     parts = [_FPM.format(directory=directory, name=name)]
-    parts += [_FPM_POOL.format(directory=directory, pool=pool) for pool in pools]
+    told = "\n".join(f"php_admin_value[{name}] = {value}" for name, value in settings.items())
+    parts += [_FPM_POOL.format(directory=directory, pool=pool, settings=told) for pool in pools]
     configuration.write_text("".join(parts))
-    defined = [word for line in ("zend_extension=opcache", *settings) for word in ("-d", line)]
     sockets = [directory / f"{pool.name}.socket" for pool in pools]
-    with running([*within, _php_fpm_program(), "-n", *defined, "-F", "-y", configuration], *sockets):
+    program = [_php_fpm_program(), "-n", "-d", "zend_extension=opcache", "-F", "-y", str(configuration)]
+    with running([*within, *program], *sockets):
         yield sockets
 
 

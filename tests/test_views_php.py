@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from phpsite import PREPEND, Decides, Pool, Sight, Visit, Visitors, make_php_sit
 from relfs.control import Connection
 
 MINE, OTHERS = Pool("mine", "www-data"), Pool("others", "daemon")
-AS_DOCUMENTED = (f"auto_prepend_file={PREPEND}", "opcache.revalidate_path=1")
+AS_DOCUMENTED = {"auto_prepend_file": str(PREPEND), "opcache.revalidate_path": "1"}
 AT_LEAST = 5
 """Answers of each pool between two changes."""
 
@@ -110,7 +110,7 @@ def assert_each_sees_its_own(going_on: Show, wanted: int) -> None:
 
 
 @contextmanager
-def one_master(site: Mount, place: Path, settings: Sequence[str]) -> Iterator[list[str]]:
+def one_master(site: Mount, place: Path, settings: Mapping[str, str]) -> Iterator[list[str]]:
     """Of two pools, which have one opcode cache."""
     with php_fpm(place, [MINE, OTHERS], settings) as sockets, nginx(
         place, site.app / "current", sockets, Decides.PHP
@@ -119,7 +119,7 @@ def one_master(site: Mount, place: Path, settings: Sequence[str]) -> Iterator[li
 
 
 @contextmanager
-def two_masters(site: Mount, place: Path, settings: Sequence[str], within: Sequence[str]) -> Iterator[list[str]]:
+def two_masters(site: Mount, place: Path, settings: Mapping[str, str], within: Sequence[str]) -> Iterator[list[str]]:
     """Of one pool each; `within` runs that of the audience."""
     with php_fpm(place, [MINE], settings, within) as mine, php_fpm(place, [OTHERS], settings) as others, nginx(
         place, site.app / "current", [*mine, *others], Decides.PHP
@@ -138,7 +138,7 @@ def test_a_canary_for_the_control_group_of_a_pool(
     site: Mount, place: Path, visits_wanted: int, hierarchy: Path
 ) -> None:
     """As each unit of systemd has one: in each hierarchy of this host. Nothing is compiled once for all."""
-    settings = (*AS_DOCUMENTED, "opcache.enable=0")
+    settings = {**AS_DOCUMENTED, "opcache.enable": "0"}
     with (
         plain_group(hierarchy, f"relfs-test-{os.getpid()}.service") as group,
         two_masters(site, place, settings, group.command()) as addresses,
@@ -151,7 +151,7 @@ def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place:
     """Which says what the root is: PHP is set up as it comes, and all of it is shared."""
     audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
     with ExitStack() as stack:
-        sockets = stack.enter_context(php_fpm(place, [OTHERS], ()))
+        sockets = stack.enter_context(php_fpm(place, [OTHERS], {}))
         addresses = []
         for pool in (MINE, OTHERS):
             directory = open_place / pool.name
@@ -162,20 +162,17 @@ def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place:
 
 
 @pytest.mark.parametrize(
-    ("settings", "too_many"),
-    [
-        ((), False),
-        (("realpath_cache_size=0", "opcache.revalidate_path=1"), True),
-    ],
+    ("settings", "mixed"),
+    [({}, False), ({"realpath_cache_size": "0", "opcache.revalidate_path": "1"}, True)],
     ids=["as it comes", "without a cache of paths"],
-)  # fmt: skip
-def test_what_happens_otherwise(site: Mount, place: Path, settings: Sequence[str], too_many: bool) -> None:
-    """Why docs/php.md tells what to set, and that the above would notice: old releases; several of them at once."""
+)
+def test_what_happens_otherwise(site: Mount, place: Path, settings: Mapping[str, str], mixed: bool) -> None:
+    """Why docs/php.md tells what to set, and that the above would notice: releases of the past; several at once."""
     audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
     with one_master(site, place, settings) as addresses, show(site, audience, addresses) as going_on:
 
         def noticed() -> bool:
             going_on.go_around()
-            return any((len(visit.releases) > 1) == too_many for visit in going_on.wrong())
+            return any((len(visit.releases) > 1) == mixed for visit in going_on.wrong())
 
         wait_for(noticed, "an answer is wrong")
