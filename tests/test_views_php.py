@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, wait_for
 from phpsite import PREPEND, Decides, Pool, Sight, Visit, Visitors, make_php_site, nginx, php_fpm
 
-from relfs.control import Connection
+from relfs.control import Connection, change
 
 MINE, OTHERS = Pool("mine", "www-data"), Pool("others", "daemon")
 AS_DOCUMENTED = {"auto_prepend_file": str(PREPEND), "opcache.revalidate_path": "1"}
 AT_LEAST = 5
 """Answers of each pool between two changes."""
+
+DEADLY_ROUNDS = 4
 
 Audience = dict[str, list[object]]
 
@@ -52,9 +55,13 @@ class Show:
     """The two web servers of `addresses` are asked without a pause, while who sees what is changed. The first one is
     that of the audience."""
 
-    def __init__(self, site: Mount, audience: Audience, addresses: Sequence[str]) -> None:
-        self._connection = Connection((f"{site.app}/.relfs",))
+    def __init__(
+        self, site: Mount, audience: Audience, addresses: Sequence[str], before: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before` is called before each change is asked for."""
+        self._state_paths = (f"{site.app}/.relfs",)
         self._audience = audience
+        self._before = before
         self._sights = {address: Sight(["40"], [0.0], [0.0]) for address in addresses}
         self._rounds = 0
         self._visitors = Visitors(addresses)
@@ -80,11 +87,11 @@ class Show:
 
     def end(self) -> None:
         self._visitors.stop()
-        self._connection.close()
 
     def _do(self, method: str, params: dict[str, object], *to_be_seen: str) -> None:
+        self._before()
         began = time.monotonic()
-        self._connection.call(method, {**params, "request": os.urandom(8).hex()}, seconds=60)
+        change(self._state_paths, method, params)
         ended = time.monotonic()
         for sight, release in zip(self._sights.values(), to_be_seen, strict=True):
             sight.change(release, began, ended)
@@ -92,8 +99,10 @@ class Show:
 
 
 @contextmanager
-def show(site: Mount, audience: Audience, addresses: Sequence[str]) -> Iterator[Show]:
-    going_on = Show(site, audience, addresses)
+def show(
+    site: Mount, audience: Audience, addresses: Sequence[str], before: Callable[[], None] = lambda: None
+) -> Iterator[Show]:
+    going_on = Show(site, audience, addresses, before)
     try:
         yield going_on
     finally:
@@ -131,6 +140,30 @@ def test_a_canary_for_the_user_of_a_pool(site: Mount, place: Path, visits_wanted
     audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
     with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, audience, addresses) as going_on:
         assert_each_sees_its_own(going_on, visits_wanted)
+
+
+def test_a_canary_that_outlives_workers(site: Mount, place: Path) -> None:
+    """There is none when a change is asked for."""
+    audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
+
+    def kill_worker() -> None:
+        wait_for(lambda: all(pids_of(site)), "another worker serves, and the next one is there")
+        worker, _ = pids_of(site)
+        site.expect_log(f"worker.*{worker}")
+        os.kill(worker, signal.SIGKILL)
+
+    with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, audience, addresses, kill_worker) as going_on:
+        for _ in range(DEADLY_ROUNDS):
+            going_on.go_around()
+        assert going_on.wrong() == []
+
+
+def pids_of(site: Mount) -> tuple[int, int]:
+    """Of the worker and the standby; 0 for who is not there."""
+    connection = Connection((f"{site.app}/.relfs",))
+    status = connection.call("status", {})
+    connection.close()
+    return status["worker_pid"] or 0, status["standby_pid"] or 0
 
 
 @pytest.mark.parametrize("hierarchy", hierarchies(), ids=lambda path: path.name)
