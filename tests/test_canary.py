@@ -81,6 +81,25 @@ def test_a_reused_pid_is_somebody_else(site: Mount) -> None:
     again.end()
 
 
+_BECOMES = """
+look() { read -r seen <"$1/current/index.html"; echo "$seen"; }
+read -r _
+look "$1"
+[ "$2" = last ] || exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare --user sh -c "$0" "$0" "$1" last
+while read -r _; do cat "$1/current/index.html"; echo; done
+"""
+"""Looks itself each time that it is told to; then executes itself as another user, in a user name space of his; and in
+the end has others look."""
+
+
+def test_for_life_whatever_it_becomes(site: Mount) -> None:
+    """And not for those whom it starts when it would not be meant any more."""
+    canary(site, "42", "--uid", str(os.getuid()))
+    his = Reader(["sh", "-c", _BECOMES, _BECOMES, str(site.mountpoint), "first"])
+    assert [his.sees() for _ in range(3)] == ["42", "42", "40"]
+    his.end()
+
+
 def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
     with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
         assert family.sees() == "40"
