@@ -23,7 +23,8 @@ from web import free_address
 PREPEND = Path(__file__).resolve().parent.parent / "contrib/php/relfs.php"
 """What the documents tell people to have run before each page."""
 
-PARTS = 12
+PARTS = 10
+_WAYS = 5
 _PAGE = f"""<?php
 $root = $_SERVER['DOCUMENT_ROOT'];
 for ($part = 0; $part < {PARTS}; $part++) {{
@@ -31,6 +32,7 @@ for ($part = 0; $part < {PARTS}; $part++) {{
     require "$root/parts/far$part.php";
     require_once realpath($root) . "/parts/real$part.php";
     readfile("$root/parts/data$part");
+    readfile(dirname($_SERVER['SCRIPT_FILENAME']) . "/parts/data$part");
 }}
 """
 
@@ -223,7 +225,7 @@ def _visit(connection: http.client.HTTPConnection, address: str) -> Visit:
         connection.request("GET", "/page.php")
         answer = connection.getresponse()
         lines = answer.read().decode().split("\n")
-        good = answer.status == 200 and len(lines) == 4 * PARTS + 1
+        good = answer.status == 200 and len(lines) == _WAYS * PARTS + 1
     except (OSError, http.client.HTTPException):
         connection.close()
         good, lines = False, []
