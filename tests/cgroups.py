@@ -72,7 +72,9 @@ def control_group(controller: str) -> Iterator[Group]:
 def hierarchies() -> list[Path]:
     """Those in which a group without a controller can be made: of version 2, and systemd's own of version 1."""
     places = (_ROOT, _ROOT / "unified", _ROOT / "systemd")
-    return [path for path in places if (path / "cgroup.procs").exists()]
+    found = [path for path in places if (path / "cgroup.procs").exists()]
+    assert found, f"{_ROOT} has no control groups"
+    return found
 
 
 @contextmanager

@@ -120,7 +120,7 @@ _NGINX_SERVER = """
 @contextmanager
 def running(command: Sequence[str | Path], *answers: Path) -> Iterator[None]:
     """A server until the end of the block. It is there once `answers` are."""
-    process = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd="/")
     try:
         wait_for(lambda: process.poll() is not None or all(each.exists() for each in answers), "the server starts")
         assert process.poll() is None, f"{command} has ended"
@@ -136,9 +136,9 @@ def php_fpm(
 ) -> Iterator[list[Path]]:
     """One php-fpm with these pools: their sockets. `settings` are for each of them, `within` is a command that becomes
     php-fpm."""
-    name = pools[0].name
-    configuration = directory / f"{name}-fpm.conf"
-    parts = [_FPM.format(directory=directory, name=name)]
+    first = pools[0].name
+    configuration = directory / f"{first}-fpm.conf"
+    parts = [_FPM.format(directory=directory, name=first)]
     told = "\n".join(f"php_admin_value[{name}] = {value}" for name, value in settings.items())
     parts += [_FPM_POOL.format(directory=directory, pool=pool, settings=told) for pool in pools]
     configuration.write_text("".join(parts))

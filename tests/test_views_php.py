@@ -28,6 +28,8 @@ DEADLY_ROUNDS = 4
 
 Audience = dict[str, list[object]]
 
+FOR_MINE: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
+
 
 @pytest.fixture
 def site(open_place: Path, mounts: Mounts) -> Mount:
@@ -137,14 +139,12 @@ def two_masters(site: Mount, place: Path, settings: Mapping[str, str], within: S
 
 
 def test_a_canary_for_the_user_of_a_pool(site: Mount, place: Path, visits_wanted: int) -> None:
-    audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
-    with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, audience, addresses) as going_on:
+    with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, FOR_MINE, addresses) as going_on:
         assert_each_sees_its_own(going_on, visits_wanted)
 
 
 def test_a_canary_that_outlives_workers(site: Mount, place: Path) -> None:
     """There is none when a change is asked for."""
-    audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
 
     def kill_worker() -> None:
         wait_for(lambda: all(pids_of(site)), "another worker serves, and the next one is there")
@@ -152,7 +152,7 @@ def test_a_canary_that_outlives_workers(site: Mount, place: Path) -> None:
         site.expect_log(f"worker.*{worker}")
         os.kill(worker, signal.SIGKILL)
 
-    with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, audience, addresses, kill_worker) as going_on:
+    with one_master(site, place, AS_DOCUMENTED) as addresses, show(site, FOR_MINE, addresses, kill_worker) as going_on:
         for _ in range(DEADLY_ROUNDS):
             going_on.go_around()
         assert going_on.wrong() == []
@@ -182,7 +182,6 @@ def test_a_canary_for_the_control_group_of_a_pool(
 
 def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place: Path, visits_wanted: int) -> None:
     """Which says what the root is: PHP is set up as it comes, and all of it is shared."""
-    audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
     with ExitStack() as stack:
         sockets = stack.enter_context(php_fpm(place, [OTHERS], {}))
         addresses = []
@@ -191,7 +190,7 @@ def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place:
             directory.mkdir(mode=0o755)
             server = nginx(directory, site.app / "current", sockets, Decides.NGINX, user=pool.user)
             addresses += stack.enter_context(server)
-        assert_each_sees_its_own(stack.enter_context(show(site, audience, addresses)), visits_wanted)
+        assert_each_sees_its_own(stack.enter_context(show(site, FOR_MINE, addresses)), visits_wanted)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,7 @@ def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place:
 )
 def test_what_happens_otherwise(site: Mount, place: Path, settings: Mapping[str, str], mixed: bool) -> None:
     """Why docs/php.md tells what to set, and that the above would notice: releases of the past; several at once."""
-    audience: Audience = {"users": [pwd.getpwnam(MINE.user).pw_uid]}
-    with one_master(site, place, settings) as addresses, show(site, audience, addresses) as going_on:
+    with one_master(site, place, settings) as addresses, show(site, FOR_MINE, addresses) as going_on:
 
         def noticed() -> bool:
             going_on.go_around()
