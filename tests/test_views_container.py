@@ -83,7 +83,13 @@ def test_who_is_in_one_pins_himself(mount: Mount, open_place: Path, root: int) -
             assert (first.sees(), pinned.sees()) == ("41", "40")
             (view,), who = views(mount), user_name(root)
             assert (view["by"], [each["user"] for each in view["processes"]]) == (who, [who])
-    wait_for(lambda: views(mount) == [], "the view has ended with the container")
+            done = subprocess.run(
+                container.enter(*relfsctl_command(mount.mountpoint, "pin", "--pid", "1")), check=False, timeout=60
+            )  # fmt: skip
+            assert done.returncode == 0, "who is the first one in there"
+            switch(mount, "42")
+            assert (first.sees(), pinned.sees()) == ("41", "40")
+    wait_for(lambda: views(mount) == [], "the views have ended with the container")
 
 
 def test_who_is_in_one_is_pinned_from_outside(mount: Mount, container: Container) -> None:
