@@ -102,6 +102,7 @@ hold_servers() {
     local policy=/usr/sbin/policy-rc.d
     [[ ! -e $policy ]] || return 0
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    # shellcheck disable=SC2016 # $word is the policy's
     printf '%s\n' '#!/bin/sh' '# Of relfs: holds web servers while they are being installed. Safe to remove.' \
         'for word; do case $word in nginx | php*-fpm | nginx.service | php*-fpm.service) exit 101 ;; esac; done' >$policy
     chmod 755 $policy

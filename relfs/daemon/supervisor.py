@@ -470,10 +470,15 @@ class Supervisor:
             if name != "lock":
                 self._estate.drop(name)
         for fd in guards:
-            if not until_readable(fd, max(deadline - time.monotonic(), 0)):
-                _log.warning("%s: what unmounts it after us has not ended, and is left alone", self._plan.mountpoint)
+            self._wait_for_guard(fd, deadline - time.monotonic())
             os.close(fd)
         self._estate.close()
+
+    def _wait_for_guard(self, pidfd: int, seconds: float) -> None:
+        """It ends when nobody holds a copy of its descriptor any more. Somebody who has not ended in time does, and has
+        used up the `seconds`: that is no news then."""
+        if seconds > 0 and not until_readable(pidfd, seconds):
+            _log.warning("%s: what unmounts it after us has not ended, and is left alone", self._plan.mountpoint)
 
 
 def _pidfd_of(who: Who) -> int | None:
