@@ -1,4 +1,4 @@
-"""A control group of a test's own that limits something (cgroups(7), version 2 or 1), for a program that runs in it."""
+"""Control groups of a test's own (cgroups(7), version 2 or 1), for programs that run in them: some limit something."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ _EVENTS = ("memory.events", "memory.oom_control")
 
 
 @dataclass(frozen=True)
-class Group:
-    """`limit_file` takes a number: of bytes, or of threads."""
+class PlainGroup:
+    """One that limits nothing."""
 
     path: Path
-    limit_file: Path
 
     def command(self, *command: str) -> list[str]:
         """`command`, in the group from its first moment on."""
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs"), *command]
+
+
+@dataclass(frozen=True)
+class Group(PlainGroup):
+    """`limit_file` takes a number: of bytes, or of threads."""
+
+    limit_file: Path
 
     def limit(self, number: int | None) -> None:
         """None: as much as there is. Raises OSError if more than that is in use and cannot be given back."""
@@ -59,6 +65,25 @@ def control_group(controller: str) -> Iterator[Group]:
     path.mkdir()
     try:
         yield Group(path, path / file)
+    finally:
+        _remove(path)
+
+
+def hierarchies() -> list[Path]:
+    """Those in which a group without a controller can be made: of version 2, and systemd's own of version 1."""
+    places = (_ROOT, _ROOT / "unified", _ROOT / "systemd")
+    found = [path for path in places if (path / "cgroup.procs").exists()]
+    assert found, f"{_ROOT} has no control groups"
+    return found
+
+
+@contextmanager
+def plain_group(hierarchy: Path, name: str) -> Iterator[PlainGroup]:
+    """One without a controller."""
+    path = hierarchy / name
+    path.mkdir()
+    try:
+        yield PlainGroup(path)
     finally:
         _remove(path)
 

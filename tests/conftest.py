@@ -35,6 +35,9 @@ POWER_CUTS = pytest.StashKey[PowerCuts]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-power-cut", action="store_true", help="mount over all that a power cut may leave")
+    parser.addoption(
+        "--visits", type=int, default=2000, metavar="N", help="how often the web servers of each test of PHP are asked"
+    )
     parser.addoption("--conformance", metavar="FILE", help="write there what was compared with plain directories")
 
 

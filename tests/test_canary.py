@@ -7,11 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
@@ -82,6 +84,25 @@ def test_a_reused_pid_is_somebody_else(site: Mount) -> None:
     again.end()
 
 
+_BECOMES = """
+look() { read -r seen <"$1/current/index.html"; echo "$seen"; }
+read -r _
+look "$1"
+[ "$2" = last ] || exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare --user sh -c "$0" "$0" "$1" last
+while read -r _; do cat "$1/current/index.html"; echo; done
+"""
+"""Looks itself each time that it is told to; then executes itself as another user, in a user name space of his; and in
+the end has others look."""
+
+
+def test_for_life_whatever_it_becomes(site: Mount) -> None:
+    """And not for those whom it starts when it would not be meant any more."""
+    canary(site, "42", "--uid", str(os.getuid()))
+    his = Reader(["sh", "-c", _BECOMES, _BECOMES, str(site.mountpoint), "first"])
+    assert [his.sees() for _ in range(3)] == ["42", "42", "40"]
+    his.end()
+
+
 def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
     with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family, reader(mount) as other:
         assert family.sees() == "40"
@@ -107,30 +128,13 @@ def test_who_is_pinned_stays_so(mount: Mount) -> None:
         assert (done.returncode, "is pinned" in done.stderr) == (3, True)
 
 
-@contextmanager
-def control_group(name: str) -> Iterator[Path]:
-    """One without a controller, in whichever hierarchy there is."""
-    root = next(
-        path for path in map(Path, ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"))
-        if (path / "cgroup.procs").exists()
-    )  # fmt: skip
-    group = root / name
-    group.mkdir()
-    try:
-        yield group
-    finally:
-        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-        group.rmdir()
-
-
 def test_for_a_control_group(mount: Mount) -> None:
     """As a systemd unit's is: by name, and by path."""
     name = f"relfs-test-{os.getpid()}.service"
-    with control_group(name) as group:
-        into = ("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group))
+    with plain_group(hierarchies()[0], name) as group:
         for wanted in (name, f"/{name}"):
             canary(mount, "42", "--cgroup", wanted)
-            with reader(mount, before=into) as inside, reader(mount) as outside:
+            with reader(mount, before=tuple(group.command())) as inside, reader(mount) as outside:
                 assert (inside.sees(), outside.sees()) == ("42", "40")
             canary(mount, "abort")
 
@@ -143,34 +147,65 @@ for line in sys.stdin:
 """
 
 
-@contextmanager
-def workers(mount: Mount, count: int, name: str) -> Iterator[list[Reader]]:
+class Crew:
     """Processes that are called `name`."""
-    with ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            worker = Reader(["python3", "-Sc", _NAMED, str(mount.mountpoint), name])
-            stack.callback(worker.end)
-            found.append(worker)
+
+    def __init__(self, mount: Mount, name: str) -> None:
+        self._command = [sys.executable, "-ISc", _NAMED, str(mount.mountpoint), name]
+        self.workers: list[Reader] = []
+
+    def hire(self, count: int) -> None:
+        self.workers += [Reader(self._command) for _ in range(count)]
+
+    def dismiss(self, worker: Reader) -> None:
+        self.workers.remove(worker)
+        worker.end()
+
+    def see(self) -> dict[int, str]:
+        """What each of them sees, by pid."""
+        return {worker.pid: worker.sees().removeprefix("releases/") for worker in self.workers}
+
+
+@contextmanager
+def crew(mount: Mount, count: int, name: str) -> Iterator[Crew]:
+    found = Crew(mount, name)
+    try:
+        found.hire(count)
         yield found
+    finally:
+        for worker in list(found.workers):
+            found.dismiss(worker)
+
+
+def chosen(seen: dict[int, str]) -> set[int]:
+    return {pid for pid, release in seen.items() if release == "42"}
 
 
 def test_a_quarter_of_64_workers(mount: Mount) -> None:
-    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches."""
+    """Are 16, and the same 16 to the end: through the deaths of relfs's own workers, and switches; and still 16 when
+    some have been replaced, whichever they were."""
     canary(mount, "42", "--percent", "25", "--of", "relfs-test-work")
-    with workers(mount, 64, "relfs-test-work") as all_of_them, workers(mount, 8, "another") as others:
-        seen = [worker.sees() for worker in all_of_them]
-        assert seen.count("releases/42") == 16
-        assert {worker.sees() for worker in others} == {"releases/40"}
+    with crew(mount, 64, "relfs-test-work") as crew_of_64, crew(mount, 8, "another") as others:
+        first = crew_of_64.see()
+        assert len(chosen(first)) == 16
+        assert set(others.see().values()) == {"40"}
         switch(mount, "41")
         worker = mount.worker_pid
         mount.expect_log(f"worker.*{worker}")
         os.kill(worker, signal.SIGKILL)
-        again = [each.sees() for each in all_of_them]
-        assert again == [text.replace("40", "41") for text in seen]
-        chosen = [each.pid for each, text in zip(all_of_them, again, strict=True) if text == "releases/42"]
+        crew_of_64.workers.reverse()  # who was first to ask is last now
+        again = crew_of_64.see()
+        assert again == {pid: "42" if pid in chosen(first) else "41" for pid in first}
+        for leaves in (chosen(first), first.keys() - chosen(first)):
+            going = [each for each in crew_of_64.workers if each.pid in leaves][:6]
+            for each in going:
+                crew_of_64.dismiss(each)
+            crew_of_64.hire(len(going))
+            replaced = crew_of_64.see()
+            assert len(chosen(replaced)) == 16
+            assert all(replaced[pid] == release for pid, release in again.items() if pid in replaced)
         (view,) = views(mount)
-        assert (view["release"], pids_of(view)) == ("42", sorted(chosen))
+        assert (view["release"], pids_of(view)) == ("42", sorted(chosen(replaced)))
 
 
 def test_the_same_quarter_after_everything_was_killed(mount: Mount, mounts: Mounts) -> None:
@@ -208,17 +243,18 @@ def test_what_each_of_a_name_sees(mount: Mount) -> None:
         assert done.returncode == 0, done.stderr
         return {each["pid"]: (each["release"], each["reason"]) for each in json.loads(done.stdout)}
 
-    with workers(mount, 4, name) as four:
-        assert {each.sees() for each in four} == {"releases/40"}
-        assert told() == {each.pid: ("40", "current") for each in four}
+    with crew(mount, 4, name) as four:
+        assert set(four.see().values()) == {"40"}
+        assert told() == dict.fromkeys(four.see(), ("40", "current"))
         canary(mount, "42", "--percent", "50", "--of", name)
-        assert told() == {each.pid: (None, "undecided") for each in four}
-        seen = {each.pid: each.sees().removeprefix("releases/") for each in four}
+        assert told() == {each.pid: (None, "undecided") for each in four.workers}
+        seen = four.see()
         assert sorted(seen.values()) == ["40", "40", "42", "42"]
         assert told() == {pid: (label, "canary" if label == "42" else "current") for pid, label in seen.items()}
-        assert mount.relfsctl("pin", "--pid", str(four[0].pid), "--release", "41").returncode == 0
-        assert told()[four[0].pid] == ("41", "pinned")
-        assert four[0].sees() == "releases/41"
+        first = four.workers[0]
+        assert mount.relfsctl("pin", "--pid", str(first.pid), "--release", "41").returncode == 0
+        assert told()[first.pid] == ("41", "pinned")
+        assert first.sees() == "releases/41"
 
 
 @pytest.mark.parametrize("way", ["killed", "unmounted"])

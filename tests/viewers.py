@@ -16,6 +16,11 @@ _READER = 'while read -r _; do cat "$0/current/index.html"; echo; done'
 """Answers each line with what it sees; cat(1) is a process of its own each time."""
 
 
+def reader_command(mount: Mount) -> list[str]:
+    """What says, when asked, which release it sees."""
+    return ["sh", "-c", _READER, str(mount.mountpoint)]
+
+
 class Reader:
     """A process that says, when asked, which release it sees."""
 
@@ -41,7 +46,7 @@ class Reader:
 @contextmanager
 def reader(mount: Mount, *words: str, before: tuple[str, ...] = (), user: int | None = None) -> Iterator[Reader]:
     """One that is run by `relfsctl WORDS`, or just run; BEFORE is what runs it."""
-    command = [*before, "sh", "-c", _READER, str(mount.mountpoint)]
+    command = [*before, *reader_command(mount)]
     started = Reader(relfsctl_command(mount.mountpoint, *words, "--", *command) if words else command, user=user)
     try:
         yield started
@@ -71,7 +76,7 @@ def reader_with_pid(mount: Mount, pid: int, *, user: int | None = None) -> Reade
     deadline = time.monotonic() + 60
     while True:
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        started = Reader(["sh", "-c", _READER, str(mount.mountpoint)], user=user)
+        started = Reader(reader_command(mount), user=user)
         if started.pid == pid:
             return started
         started.end()

@@ -90,7 +90,7 @@ class Web:
         user: str = "root",
     ) -> None:
         """`user` is whom its workers run as."""
-        address = _free_address()
+        address = free_address()
         self.url = f"http://{address}/page"
         self._directory = directory
         configuration = directory / "nginx.conf"
@@ -121,7 +121,7 @@ def start_directly(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd="/")
 
 
-def _free_address() -> str:
+def free_address() -> str:
     """Where nobody else listens before nginx does: all of 127.0.0.0/8 is this machine, and others take 127.0.0.1."""
     host = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
     with socket.socket() as probe:

@@ -53,16 +53,16 @@ missing_packages() {
 
 # install_packages [PACKAGE...]: these, and what everybody needs.
 install_packages() {
-    local wanted=("${PACKAGES[@]}" "$@") missing nginx_is_new=
+    local wanted=("${PACKAGES[@]}" "$@") missing old_servers
     command -v dpkg-query >/dev/null || fail "this is not Debian: install by hand what is like ${wanted[*]}"
     mapfile -t missing < <(missing_packages "${wanted[@]}")
     [[ ${#missing[@]} -gt 0 ]] || return 0
     say "installing ${missing[*]}"
-    [[ -e /usr/sbin/nginx ]] || nginx_is_new=yes
+    old_servers=$(servers)
     apt_get update || say "apt-get update failed: going on with the package lists this machine has"
-    (hold_nginx && apt_get install -y --no-install-recommends "${missing[@]}") ||
+    (hold_servers && apt_get install -y --no-install-recommends "${missing[@]}") ||
         fail "apt-get could not install ${missing[*]}"
-    [[ -z $nginx_is_new ]] || keep_nginx_off
+    keep_new_servers_off "$old_servers"
 }
 
 apt_get() {
@@ -88,20 +88,33 @@ unpack_packages() (
     echo "$*" >"$directory/.packages"
 )
 
-# Debian starts a service as it installs it, and nobody asked for a web server on port 80. For as long as the calling
-# subshell lives, nginx may not be started; a machine with a policy of its own keeps that one.
-hold_nginx() {
+# The units that Debian would start as it installs them; nobody asked for a web server on port 80, nor for PHP.
+servers() {
+    local unit
+    for unit in /lib/systemd/system/{nginx,php*-fpm}.service; do
+        [[ ! -e $unit ]] || echo "${unit##*/}"
+    done
+}
+
+# For as long as the calling subshell lives, none of them may be started; a machine with a policy of its own keeps that
+# one.
+hold_servers() {
     local policy=/usr/sbin/policy-rc.d
     [[ ! -e $policy ]] || return 0
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '%s\n' '#!/bin/sh' '# Of relfs: holds nginx while it is being installed. Safe to remove.' \
-        'case " $* " in *" nginx "*) exit 101 ;; esac' >$policy
+    # shellcheck disable=SC2016 # $word is the policy's
+    printf '%s\n' '#!/bin/sh' '# Of relfs: holds web servers while they are being installed. Safe to remove.' \
+        'for word; do case $word in nginx | php*-fpm | nginx.service | php*-fpm.service) exit 101 ;; esac; done' >$policy
     chmod 755 $policy
 }
 
-# Nor at the next boot. Called only where nginx was not installed before.
-keep_nginx_off() {
-    [[ ! -d /run/systemd/system ]] || systemctl --quiet disable --now nginx 2>/dev/null || true
+# Nor at the next boot. Those that were there before, $1, are their owner's.
+keep_new_servers_off() {
+    local unit
+    [[ -d /run/systemd/system ]] || return 0
+    for unit in $(comm -13 <(echo "$1") <(servers)); do
+        systemctl --quiet disable --now "$unit" 2>/dev/null || true
+    done
 }
 
 # ---- the virtual environment -------------------------------------------------------------------------------------

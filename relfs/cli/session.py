@@ -7,6 +7,7 @@ does not answer: then the link is the daemon's, and the error says so.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relfs.cli.output import say_error
-from relfs.control import Connection, NoDaemon, change
+from relfs.control import SOCKET, Connection, NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place, locate, mounted_paths
+from relfs.names import STATE
 
 if TYPE_CHECKING:
     from relfs.aftermath import Aftermath
@@ -141,11 +143,27 @@ def is_mounted(place: Place) -> bool:
 
 def refuse_behind_mount(place: Place) -> None:
     """Raises RelfsError if there is a mount, of which the caller knows that its daemon does not answer."""
-    if is_mounted(place):
+    if not is_mounted(place):
+        return
+    where = place.mountpoint or place.deploy_path
+    if _is_seen_alone(where):
         raise RelfsError(
-            f"{place.mountpoint or place.deploy_path}: is mounted but its daemon does not answer; "
-            "`relfsctl unmount` uncovers the real link"
+            f"{where}: its daemon cannot be reached, since this mount was bound in here without what is mounted below "
+            "it; do that with `mount --rbind`, or bind its .relfs in as well"
         )
+    raise RelfsError(
+        f"{where}: is mounted but its daemon does not answer; `relfsctl unmount` uncovers the real link"
+    )
+
+
+def _is_seen_alone(mountpoint: str) -> bool:
+    """Whether the control socket is seen by way of FUSE, where nobody ever listens (unix_find_bsd() in net/unix goes by
+    the inode), and where relfs would have put a link if it could not attach its state."""
+    try:
+        found, mount = os.lstat(f"{mountpoint}/{STATE}/{SOCKET}"), os.lstat(mountpoint)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(found.st_mode) and found.st_dev == mount.st_dev
 
 
 def refuse_in_hook(place: Place, *, before_only: bool = False) -> None:

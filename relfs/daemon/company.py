@@ -176,6 +176,15 @@ class Company:
             each.kill()
             self._let_go(each)
 
+    def close(self) -> None:
+        """Hear nobody any more, and keep nothing. What was said, and not heard, may carry descriptors, which are
+        open for as long as it waits there (unix(7), SCM_RIGHTS)."""
+        for each in self:
+            self._let_go(each)
+        self._members.clear()
+        self._selector.unregister(self._inbox)
+        self._inbox.close()
+
     def _let_go(self, each: Comrade) -> None:
         self._cut_tie(each)
         if each.pidfd is not None:

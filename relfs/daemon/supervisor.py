@@ -463,15 +463,22 @@ class Supervisor:
         for each in self._company:
             if not each.has_ended(deadline - time.monotonic()):
                 each.kill()
+        self._company.close()
         guards = [fd for fd in map(_pidfd_of, load_session(self._ledger).guards) if fd is not None]
         remove_socket(self._estate["state"])
         for name, _ in self._estate:
             if name != "lock":
                 self._estate.drop(name)
         for fd in guards:
-            until_readable(fd, max(deadline - time.monotonic(), 0))
+            self._wait_for_guard(fd, deadline - time.monotonic())
             os.close(fd)
         self._estate.close()
+
+    def _wait_for_guard(self, pidfd: int, seconds: float) -> None:
+        """It ends when nobody holds a copy of its descriptor any more. Somebody who has not ended in time does, and has
+        used up the `seconds`: that is no news then."""
+        if seconds > 0 and not until_readable(pidfd, seconds):
+            _log.warning("%s: what unmounts it after us has not ended, and is left alone", self._plan.mountpoint)
 
 
 def _pidfd_of(who: Who) -> int | None:
