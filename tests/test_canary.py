@@ -212,15 +212,15 @@ def test_the_same_quarter_after_everything_was_killed(mount: Mount, mounts: Moun
     """And those that come later are dealt out as if nothing had been."""
     name = "relfs-test-work"
     canary(mount, "42", "--percent", "25", "--of", name)
-    with workers(mount, 8, name) as first, workers(mount, 8, name) as later:
-        seen = [each.sees() for each in first]
+    with crew(mount, 8, name) as first, crew(mount, 8, name) as later:
+        seen = [each.sees() for each in first.workers]
         assert seen.count("releases/42") == 2
         wait_for(lambda: len(decided(mount)) == 8, "all are written down")
         mount.kill()
         wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
         again = mounts.start(mount.app)
-        assert [each.sees() for each in reversed(first)] == seen[::-1]
-        assert sum(each.sees() == "releases/42" for each in (*first, *later)) == 4
+        assert [each.sees() for each in reversed(first.workers)] == seen[::-1]
+        assert sum(each.sees() == "releases/42" for each in (*first.workers, *later.workers)) == 4
         canary(again, "abort")
         wait_for(lambda: not (mount.app / ".relfs/decisions").exists(), "of the next canary nothing is decided yet")
 
