@@ -465,6 +465,7 @@ class _Mount:
         await become_reader(self._ledger)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
+        relay.delivered = self._once.delivered
         relay.expect = operations.expect
         return relay.run
 
