@@ -9,15 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Mount, Mounts, wait_for
+from mounting import Mount, Mounts, relfs_command, wait_for
 
 _FILES = 1100
+
+
+def _as_is_usual(*arguments: str | Path) -> list[str]:
+    """The soft limit is what select(2) can do with; who can do with more raises it to the hard one (systemd.exec(5))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return ["prlimit", f"--nofile=1024:{hard}", *relfs_command(*arguments)]
 
 
 @pytest.fixture
 def mount(app: Path, mounts: Mounts) -> Mount:
     """Everything is served by relfs."""
-    return mounts.start(app, "--no-bind")
+    return mounts.start(app, "--no-bind", command=_as_is_usual)
 
 
 @pytest.fixture
