@@ -472,8 +472,8 @@ class _Mount:
     async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
         try:
             await serve()
-        except OSError as error:
-            _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
+        except* OSError as errors:  # pyfuse3's come out of a nursery of its own
+            _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(_first(errors)))
             self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
 
@@ -547,6 +547,14 @@ def _attached(ledger: Ledger) -> set[str]:
     """The native directories that are attached already."""
     told = ledger.attached.load()
     return set(json.loads(told)) if told else set()
+
+
+def _first(errors: BaseExceptionGroup[OSError]) -> OSError:
+    """One of them, out of whatever groups it is in."""
+    first: OSError | BaseExceptionGroup[OSError] = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _is_real_directory(directory: int, name: str) -> bool:
