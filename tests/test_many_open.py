@@ -15,7 +15,7 @@ _FILES = 1100
 
 
 def _as_is_usual(*arguments: str | Path) -> list[str]:
-    """The soft limit is what select(2) can do with; who can do with more raises it to the hard one (systemd.exec(5))."""
+    """The soft limit is for those who use select(2); who does not, raises it to the hard one (systemd.exec(5))."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ["prlimit", f"--nofile=1024:{hard}", *relfs_command(*arguments)]
 
