@@ -94,6 +94,39 @@ def test_giving_up_uncovers_the_real_link_and_says_so(app: Path, tmp_path: Path,
     assert "workers in a row have ended" not in again.relfsctl("status").stdout
 
 
+_DIES_WHEN_IT_HAS_DETACHED = """
+import os
+from relfs import mounts
+detach = mounts.detach_only
+def detach_only(mount):
+    detach(mount)
+    if os.path.exists({mark!r}):
+        with open({mark!r}) as file:
+            supervisor = int(file.read())
+        os.unlink({mark!r})
+        for pid in (supervisor, os.getpid()):
+            os.kill(pid, 9)
+mounts.detach_only = detach_only
+"""
+"""And the supervisor with it, whose pid is in the file `mark`."""
+
+
+def test_a_mount_that_is_gone_is_no_failure_of_who_takes_over(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """Nobody is left who knows that it was to go."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_DIES_WHEN_IT_HAS_DETACHED.format(mark=str(mark)))
+    pids = whole(mount)
+    expect_deaths(mount)
+    (tmp_path / "written").write_text(str(pids.supervisor))
+    (tmp_path / "written").rename(mark)
+    relfsctl(app, "unmount")
+    assert mount.process.wait(60) == -signal.SIGKILL
+    wait_for(lambda: not os.path.exists(f"/proc/{pids.standby}"), "the last of them has ended")
+    assert " ERROR " not in mount.log.read_text()
+    assert mount_at(str(app)) is None
+    assert (app / "current/index.html").read_text() == "40"
+
+
 _LOSES_THE_CONNECTION = """
 import errno, os
 import pyfuse3, trio

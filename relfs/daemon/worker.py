@@ -473,8 +473,10 @@ class _Mount:
         try:
             await serve()
         except* OSError as errors:  # pyfuse3's come out of a nursery of its own
-            _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(_first(errors)))
-            self._status = EXIT_FAILED
+            error = _first(errors)
+            if error.errno != errno.ENODEV:  # unmounted before this worker had taken over
+                _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
+                self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
 
     async def _obey_signals(self, leave: Callable[[], None]) -> None:
