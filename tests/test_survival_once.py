@@ -198,6 +198,34 @@ def test_what_was_answered_is_done_again_if_somebody_asks_again(app: Path, mount
     assert (process.returncode, err) == (0, "")
 
 
+_DIES_OF_AN_ATTRIBUTE = """
+import os
+whole = os.setxattr
+def setxattr(*what):
+    whole(*what)
+    if os.path.exists({mark!r}):
+        os.unlink({mark!r})
+        os.kill(os.getpid(), 9)
+os.setxattr = setxattr
+"""
+"""It is set, and not answered; once, if there is the file `mark`."""
+
+
+def test_an_attribute_is_made_once(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """What is only to be made, or only to be replaced (setxattr(2)), is so by the worker that has died."""
+    mark, file = tmp_path / "mark", app / "file"
+    mount = mounts.start(app, patch=_DIES_OF_AN_ATTRIBUTE.format(mark=str(mark)))
+    expect_deaths(mount)
+    _fill(app)
+    for value, how in ((b"made", os.XATTR_CREATE), (b"replaced", os.XATTR_REPLACE)):
+        mark.touch()
+        os.setxattr(file, "user.x", value, how)
+        assert not mark.exists(), "the worker has died of it"
+        assert os.getxattr(file, "user.x") == value
+    with pytest.raises(FileExistsError):
+        os.setxattr(file, "user.x", b"once more", os.XATTR_CREATE)
+
+
 _DIES_OF_A_LOOKUP = """
 import os, sys
 from relfs.fuse.once import Once

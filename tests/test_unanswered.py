@@ -105,6 +105,7 @@ _NAMED = {
     "rmdir": (11, b"name\0"),
     "rename": (12, bytes(8) + b"name\0other\0"),
     "link": (13, bytes(8) + b"name\0"),
+    "setxattr": (21, bytes(8) + b"name\0value"),
     "removexattr": (24, b"name\0"),
     "create": (35, bytes(16) + b"name\0"),
 }

@@ -88,6 +88,10 @@ class Once:
             self._present = number
         return note
 
+    def owed(self, name: bytes) -> bytes | None:
+        """The same, of an errand that is only about to begin: what is asked before belongs to it."""
+        return self._left.get(name, (0, None))[1]
+
     def note(self, name: bytes, note: bytes = b"") -> None:
         """Errand `name` is about to be done, by a handler that does not await anything more."""
         before = self._present

@@ -304,7 +304,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
         self._no_xattr(inode, errno.ENODATA)
-        return self._files.getxattr(inode, name, ctx)
+        return self._plain.getxattr(inode, name, ctx)
 
     @_handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:

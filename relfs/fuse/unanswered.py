@@ -37,6 +37,7 @@ from relfs.fuse.protocol import (
     OP_RENAME,
     OP_RENAME2,
     OP_RMDIR,
+    OP_SETXATTR,
     OP_SYMLINK,
     OP_UNLINK,
     OP_WRITE,
@@ -52,8 +53,8 @@ _ROOM = (1 << 20) + (1 << 16)
 
 _ERRANDS = {
     OP_SYMLINK: "symlink", OP_MKNOD: "mknod", OP_MKDIR: "mkdir", OP_UNLINK: "unlink", OP_RMDIR: "rmdir",
-    OP_RENAME: "rename", OP_RENAME2: "rename", OP_LINK: "link", OP_OPEN: "open", OP_REMOVEXATTR: "removexattr",
-    OP_OPENDIR: "opendir", OP_CREATE: "create",
+    OP_RENAME: "rename", OP_RENAME2: "rename", OP_LINK: "link", OP_OPEN: "open", OP_SETXATTR: "setxattr",
+    OP_REMOVEXATTR: "removexattr", OP_OPENDIR: "opendir", OP_CREATE: "create",
 }  # fmt: skip
 """What errands are called, besides writes, by who does them (plain.py, current.py)."""
 
