@@ -115,6 +115,14 @@ def test_script_goes_on_after_a_path_that_fails(host: Room, app: Path, tmp_path:
     assert host.mounted(app)
 
 
+def test_script_goes_on_after_a_line_that_no_shell_reads(host: Room, app: Path) -> None:
+    _install(host, "sysv")
+    host.put("/etc/default/relfs", f"RELFS_MOUNTS='\n\"/missing\n{app}\n'\n")
+    done = host.run(_SCRIPT, "start")
+    assert (done.returncode, done.stderr) == (2, 'relfs: /etc/default/relfs: a quote is missing in: "/missing\n')
+    assert host.mounted(app)
+
+
 def test_script_says_that_nothing_is_configured(host: Room) -> None:
     _install(host, "sysv")
     done = host.run(_SCRIPT, "start")

@@ -126,7 +126,8 @@ def test_no_more_room(fd: int) -> None:
     assert numbers == [*range(1, most + 1), *[0] * (1000 - most)]
     table.free(5)
     assert (table.put(b"again"), table.put(b"none")) == (5, 0)
-    assert table.put(b"x" * (SIZE + 1)) == 0
+    table.free(6)
+    assert (table.put(b"x" * (SIZE + 1)), table.put(b"again")) == (0, 6), "who is too long takes no slot"
     table.free(0)
     assert len(contents(fd)) == most
 

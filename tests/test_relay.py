@@ -24,7 +24,7 @@ from relfs.daemon.member import myself, take_baton
 from relfs.daemon.reader import become_reader
 from relfs.fuse.once import Once
 from relfs.fuse.relay import Relay, session_pair
-from relfs.fuse.unanswered import asker
+from relfs.fuse.unanswered import errand_of
 from relfs.processes import process, state_of
 from relfs.survival.ledger import Ledger, Who, new_ledger
 from relfs.survival.memory import Memory, area, new_memory
@@ -154,7 +154,7 @@ def test_the_next_worker_does_what_was_left_in_order_and_before_what_is_new(worl
     relay, expected = world.worker(), list[frozenset[bytes]]()
     relay.expect = expected.append
     live(relay, second)
-    assert expected == [frozenset({asker(request(2)), asker(request(6))})], "who was answered is not expected"
+    assert expected == [frozenset({errand_of(request(2)), errand_of(request(6))})], "who was answered is not expected"
 
 
 def test_what_was_answered_and_perhaps_not_sent_is_sent_and_not_done_again(world: World) -> None:
@@ -414,6 +414,39 @@ def test_unmounted_is_an_end_and_aborted_an_error(
             trio.run(relay.run)
     else:
         trio.run(relay.run)
+
+
+def test_who_is_answered_is_not_heard_again_before_that_is_noted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that was answered may ask for the same again, at once: that must not be taken for what was answered."""
+    write, told = os.write, list[list[bytes]]()
+
+    def answer(fd: int, data: bytes) -> int:
+        written = write(fd, data)
+        world.kernel.send(request(4))
+        return written
+
+    async def body() -> None:
+        world.kernel.send(request(2))
+        await settled()
+        monkeypatch.setattr(os, "write", answer)
+        world.libfuse.send(reply(2))
+        await settled()
+        assert [request(4)] in told, "it was still unread"
+        assert world.left() == [request(4)]
+
+    relay = world.worker()
+    relay.delivered = lambda: told.append(peeked(world.device))
+    live(relay, body)
+
+
+def peeked(end: socket.socket) -> list[bytes]:
+    """The first message that has arrived, if any; it stays."""
+    try:
+        return [end.recv(2 * PAYLOAD_MAX, socket.MSG_DONTWAIT | socket.MSG_PEEK)]
+    except BlockingIOError:
+        return []
 
 
 def test_an_errand_is_forgotten_only_after_its_answer_is_delivered() -> None:

@@ -239,6 +239,20 @@ def test_new_code_that_cannot_take_over(app: Path, tmp_path: Path, mounts: Mount
     assert mount.relfsctl("switch", "42").returncode == 0
 
 
+@EVERY_DEATH_OF_ONE
+def test_somebody_dies_while_new_code_is_started(mount: Mount, part: str) -> None:
+    """It takes over all the same: from a worker that has come meanwhile, and at the word of another supervisor."""
+    first = whole(mount)
+    expect_deaths(mount)
+    with running("-C", mount.app, "reload") as client:
+        wait_for(lambda: "new code is started" in mount.log.read_text(), "it is being started")
+        os.kill(getattr(first, part), signal.SIGKILL)
+        assert client.wait(60) == 0
+    second = whole(mount, gone=(first.worker or 0, first.standby or 0, getattr(first, part)))
+    assert mount.relfsctl("switch", "41").returncode == 0
+    assert pids_of(mount) == second
+
+
 def test_a_supervisor_that_is_stopped_while_new_code_takes_over(mount: Mount) -> None:
     """It has become another program, and has not told anybody yet; it keeps its process, and the baton."""
     first = whole(mount)

@@ -94,6 +94,65 @@ def test_giving_up_uncovers_the_real_link_and_says_so(app: Path, tmp_path: Path,
     assert "workers in a row have ended" not in again.relfsctl("status").stdout
 
 
+_DIES_WHEN_IT_HAS_DETACHED = """
+import os
+from relfs import mounts
+detach = mounts.detach_only
+def detach_only(mount):
+    detach(mount)
+    if os.path.exists({mark!r}):
+        with open({mark!r}) as file:
+            supervisor = int(file.read())
+        os.unlink({mark!r})
+        for pid in (supervisor, os.getpid()):
+            os.kill(pid, 9)
+mounts.detach_only = detach_only
+"""
+"""And the supervisor with it, whose pid is in the file `mark`."""
+
+
+def test_a_mount_that_is_gone_is_no_failure_of_who_takes_over(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """Nobody is left who knows that it was to go."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_DIES_WHEN_IT_HAS_DETACHED.format(mark=str(mark)))
+    pids = whole(mount)
+    expect_deaths(mount)
+    (tmp_path / "written").write_text(str(pids.supervisor))
+    (tmp_path / "written").rename(mark)
+    relfsctl(app, "unmount")
+    assert mount.process.wait(60) == -signal.SIGKILL
+    wait_for(lambda: not os.path.exists(f"/proc/{pids.standby}"), "the last of them has ended")
+    assert " ERROR " not in mount.log.read_text()
+    assert mount_at(str(app)) is None
+    assert (app / "current/index.html").read_text() == "40"
+
+
+_LOSES_THE_CONNECTION = """
+import errno, os
+import pyfuse3, trio
+whole = pyfuse3.main
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(whole)
+        while not os.path.exists({mark!r}):
+            await trio.sleep(0.05)
+        raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+pyfuse3.main = main
+"""
+"""As pyfuse3 does, if somebody aborts the connection (/sys/fs/fuse) while a request is being read."""
+
+
+def test_a_connection_that_was_lost_is_an_end_that_is_said(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """And no death: nobody else could go on with it."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_LOSES_THE_CONNECTION.format(mark=str(mark)))
+    mount.expect_log(r" ERROR .* the connection to the kernel was lost: Software caused connection abort$")
+    mark.touch()
+    assert mount.process.wait(60) == EXIT_FAILED
+    assert mount_at(str(app)) is None
+    assert (app / "current/index.html").read_text() == "40"
+
+
 def test_a_supervisor_that_can_start_nobody_gives_up_only_if_nobody_serves(app: Path, mounts: Mounts) -> None:
     """It has no descriptor left. As long as there is a worker, there is no hurry."""
     mount = mounts.start(app)

@@ -19,7 +19,7 @@ import pytest
 from clients import running
 from crew import expect_deaths, whole
 from held import held_after
-from mounting import Mount, wait_for
+from mounting import Mount, Mounts, wait_for
 from opened import opened_by
 from sandbox import be_patient
 from served import SPECIAL
@@ -35,6 +35,7 @@ class Change:
     path: str = "new"
 
 
+_ROOT = str(Path(__file__).resolve().parent.parent)
 _RENAME = "rename,renameat,renameat2"
 
 _CHANGES = {
@@ -197,6 +198,73 @@ def test_what_was_answered_is_done_again_if_somebody_asks_again(app: Path, mount
     assert (process.returncode, err) == (0, "")
 
 
+_DIES_OF_AN_ATTRIBUTE = """
+import os
+whole = os.setxattr
+def setxattr(*what):
+    whole(*what)
+    if os.path.exists({mark!r}):
+        os.unlink({mark!r})
+        os.kill(os.getpid(), 9)
+os.setxattr = setxattr
+"""
+"""It is set, and not answered; once, if there is the file `mark`."""
+
+
+def test_an_attribute_is_made_once(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    """What is only to be made, or only to be replaced (setxattr(2)), is so by the worker that has died."""
+    mark, file = tmp_path / "mark", app / "file"
+    mount = mounts.start(app, patch=_DIES_OF_AN_ATTRIBUTE.format(mark=str(mark)))
+    expect_deaths(mount)
+    _fill(app)
+    for value, how in ((b"made", os.XATTR_CREATE), (b"replaced", os.XATTR_REPLACE)):
+        mark.touch()
+        os.setxattr(file, "user.x", value, how)
+        assert not mark.exists(), "the worker has died of it"
+        assert os.getxattr(file, "user.x") == value
+    with pytest.raises(FileExistsError):
+        os.setxattr(file, "user.x", b"once more", os.XATTR_CREATE)
+
+
+_DIES_OF_A_LOOKUP = """
+import os, sys
+from relfs.fuse.once import Once
+whole = Once.settle
+def settle(self):
+    caller = sys._getframe(1)
+    if not os.path.exists({mark!r}):
+        whole(self)
+    elif caller.f_locals.get("name") == "lookup" and caller.f_locals["args"][1] == b"missing":
+        os.unlink({mark!r})
+        os.kill(os.getpid(), 9)
+Once.settle = settle
+"""
+"""While there is the file `mark`: a worker that dies when it has read the lookup of `missing`, and has not looked after
+anything that it has answered before."""
+
+
+@pytest.mark.parametrize("relayed", [False, True], ids=["resent", "relayed"])
+def test_what_was_answered_is_not_taken_for_what_is_owed(
+    app: Path, mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relayed: bool
+) -> None:
+    """A thread has had its answer, and waits for another one when the worker dies. It then wants the first thing done
+    once more, of another file."""
+    if relayed:
+        monkeypatch.setenv("RELFS_NO_RESEND", "1")
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_DIES_OF_A_LOOKUP.format(mark=str(mark)))
+    expect_deaths(mount)
+    _fill(app)
+    with (app / "file").open():
+        mark.touch()
+        (app / "file").unlink()
+        assert not (app / "missing").exists()
+        assert not mark.exists(), "the worker has died of it"
+        (app / "other").rename(app / "file")
+        (app / "file").unlink()
+        assert not (app / "file").exists()
+
+
 def test_a_switch_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
     """The link on the disk is made, and nobody has been told: not the memory, not the kernel, not the journal."""
     with ExitStack() as clients:
@@ -206,9 +274,23 @@ def test_a_switch_that_is_not_answered_is_not_done_twice(covered: Path, mount: M
         _assert_switched_once(mount, client)
 
 
-def test_a_tools_swap_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount) -> None:
+_SWAPS = {
+    "unlink, symlink": "os.unlink('current'); os.symlink('releases/41', 'current')",
+    "rename": "os.symlink('releases/41', 'next'); os.rename('next', 'current')",
+    "exchange": """
+from relfs.libc import RENAME_EXCHANGE, renameat2
+os.symlink('releases/41', 'next')
+here = os.open('.', os.O_RDONLY)
+renameat2(here, b'current', here, b'next', RENAME_EXCHANGE)
+assert os.readlink('next') == 'releases/40', os.readlink('next')
+""",
+}
+
+
+@pytest.mark.parametrize("how", _SWAPS)
+def test_a_tools_swap_that_is_not_answered_is_not_done_twice(covered: Path, mount: Mount, how: str) -> None:
     with _killed_after(mount, _RENAME, "current"):
-        tool = _run("os.unlink('current'); os.symlink('releases/41', 'current')", mount.app)
+        tool = _run(f"import sys; sys.path.insert(0, {_ROOT!r})\n{_SWAPS[how]}", mount.app)
         wait_for(lambda: os.readlink(covered / "current") == "releases/41", "it is carried out")
     _assert_switched_once(mount, tool)
 

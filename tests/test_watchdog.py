@@ -3,6 +3,7 @@ show: test_survival.py, test_faults_frozen.py."""
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import subprocess
@@ -88,6 +89,28 @@ def test_another_worker_is_looked_at_anew(asked: Watchdog, monkeypatch: pytest.M
     monkeypatch.setattr(watchdog, "turns_of", turns.__getitem__)
     asked.is_overdue(WORKER + 1, 100.2)
     assert _ended_at(asked) < 101.6
+
+
+def test_nobody_can_be_started_to_ask(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of processes (pids.max): that is no reason to end, and it is tried again until it is no more."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    selector, heard = selectors.DefaultSelector(), list[str]()
+    dog = Watchdog("/", ledger, selector, lambda verdict, _said: heard.append(verdict))
+    with monkeypatch.context() as limited:
+        limited.setattr(os, "fork", fork)
+        for _ in range(3):
+            assert not dog.is_overdue(WORKER, dog.answered + 100)
+    assert not dog.is_overdue(WORKER, dog.answered + 100)
+    for key, _ in selector.select(60):
+        key.data()
+    dog.close()
+    assert heard == ["ok"]
+    assert caplog.text.count("nobody can be started to ask for the status") == 1
 
 
 _SPIN = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass\n"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from relfs.daemon.member import is_alive, is_working, who_is
+from relfs.daemon.member import Telling, is_alive, is_working, who_is
 from relfs.processes import state_of
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.ledger import Ledger, Who
@@ -33,7 +33,7 @@ _STOPPED_SECONDS = 0.2
 class Comrade:
     """A worker, a standby, or the next standby. `channel` is None until it has joined, `who` until it has said hello;
     `since` is when it last was new to this supervisor, or said that it is ready (monotonic seconds); `kept` is what it
-    has put into the estate since it joined."""
+    has put into the estate since it joined; `told` is the estate, as long as it is being sent that."""
 
     role: str
     channel: Channel | None
@@ -43,6 +43,7 @@ class Comrade:
     serves: bool = False
     stopped_since: float | None = None
     kept: set[str] = field(default_factory=set)
+    told: Telling | None = None
 
     @property
     def pid(self) -> int:
@@ -61,9 +62,13 @@ class Comrade:
 
     def flush(self) -> None:
         """Send what there was no room for."""
-        if self.channel is not None:
-            with suppress(ConnectionError):
+        if self.channel is None:
+            return
+        with suppress(ConnectionError):
+            if self.told is None:
                 self.channel.flush()
+            elif self.told.go_on():
+                self.told = None
 
     def kill(self) -> None:
         if self.pidfd is not None:
@@ -196,7 +201,7 @@ class Company:
         if each.channel is not None:
             self._selector.unregister(each.channel)
             each.channel.close()
-            each.channel = None
+            each.channel = each.told = None
 
     # ---- hearing
 

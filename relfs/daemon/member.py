@@ -26,6 +26,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -91,7 +92,8 @@ class Member:
         self._welcome = True
         self._turns = 0
         self._stopped: dict[int, int] = {}  # by pid, for how many turns
-        self._bequest: Channel | None = None
+        self._told_anew: Telling | None = None
+        self._bequest: Telling | None = None
         self._started: list[subprocess.Popen[bytes]] = []
 
     def fileno(self) -> int:
@@ -157,14 +159,20 @@ class Member:
             outbox.close()
             theirs.close()
         if self._role == "worker":
-            for name, fd in self.estate:
-                self.tell("keep", fd, name=name)
-            self.tell("kept")
+            self._told_anew = Telling(self.estate, self._channel, "kept")
+            self._go_on_telling()
+
+    def _go_on_telling(self) -> None:
+        if self._told_anew is not None:
+            with suppress(ConnectionError):
+                if self._told_anew.go_on():
+                    self._told_anew = None
 
     def turn(self) -> None:
         """To be called every TICK seconds."""
         with suppress(ConnectionError):
             self._channel.flush()
+        self._go_on_telling()
         self._started = [each for each in self._started if each.poll() is None]
         self._pass_on()
         self._end_stopped()
@@ -204,8 +212,7 @@ class Member:
         finally:
             theirs.close()
             os.close(baton)
-        self._bequest = ours
-        bequeath(self.estate, ours)
+        self._bequest = Telling(self.estate, ours, "all")
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -213,7 +220,7 @@ class Member:
         if self._bequest is None:
             return
         try:
-            if not self._bequest.flush():
+            if not self._bequest.go_on():
                 return
         except ConnectionError:
             pass  # it has ended already; the next turn tries again
@@ -225,12 +232,33 @@ class Member:
         self._channel.close()
 
 
-def bequeath(estate: Estate, channel: Channel) -> None:
-    """Send the whole estate. What there is no room for is owed (Channel.flush)."""
-    with suppress(ConnectionError):
-        for name, fd in estate:
-            channel.send("keep", fd, name=name)
-        channel.send("all")
+class Telling:
+    """The whole estate being sent, as fast as there is room for it. What a channel owes it has a copy of, and copies of
+    all that is open may be more descriptors than there are."""
+
+    def __init__(self, estate: Estate, channel: Channel, last: str) -> None:
+        """`last` is the message that says that this was all."""
+        self._estate = estate
+        self._channel = channel
+        self._names = deque(name for name, _ in estate)
+        self._last: str | None = last
+
+    def go_on(self) -> bool:
+        """Whether all is sent. What was let go of meanwhile is not. Raises ConnectionError."""
+        while self._channel.flush():
+            if self._names:
+                name = self._names.popleft()
+                if name in self._estate:
+                    self._channel.send("keep", self._estate[name], name=name)
+            elif self._last is not None:
+                self._channel.send(self._last)
+                self._last = None
+            else:
+                return True
+        return False
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 def take_baton(baton: int) -> int | None:

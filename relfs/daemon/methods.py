@@ -202,7 +202,8 @@ def _unlock(mounted: Mounted) -> _Run:
 
 
 def _reload(mounted: Mounted) -> _Run:
-    """Asked again under the same id, by whoever has lost this worker, the next one tells how it went."""
+    """Asked again under the same id, by whoever has lost this worker, the next one tells how it went. The supervisor is
+    told until there is an outcome, since it may die, too; one that is at it does not listen (reloading.py)."""
     cell = mounted.member.ledger.reload
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
@@ -212,8 +213,8 @@ def _reload(mounted: Mounted) -> _Run:
         if told.get("id") != params["request"]:
             told = {"id": params["request"], "outcome": None}
             cell.store(json.dumps(told).encode("ascii"))
-            mounted.member.tell("reload")
         while told["outcome"] is None:
+            mounted.member.tell("reload")
             await trio.sleep(_RELOAD_PAUSE)
             told = json.loads(cell.load())
         if told["outcome"] != "done":

@@ -24,13 +24,17 @@ class Probe:
     """A process that asks. To be made in a process without threads."""
 
     def __init__(self, mountpoint: str, disk: int | None = None) -> None:
-        """`disk` is a descriptor of a directory on it, which is relfs's own: it is given a new time."""
+        """`disk` is a descriptor of a directory on it, which is relfs's own: it is given a new time. Raises OSError."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
-        self.pid = os.fork()
-        if self.pid == 0:
-            _ask_on(theirs, mountpoint, disk)
-        theirs.close()
+        with theirs:
+            try:
+                self.pid = os.fork()
+            except OSError:
+                self._socket.close()
+                raise
+            if self.pid == 0:
+                _ask_on(theirs, mountpoint, disk)
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
-from relfs.survival.ledger import Ledger, Who
+from relfs.survival.ledger import Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -25,11 +26,15 @@ _SECONDS = 30.0
 
 @dataclass
 class _Reload:
-    """One that is under way, `since` then (monotonic seconds)."""
+    """One that is under way, `since` then (monotonic seconds). `retired`: the last worker of the old code, if there was
+    one when it was told to retire; whoever comes after that is of the new code."""
 
     since: float
-    old_worker: Who | None
     has_retired: bool = False
+    retired: Comrade | None = None
+
+    def is_new(self, worker: Comrade) -> bool:
+        return self.has_retired and worker is not self.retired
 
 
 class Reloading:
@@ -46,25 +51,24 @@ class Reloading:
         return NEXT if self._reload is not None and self._reload.has_retired else STANDBY
 
     def begin(self, now: float) -> bool:
-        """Whether one is begun: then the caller starts the next standby. Another is under way otherwise."""
-        if self._reload is not None:
+        """Whether one is begun: then the caller starts the next standby. It is under way, or done, otherwise."""
+        if self._reload is not None or self._told().get("outcome", "") is not None:
             return False
         _log.info("new code is started")
-        worker = self._company.get(WORKER)
-        self._reload = _Reload(now, worker.who if worker is not None else None)
+        self._reload = _Reload(now)
         return True
 
     def retire_worker(self) -> None:
         """The next standby is ready: let a worker of it take over."""
         worker = self._company.get(WORKER)
         if self._reload is not None:
-            self._reload.has_retired = True
+            self._reload.has_retired, self._reload.retired = True, worker
             if worker is not None:
                 worker.tell("retire")
 
     def refuse(self, each: Comrade, why: str) -> None:
         """A standby or worker says that it cannot take over. Only new code has an old one to go back to."""
-        if self._reload is not None and (each.role == NEXT or each.who != self._reload.old_worker):
+        if self._reload is not None and (each.role == NEXT or self._reload.is_new(each)):
             self.undo(why)
 
     def explains(self, ended: Comrade) -> bool:
@@ -77,16 +81,14 @@ class Reloading:
             return True
         if ended.role != WORKER or not self._reload.has_retired:
             return False
-        if ended.who != self._reload.old_worker:
+        if self._reload.is_new(ended):
             self.undo("its worker has ended, without having answered")
         return True
 
     def is_done(self) -> bool:
         """The mount has answered: was it the new worker? Then the next standby is the standby."""
         worker = self._company.get(WORKER)
-        if self._reload is None or not self._reload.has_retired or worker is None or not worker.serves:
-            return False
-        if worker.who == self._reload.old_worker:
+        if self._reload is None or worker is None or not (worker.serves and self._reload.is_new(worker)):
             return False
         self._company.dismiss(self._company.get(STANDBY))
         self._company.promote()
@@ -107,11 +109,15 @@ class Reloading:
         _log.warning("the new code does not take over: %s; the old one goes on", why)
         worker = self._company.get(WORKER)
         self._company.dismiss(self._company.get(NEXT))
-        if worker is not None and worker.who != reload.old_worker:
+        if worker is not None and reload.is_new(worker):
             self._company.dismiss(worker)
         self._note(f"failed: {why}")
 
     def _note(self, outcome: str) -> None:
         """For whoever has asked."""
-        told = json.loads(self._ledger.reload.load() or b"{}")
-        self._ledger.reload.store(json.dumps({**told, "outcome": outcome}).encode("ascii"))
+        self._ledger.reload.store(json.dumps({**self._told(), "outcome": outcome}).encode("ascii"))
+
+    def _told(self) -> dict[str, Any]:
+        """What the worker has written down: the request's `id`, and the `outcome`, which is null until there is one."""
+        told: dict[str, Any] = json.loads(self._ledger.reload.load() or b"{}")
+        return told

@@ -94,11 +94,11 @@ def _mount_as(plan: Plan, answer: Answer, *, foreground: bool) -> int:
     require_common_mounts()
     if foreground:
         log_to_stderr()
+    raise_descriptor_limit()  # for the standby, too, which holds what the supervisor does
     ours, theirs = pair()
     standby = start("standby", str(theirs.fileno()), fds=[theirs.fileno()])  # it takes the longest
     theirs.close()
     try:
-        raise_descriptor_limit()
         estate, ledger = kept_mount(plan) or _begin(plan, ours, foreground=foreground)
         baton = take_baton(estate["baton"])
         assert baton is not None, "nobody else has heard of it yet"

@@ -27,7 +27,7 @@ from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.fdstore import store_of_unit
 from relfs.daemon.gaveup import note_giving_up
-from relfs.daemon.member import TICK, bequeath, is_alive, myself, who_is
+from relfs.daemon.member import TICK, Telling, is_alive, myself, who_is
 from relfs.daemon.plan import Plan
 from relfs.daemon.reloading import Reloading
 from relfs.daemon.service import Heartbeat, notify
@@ -203,8 +203,9 @@ class Supervisor:
 
     def _give_to_standby(self, role: str, child: subprocess.Popen[bytes], channel: Channel) -> None:
         self._children.append(child)
-        self._company.add(Comrade(role, channel), who_is(child.pid))
-        bequeath(self._estate, channel)
+        standby = Comrade(role, channel, told=Telling(self._estate, channel, "all"))
+        self._company.add(standby, who_is(child.pid))
+        standby.flush()
 
     def _have_forked(self, forker: Comrade) -> None:
         """Have a standby fork a worker. It does so when it has taken in all that it was sent before. Raises OSError."""

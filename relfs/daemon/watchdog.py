@@ -15,9 +15,11 @@ import logging
 import selectors
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from relfs.daemon.probe import Probe
+from relfs.errors import reason
 from relfs.processes import Turns, state_of, turns_of, waited_for_processor
 from relfs.survival.ledger import Ledger
 
@@ -42,6 +44,59 @@ class _Look:
     turns: Mapping[int, Turns]
 
 
+class _Asking:
+    """Questions to a probe, which is started for the first one. Contains nothing that blocks."""
+
+    def __init__(
+        self, make: Callable[[], Probe], selector: selectors.BaseSelector, on_answer: Callable[[str, str], None]
+    ) -> None:
+        """`on_answer` is told what Probe.answer() tells, or "lost", if the probe has ended instead."""
+        self._make = make
+        self._selector = selector
+        self._on_answer = on_answer
+        self._probe: Probe | None = None
+        self._said = False
+
+    def ask(self, what: str) -> bool:
+        """Whether it is asked; if not (pids.max, descriptors), it may be the next time."""
+        try:
+            if self._probe is None:
+                self._probe = self._make()
+                self._selector.register(self._probe, selectors.EVENT_READ, self._hear)
+            self._probe.ask(what)
+        except OSError as error:
+            self.close()
+            if not self._said:
+                _log.warning("nobody can be started to ask for the %s: %s", what, reason(error))
+            self._said = True
+            return False
+        self._said = False
+        return True
+
+    def _hear(self) -> None:
+        assert self._probe is not None
+        try:
+            verdict, said = self._probe.answer()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            verdict, said = "lost", ""
+        self._on_answer(verdict, said)
+
+    def wants_to_run(self) -> bool:
+        """See Probe."""
+        return self._probe is not None and self._probe.wants_to_run()
+
+    def close(self) -> None:
+        """End the probe."""
+        if self._probe is not None:
+            probe, self._probe = self._probe, None
+            with suppress(KeyError):
+                self._selector.unregister(probe)
+            probe.close()
+
+
 class Watchdog:
     """Asks the mount for an answer, again and again. Contains nothing that blocks.
 
@@ -53,11 +108,9 @@ class Watchdog:
         self, mountpoint: str, ledger: Ledger, selector: selectors.BaseSelector, on_answer: Callable[[str, str], None]
     ) -> None:
         """`on_answer` is told "ok" or "error", and what (probe.py)."""
-        self._mountpoint = mountpoint
         self._ledger = ledger
-        self._selector = selector
         self._on_answer = on_answer
-        self._probe: Probe | None = None
+        self._asking = _Asking(lambda: Probe(mountpoint), selector, self._hear)
         self._asked: float | None = None
         self.answered = time.monotonic()
         """When it last did, or this process began to watch."""
@@ -66,27 +119,13 @@ class Watchdog:
 
     def ask(self, what: str) -> None:
         """Ask now, whatever was asked before: that was somebody else."""
-        if self._probe is None:
-            self._probe = Probe(self._mountpoint)
-            self._selector.register(self._probe, selectors.EVENT_READ, self._hear)
-        try:
-            self._probe.ask(what)
-        except OSError:
-            self.close()
-            return
-        self._asked = time.monotonic()
+        self._asked = time.monotonic() if self._asking.ask(what) else None
         self._looked = None
 
-    def _hear(self) -> None:
-        assert self._probe is not None
-        try:
-            verdict, said = self._probe.answer()
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
-            return
+    def _hear(self, verdict: str, said: str) -> None:
         self._asked = None
+        if verdict == "lost":
+            return
         self.answered = time.monotonic()
         self._on_answer(verdict, said)
 
@@ -134,10 +173,7 @@ class Watchdog:
 
     def close(self) -> None:
         """Ask no more."""
-        if self._probe is not None:
-            self._selector.unregister(self._probe)
-            self._probe.close()
-            self._probe = None
+        self._asking.close()
         self._asked = None
 
 
@@ -153,10 +189,8 @@ class Disk:
         """`shown` is a path on it, for the log. `on_return` is called, with the time, when it answers after it did not
         for a while."""
         self._shown = shown
-        self._state_fd = state_fd
-        self._selector = selector
         self._on_return = on_return
-        self._probe: Probe | None = None
+        self._asking = _Asking(lambda: Probe("", state_fd), selector, self._hear)
         self._asked: float | None = None
         self._answered = float("-inf")
         self._said = False
@@ -166,35 +200,14 @@ class Disk:
         if self._asked is None:
             if now - self._answered < _FRESH_SECONDS:
                 return False
-            self._ask(now)
-        elif now - self._asked > _NEWS_SECONDS and not self._said and not self._has_yet_to_ask():
+            self._asked = now if self._asking.ask("disk") else None
+        elif now - self._asked > _NEWS_SECONDS and not self._said and not self._asking.wants_to_run():
             self._said = True
             _log.warning("%s: the disk does not answer; whoever needs it has to wait", self._shown)
         return self._asked is not None
 
-    def _has_yet_to_ask(self) -> bool:
-        """The machine is busy; the disk may be well."""
-        return self._probe is not None and self._probe.wants_to_run()
-
-    def _ask(self, now: float) -> None:
-        if self._probe is None:
-            self._probe = Probe("", self._state_fd)
-            self._selector.register(self._probe, selectors.EVENT_READ, self._hear)
-        try:
-            self._probe.ask("disk")
-            self._asked = now
-        except OSError:
-            self.close()
-
-    def _hear(self) -> None:
+    def _hear(self, _verdict: str, _said: str) -> None:
         """An error is an answer."""
-        assert self._probe is not None
-        try:
-            self._probe.answer()
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
         self._answered = time.monotonic()
         self._asked = None
         if self._said:
@@ -204,8 +217,5 @@ class Disk:
 
     def close(self) -> None:
         """Ask no more."""
-        if self._probe is not None:
-            self._selector.unregister(self._probe)
-            self._probe.close()
-            self._probe = None
+        self._asking.close()
         self._asked = None

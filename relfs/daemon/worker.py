@@ -531,15 +531,18 @@ class _Mount:
         await become_reader(self._ledger)
         relay = Relay(self._member["connection"], session, self._ledger.requests())
         self._once.deliver = relay.deliver
+        relay.delivered = self._once.delivered
         relay.expect = operations.expect
         return relay.run
 
     async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
         try:
             await serve()
-        except OSError as error:
-            _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
-            self._status = EXIT_FAILED
+        except* OSError as errors:  # pyfuse3's come out of a nursery of its own
+            error = _first(errors)
+            if error.errno != errno.ENODEV:  # unmounted before this worker had taken over
+                _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
+                self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
 
     async def _obey_signals(self, leave: Callable[[], None]) -> None:
@@ -612,6 +615,14 @@ def _attached(ledger: Ledger) -> set[str]:
     """The native directories that are attached already."""
     told = ledger.attached.load()
     return set(json.loads(told)) if told else set()
+
+
+def _first(errors: BaseExceptionGroup[OSError]) -> OSError:
+    """One of them, out of whatever groups it is in."""
+    first: OSError | BaseExceptionGroup[OSError] = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _is_real_directory(directory: int, name: str) -> bool:

@@ -302,10 +302,10 @@ class Abroad:
             self._end(realm)
         return True
 
-    def expect(self, askers: Collection[bytes]) -> None:
+    def expect(self, errands: Collection[bytes]) -> None:
         """See Once.expect()."""
         for realm in self._by_prefix.values():
-            realm.tell("expect", askers)
+            realm.tell("expect", errands)
 
     # ---- coming upon one
 

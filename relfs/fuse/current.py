@@ -35,7 +35,7 @@ from relfs.checks import Checks, check_content
 from relfs.errors import LockedError, RefusedError, RelfsError, reason
 from relfs.fuse.caller import acting_as
 from relfs.fuse.changes import Changes
-from relfs.fuse.inodes import InodeTable
+from relfs.fuse.inodes import ROOT, InodeTable
 from relfs.fuse.once import Once, errand
 from relfs.fuse.passthrough import FOR_EVER, fill
 from relfs.hooks import HookError
@@ -50,6 +50,8 @@ from relfs.views.replacement import Replacement, begin_replacement, replacement_
 from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
+
+_NAME = CURRENT.encode()
 
 _CHECK_SECONDS = 5.0
 """How long a new target may take to be looked at. It may lead through this very mount, whose directory the caller of
@@ -182,7 +184,7 @@ class CurrentLink:
 
     async def unlink(self, context: RequestContext) -> None:
         """Begin a replacement: the name is withdrawn from the caller, and stays for everybody else."""
-        request = errand("unlink current", context.pid)
+        request = errand("unlink", context.pid, ROOT, _NAME)
         begun = self._once.begun(request) is not None
         with self._once.held(request):
             if not (begun and self.replacements and self.hidden_from(context)):
@@ -209,7 +211,7 @@ class CurrentLink:
 
     async def symlink(self, text: bytes, context: RequestContext) -> EntryAttributes:
         """End a replacement, or make the first `current`."""
-        request = errand("symlink current", context.pid, text)
+        request = errand("symlink", context.pid, ROOT, _NAME, text)
         was = self._once.begun(request)
         request_id = _request_id(was)
         with self._once.held(request, request_id.encode()):
@@ -228,7 +230,12 @@ class CurrentLink:
 
     async def take(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
         """rename(2) of the link `name` in `directory` (a descriptor; `parent` is its nodeid) onto `current`."""
-        request = errand("rename to current", context.pid, parent, name, flags)
+        request = errand("rename", context.pid, parent, name, ROOT, _NAME, flags)
+        await self._take(request, parent, directory, name, flags, context)
+
+    async def _take(
+        self, request: bytes, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext
+    ) -> None:
         was = self._once.begun(request)
         if was is not None and self._is_taken(was, directory, name):
             return
@@ -268,10 +275,10 @@ class CurrentLink:
 
     async def give(self, parent: InodeT, directory: int, name: bytes, flags: int, context: RequestContext) -> None:
         """rename(2) of `current` to `name` in `directory`: that gets a link, and `current` is being replaced."""
+        request = errand("rename", context.pid, ROOT, _NAME, parent, name, flags)
         if flags & libc.RENAME_EXCHANGE:
-            await self.take(parent, directory, name, flags, context)
+            await self._take(request, parent, directory, name, flags, context)
             return
-        request = errand("rename current", context.pid, parent, name, flags)
         if self._once.begun(request) is not None and self.replacements and self.hidden_from(context):
             return
         with self._once.held(request):

@@ -9,8 +9,9 @@ The choice. Before such a request is carried out, it is written into the ledger 
 is free, which inode it removes, how long the file is. The next worker compares that with what it finds. A handler
 without `await` is followed by its answer at once, so its errand is over when anything else happens, or at the next beat
 of the event loop; those that wait for something else hold theirs until then. Who dies before that leaves an errand that
-was answered; the next worker hears of who still waits for an answer before it begins (unanswered.py), and drops the
-rest.
+was answered; the next worker hears of what is still to be answered before it begins (unanswered.py), and drops the
+rest. What remains is a thread that asks for the very same twice in a row, and a worker that dies when it has read the
+second, and before it begins with that.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def file_asker(fh: int) -> bytes:
 
 
 def errand(what: str, asker: int | bytes, *details: int | bytes) -> bytes:
-    """The name of a request: what `asker` (a thread, unless it is more than a number) wants. No two that are under way
-    have the same."""
+    """The name of a request: what `asker` (a thread, unless it is more than a number) wants; `details` begin with the
+    request's own nodeid, and the first of its names. No two that are under way have the same."""
     who = thread_asker(asker) if isinstance(asker, int) else asker
     parts = [who, what.encode(), *(b"%d" % each if isinstance(each, int) else each for each in details)]
     return b"\0".join(parts)
@@ -65,9 +66,10 @@ class Once:
             name, note = record[_LENGTH_BYTES : _LENGTH_BYTES + length], record[_LENGTH_BYTES + length :]
             self._left[name] = (number, note)
 
-    def expect(self, askers: Collection[bytes]) -> None:
-        """Only these still wait for an answer, and will ask again; what others wanted was answered."""
-        for name in [each for each in self._left if each.partition(b"\0")[0] not in askers]:
+    def expect(self, errands: Collection[bytes]) -> None:
+        """Only errands whose names begin so (unanswered.py) are still to be answered, and will be asked for again."""
+        owed = tuple(each + b"\0" for each in errands)
+        for name in [each for each in self._left if not (each + b"\0").startswith(owed)]:
             self._slots.free(self._left.pop(name)[0])
 
     def expire(self) -> None:
@@ -86,6 +88,10 @@ class Once:
             self._present = number
         return note
 
+    def owed(self, name: bytes) -> bytes | None:
+        """The same, of an errand that is only about to begin: what is asked before belongs to it."""
+        return self._left.get(name, (0, None))[1]
+
     def note(self, name: bytes, note: bytes = b"") -> None:
         """Errand `name` is about to be done, by a handler that does not await anything more."""
         before = self._present
@@ -96,8 +102,12 @@ class Once:
         """What was noted last has been answered."""
         if self._present:
             self.deliver()
-            self._slots.free(self._present)
-            self._present = 0
+            self.delivered()
+
+    def delivered(self) -> None:
+        """The kernel has the answer to what was noted last."""
+        self._slots.free(self._present)
+        self._present = 0
 
     @contextmanager
     def held(self, name: bytes, note: bytes = b"") -> Iterator[None]:

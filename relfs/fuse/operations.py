@@ -268,16 +268,16 @@ class Operations(pyfuse3.Operations):
             again = self._handshake.take_over()
             if again is None:
                 return
-            self.expect(again.askers)
+            self.expect(again.errands)
             inode_list = [(InodeT(nodeid), lookups) for nodeid, lookups in again.forgets]
         for nodeid, lookups in inode_list:
             if not (self._abroad and self._abroad.forget(nodeid, lookups)):
                 self._table.forget(nodeid, lookups)
 
-    def expect(self, askers: frozenset[bytes]) -> None:
+    def expect(self, errands: frozenset[bytes]) -> None:
         """Once.expect(), for all that keep notes."""
-        self._once.expect(askers)
-        self._abroad.expect(askers)
+        self._once.expect(errands)
+        self._abroad.expect(errands)
 
     # ---- inodes
 
@@ -311,7 +311,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
         self._no_xattr(inode, errno.ENODATA)
-        return self._files.getxattr(inode, name, ctx)
+        return self._plain.getxattr(inode, name, ctx)
 
     @_handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:

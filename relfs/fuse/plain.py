@@ -122,9 +122,22 @@ class Plain:
 
     def setxattr(self, inode: InodeT, name: bytes, value: bytes, context: RequestContext) -> None:
         self._guard.inode(inode)
+        request = errand("setxattr", context.pid, inode, name)
+        if self._once.begun(request) is None:
+            self._once.note(request, _FREE if self._is_without(inode, name, context) else b"")
         self._files.setxattr(inode, name, value, context)
 
+    def _is_without(self, inode: InodeT, name: bytes, context: RequestContext) -> bool:
+        try:
+            self._files.getxattr(inode, name, context)
+        except OSError as error:
+            return error.errno == errno.ENODATA
+        return False
+
     def getxattr(self, inode: InodeT, name: bytes, context: RequestContext) -> bytes:
+        """pyfuse3 asks for it, as the same caller, before it has an attribute made (XATTR_CREATE), or replaced."""
+        if self._once.owed(errand("setxattr", context.pid, inode, name)) == _FREE:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return self._files.getxattr(inode, name, context)
 
     def listxattr(self, inode: InodeT, context: RequestContext) -> list[bytes]:

@@ -22,15 +22,28 @@ _WRITE_IN = struct.Struct("=Q")  # handle; the rest does not matter here
 
 OP_FORGET = 2
 OP_READLINK = 5
+OP_SYMLINK = 6
+OP_MKNOD = 8
+OP_MKDIR = 9
+OP_UNLINK = 10
+OP_RMDIR = 11
+OP_RENAME = 12
+OP_LINK = 13
+OP_OPEN = 14
 OP_READ = 15
 OP_WRITE = 16
+OP_SETXATTR = 21
 OP_GETXATTR = 22
 OP_LISTXATTR = 23
+OP_REMOVEXATTR = 24
 OP_INIT = 26
+OP_OPENDIR = 27
 OP_READDIR = 28
+OP_CREATE = 35
 OP_INTERRUPT = 36
 OP_BATCH_FORGET = 42
 OP_READDIRPLUS = 44
+OP_RENAME2 = 45
 _NOTIFY_INVAL_INODE = 2
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_RESEND = 7
@@ -169,6 +182,18 @@ def forgotten(request: bytes | memoryview) -> list[tuple[int, int]]:
 def written_handle(request: bytes | memoryview) -> int:
     """The file handle that a WRITE is for."""
     return int(_WRITE_IN.unpack_from(request, IN_HEADER.size)[0])
+
+
+_NAME_AT = {
+    OP_SYMLINK: 0, OP_UNLINK: 0, OP_RMDIR: 0, OP_REMOVEXATTR: 0, OP_MKDIR: 8, OP_RENAME: 8, OP_LINK: 8, OP_SETXATTR: 8,
+    OP_MKNOD: 16, OP_CREATE: 16, OP_RENAME2: 16,
+}  # fmt: skip
+
+
+def first_name(request: bytes | memoryview) -> bytes | None:
+    """The name that a request is about, or the first of two; None if that is not known here."""
+    at = _NAME_AT.get(IN_HEADER.unpack_from(request)[1])
+    return bytes(request[IN_HEADER.size + at :]).partition(b"\0")[0] if at is not None else None
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:

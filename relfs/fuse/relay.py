@@ -41,7 +41,7 @@ import trio
 
 from relfs.errors import RelfsError, reason
 from relfs.fuse.protocol import IN_HEADER, OUT_HEADER, UNANSWERED, failure, reply_size
-from relfs.fuse.unanswered import asker
+from relfs.fuse.unanswered import errand_of
 from relfs.survival.requests import PAYLOAD_MAX, Requests
 
 _log = logging.getLogger(__name__)
@@ -90,8 +90,10 @@ class Relay:
         self._due: dict[int, _Due] = {}
         self._room = self._all_room = session.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._freed = trio.Event()
-        self.expect: Callable[[frozenset[bytes]], object] = lambda _askers: None
-        """Called with those who still wait for what a dead worker owes them (once.py's), before any is answered."""
+        self.expect: Callable[[frozenset[bytes]], object] = lambda _errands: None
+        """Called with what a dead worker owes an answer to (Once.expect), before any is answered."""
+        self.delivered: Callable[[], object] = lambda: None
+        """Called when the kernel has all answers that there are, and before anything else is read from it."""
 
     async def run(self) -> None:
         """Do what a dead worker has left, and then what comes. Returns when the mount, or the session, is gone.
@@ -176,7 +178,7 @@ class Relay:
             if slot is not None:
                 self._requests.free(slot)
             self._requests.clear_desk()
-        self.expect(frozenset(asker(self._requests[slot]) for slot in left.values()))
+        self.expect(frozenset(errand_of(self._requests[slot]) for slot in left.values()))
         if left:
             _log.info("%d requests that were not answered are done now", len(left))
         for slot in left.values():
@@ -206,6 +208,7 @@ class Relay:
                 self._requests.lay_down(length)
                 self._deliver(self._requests.desk[:length])
         except BlockingIOError:
+            self.delivered()
             return True
         return False
 

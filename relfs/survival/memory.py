@@ -89,9 +89,11 @@ class Slots:
 
     def put(self, record: bytes) -> int:
         """Keep a record; its number, or 0 if there is no room for it. Contains no `await`."""
+        if len(record) > self._size:
+            return 0
         free = self._free_numbers()
         number = free.pop() if free else self._used + 1
-        if number > self._capacity or len(record) > self._size:
+        if number > self._capacity:
             return 0
         at = self._at(number) + _WORD
         self._memory.bytes[at : at + len(record)] = record
