@@ -15,6 +15,7 @@ import shutil
 import stat
 from contextlib import suppress
 
+from relfs import libc
 from relfs.beneath import below
 from relfs.libc import syncfs
 
@@ -89,6 +90,19 @@ def _put(name: str, parent: int, *, directory: bool) -> None:
     if directory:
         os.rename(_SEED, name, src_dir_fd=parent, dst_dir_fd=parent)  # fails on whatever is there but an empty one
         return
+    try:
+        libc.renameat2(parent, os.fsencode(_SEED), parent, os.fsencode(name), libc.RENAME_NOREPLACE)
+    except FileExistsError:
+        os.unlink(_SEED, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in libc.NO_RENAME_FLAGS:
+            raise
+        _put_by_link(name, parent)
+
+
+def _put_by_link(name: str, parent: int) -> None:
+    """Where there is no renameat2(2), or the file system does not know the flag: link(2) replaces nothing, either; a
+    crash amid it leaves a second name."""
     with suppress(FileExistsError):
         os.link(_SEED, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
     os.unlink(_SEED, dir_fd=parent)
