@@ -1,6 +1,6 @@
 """Real content: two versions of a Debian source package (git), each as upstream's archive and as Debian's unpacked
-tree, deployed one after the other under a mount that is read. What is released is what tar(1), dpkg-source(1) and
-rsync(1) make of the same: bytes, modes, times, links.
+tree, deployed one after the other under a mount that is read. What is released is what tar(1) and dpkg-source(1)
+make of the same: bytes, modes, times, links.
 
 contrib/test fetches the sources; where that cannot be done, this fails.
 """
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clients import Done, ctl
@@ -39,28 +40,34 @@ def test_successive_releases_of_real_sources(app: Path, tmp_path: Path, mounts: 
         for source in sources[1:]:
             _deploy(app, source)
         assert _done(app, "rollback").out.startswith("3 is current")
-        assert described((app / "current").resolve()) == described(trees[2])
+        assert (app / "current").resolve().name == "3"
         assert _done(app, "switch", "4").status == 0
     assert texts <= {(tree / _READ).read_bytes() for tree in trees}
     for name, tree in zip("1234", trees, strict=True):
-        assert described(app / "releases" / name) == described(tree), name
+        assert _below(app / "releases" / name) == _below(tree), name
         assert _done(app, "check", name).status == 0
     _done(app, "prune", "--keep", "1", "--wait")
     assert {path.name for path in (app / "releases").iterdir()} == {"3", "4"}, "3 is where a rollback leads to"
     assert not list((app / ".relfs/trash").glob("[!.]*"))
-    assert described(app / "releases/4") == described(trees[3])
+    assert _below(app / "releases/4") == _below(trees[3])
+
+
+def _below(top: Path) -> dict[str, Any]:
+    """All but the top directory itself, which is left out of an archive (tar's --strip-components, too)."""
+    found = described(top)
+    del found["."]
+    return found
 
 
 def _unpacked(suite: str, place: Path) -> tuple[Path, Path]:
-    """Upstream's, by tar; Debian's, by dpkg-source, as rsync copies it."""
+    """Upstream's, by tar; Debian's, by dpkg-source."""
     (place / "upstream").mkdir(parents=True)
     untar = ["tar", "--delay-directory-restore", "-C", f"{place}/upstream", "-xpf"]  # git-gui is filled in two parts
     subprocess.run([*untar, str(_archive(suite))], check=True)
     words = ["dpkg-source", "--no-check", "-x", str(_only(suite, "*.dsc")), f"{place}/debian"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["rsync", "-aHX", f"{place}/debian/", place / "copy"], check=True)
     (upstream,) = (place / "upstream").iterdir()
-    return upstream, place / "copy"
+    return upstream, place / "debian"
 
 
 def _archive(suite: str) -> Path:
