@@ -68,6 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             f"{done.cuts} power cuts leave {done.disks} different disks; {done.mounted} were mounted, the rest "
             "are no deploy path yet"
         )
+        terminalreporter.write_line(f"{done.settled} cuts amid adding, deploying and pruning were settled")
 
 
 @pytest.fixture(autouse=True, scope="module")

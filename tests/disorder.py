@@ -16,10 +16,13 @@ from recording import STATE_ELSEWHERE
 
 from relfs import adopt, hold, journal, layout, pending, pointer, store
 from relfs.cli.relfsctl import main
-from relfs.layout import CURRENT, STATE
+from relfs.layout import CURRENT, RELEASES, STATE
 from relfs.libc import syncfs
 from relfs.pending import Pending
 from relfs.records import files
+from relfs.releases import adding, deploying, seeding, trash
+from relfs.releases.manifest import MANIFESTS
+from relfs.releases.registry import REGISTRY
 
 Patch = AbstractContextManager[Any]
 
@@ -117,10 +120,15 @@ def _make_the_state_directory_and_leave_it() -> Patch:
 
 def _leave_the_state_directory() -> Patch:
     """What is made, renamed or removed in it is not flushed."""
+    return _leave(f"/{STATE}", f"/{os.path.basename(STATE_ELSEWHERE)}")
+
+
+def _leave(*ends: str) -> Patch:
+    """What is reached by a path that ends so is not flushed."""
     fsync = os.fsync
 
     def all_but_that(fd: int) -> None:
-        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) not in (STATE, os.path.basename(STATE_ELSEWHERE)):
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith(ends):
             fsync(fd)
 
     return mock.patch.object(os, "fsync", all_but_that)
@@ -185,31 +193,85 @@ def _follow_without_flushing() -> Patch:
     return mock.patch.object(pointer.Pointer, "flush", _nothing)
 
 
-DISORDERS: dict[str, Callable[[], Patch]] = {
-    make.__name__.strip("_").replace("_", "-"): make
-    for make in (
-        _flush_nothing,
-        _leave_directories,
-        _leave_the_journal,
-        _flush_before_the_link_is_made,
-        _write_the_journal_before_the_link,
-        _note_the_text_apart,
-        _note_nothing,
-        _write_records_in_place,
-        _forget_what_was_left_undone,
-        _leave_half_a_line,
-        _forget_that_tools_are_to_be_told,
-        _make_the_state_directory_and_leave_it,
-        _leave_the_state_directory,
-        _flush_the_deploy_path_alone,
-        _flush_the_state_alone,
-        _put_the_file_away_before_the_link_is_there,
-        _give_the_lock_back_for_now,
-        _adopt_without_flushing,
-        _init_and_leave_directories,
-        _follow_without_flushing,
-    )
-}
+# ---- of releases' lives ---------------------------------------------------------------------------------------------
+
+
+def _add_without_flushing() -> Patch:
+    return mock.patch.object(adding, "syncfs", _nothing)
+
+
+def _make_what_holds_manifests_and_leave_it() -> Patch:
+    return _leave_the_state_directory()
+
+
+def _spend_names_for_now() -> Patch:
+    return _leave(f"/{STATE}/{REGISTRY}")
+
+
+def _seed_without_flushing() -> Patch:
+    """Before it has its name."""
+    return mock.patch.object(seeding, "syncfs", _nothing)
+
+
+def _note_no_step_of_a_deployment() -> Patch:
+    return mock.patch.object(deploying, "write_deployment", _nothing)
+
+
+def _forget_a_deployment_for_now() -> Patch:
+    return mock.patch.object(deploying, "forget_deployment", _nothing)
+
+
+def _delete_before_the_rename_is_flushed() -> Patch:
+    return _leave(f"/{trash.TRASH}", f"/app/{RELEASES}")
+
+
+def _leave_manifests() -> Patch:
+    """Those that are removed may be there again."""
+    return _leave(f"/{MANIFESTS}")
+
+
+def _keep_manifests_of_what_was_given_up() -> Patch:
+    return mock.patch.object(adding, "_forget", _nothing)
+
+
+def _named(*disorders: Callable[[], Patch]) -> dict[str, Callable[[], Patch]]:
+    return {make.__name__.strip("_").replace("_", "-"): make for make in disorders}
+
+
+DISORDERS = _named(
+    _flush_nothing,
+    _leave_directories,
+    _leave_the_journal,
+    _flush_before_the_link_is_made,
+    _write_the_journal_before_the_link,
+    _note_the_text_apart,
+    _note_nothing,
+    _write_records_in_place,
+    _forget_what_was_left_undone,
+    _leave_half_a_line,
+    _forget_that_tools_are_to_be_told,
+    _make_the_state_directory_and_leave_it,
+    _leave_the_state_directory,
+    _flush_the_deploy_path_alone,
+    _flush_the_state_alone,
+    _put_the_file_away_before_the_link_is_there,
+    _give_the_lock_back_for_now,
+    _adopt_without_flushing,
+    _init_and_leave_directories,
+    _follow_without_flushing,
+)
+
+DISORDERS_OF_LIVES = _named(
+    _add_without_flushing,
+    _make_what_holds_manifests_and_leave_it,
+    _spend_names_for_now,
+    _seed_without_flushing,
+    _note_no_step_of_a_deployment,
+    _forget_a_deployment_for_now,
+    _delete_before_the_rename_is_flushed,
+    _leave_manifests,
+    _keep_manifests_of_what_was_given_up,
+)
 
 
 def disordered_command(name: str, *arguments: str) -> list[str]:
@@ -219,5 +281,5 @@ def disordered_command(name: str, *arguments: str) -> list[str]:
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
-    with DISORDERS[name]():
+    with (DISORDERS | DISORDERS_OF_LIVES)[name]():
         main()

@@ -243,6 +243,8 @@ class _Call:
                 yield from self._two_names()
             case "sync":
                 yield SyncedAll()
+            case "utimensat" if not self._is_plain(0) and self._is_plain(1):
+                yield from (Dated(path, self._modified()) for path in self._paths(0))
             case _:
                 yield from self._by_descriptor()
 
@@ -259,8 +261,7 @@ class _Call:
             case "ftruncate":
                 yield Truncated(path, int(self._arguments[1]))
             case "utimensat":
-                seconds, nanoseconds = _TIME.findall(self.shown)[1]
-                yield Dated(path, int(seconds) * 10**9 + int(nanoseconds))
+                yield Dated(path, self._modified())
             case "fsync" | "fdatasync":
                 yield Synced(path)
             case "syncfs":
@@ -270,7 +271,8 @@ class _Call:
 
     def _open(self) -> Iterator[Event]:
         writes = "O_WRONLY" in self.shown or "O_RDWR" in self.shown or self.name == "creat"
-        if "O_SYNC" in self.shown or "O_DSYNC" in self.shown or "O_TMPFILE" in self.shown:
+        strange = any(flag in self.shown for flag in ("O_SYNC", "O_DSYNC", "O_TMPFILE"))
+        if strange and self._paths(0):
             raise NotImplementedError(f"{self.name}({self.shown})")
         if writes:
             truncate = "O_TRUNC" in self.shown or self.name == "creat"
@@ -298,6 +300,10 @@ class _Call:
 
     def _string(self, position: int) -> str:
         return os.fsdecode(_unhex(self._arguments[position].strip('"')))
+
+    def _modified(self) -> int:
+        seconds, nanoseconds = _TIME.findall(self.shown)[1]
+        return int(seconds) * 10**9 + int(nanoseconds)
 
     def _written(self) -> bytes:
         return _unhex(self._arguments[1].strip('"'))[: self.result]

@@ -52,11 +52,13 @@ Remains = tuple[tuple[str, Left], ...]
 
 @dataclass
 class PowerCuts:
-    """How often the power was cut, how many different disks that left, and how many of them were mounted."""
+    """How often the power was cut, how many different disks that left, and how many of them were mounted; and how many
+    relfs was told to go on with (settled.py)."""
 
     cuts: int = 0
     disks: int = 0
     mounted: int = 0
+    settled: int = 0
 
 
 # ---- one file -------------------------------------------------------------------------------------------------------

@@ -384,19 +384,31 @@ def _offline(
     """`changes` are what relfsctl is asked for, one after the other, after `others` did something; `fresh` releases are
     unpacked just before each."""
     disks = [*disks, *([ELSEWHERE] if state is not None else [])]
-    disk = Disks.of(app, without=[f"{RELEASES}/{name}" for name in fresh], others=disks)
-    acknowledge = f"mkdir {_mark(app)}; rmdir {_mark(app)}"
-    script = "\n".join([others, *(f"{_relfsctl(app, change, disorder, state)}; {acknowledge}" for change in changes)])
-    with recording(app.parent, fails=None if links else "symlinkat:EPERM") as tape:
-        subprocess.run(
-            [*tape.command, "sh", "-ec", script],
-            stdout=subprocess.DEVNULL, env=environment(), cwd="/", check=True, timeout=120,
-        )  # fmt: skip
-        events = tape.events(app, disks)
+    commands = [others, *(then_acknowledged(app, relfsctl_text(app, change, disorder, state)) for change in changes)]
+    unpacked = [f"{RELEASES}/{name}" for name in fresh]
+    disk, events = record(app, commands, disks, without=unpacked, fails=None if links else "symlinkat:EPERM")
     return Story(disk, list(_with_unpacking(events, fresh)), steps, _history(app, state), links, state)
 
 
-def _relfsctl(app: Path, change: Sequence[str], disorder: str | None, state: str | None) -> str:
+def record(
+    app: Path, commands: Sequence[str], disks: Sequence[str], *, without: Sequence[str] = (), fails: str | None = None
+) -> tuple[Disks, list[Event]]:
+    """What there was before one shell runs `commands`, but for the paths `without`, and what these do to it."""
+    before = Disks.of(app, without=without, others=disks)
+    with recording(app.parent, fails=fails) as tape:
+        subprocess.run(
+            [*tape.command, "sh", "-ec", "\n".join(commands)],
+            stdout=subprocess.DEVNULL, env=environment(), cwd="/", check=True, timeout=120,
+        )  # fmt: skip
+        return before, tape.events(app, disks)
+
+
+def then_acknowledged(app: Path, command: str) -> str:
+    """For record()."""
+    return f"{command}; mkdir {_mark(app)}; rmdir {_mark(app)}"
+
+
+def relfsctl_text(app: Path, change: Sequence[str], disorder: str | None, state: str | None) -> str:
     arguments = [*(["--state-dir", str(app / state)] if state is not None else []), *change]
     if disorder is None:
         return shlex.join(relfsctl_command(app, *arguments))

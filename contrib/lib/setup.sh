@@ -17,7 +17,9 @@ PACKAGES=(
 FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
 
 # shellcheck disable=SC2034 # likewise
-SOURCES=(git bzip2 xz-utils zstd lz4 acl xfsprogs) # what releases are made from; file systems that keep more, or share
+SOURCES=(git bzip2 xz-utils zstd lz4 acl xfsprogs dpkg-dev debian-archive-keyring) # what releases are made from; file systems that keep more, or share
+
+DEBIAN_KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # shellcheck disable=SC2034 # likewise
 RECORDERS=(strace) # for the tests that cut the power, or kill, after each system call
@@ -86,6 +88,30 @@ unpack_packages() (
         dpkg-deb --extract "$deb" "$directory" || fail "$deb could not be unpacked"
     done
     echo "$*" >"$directory/.packages"
+)
+
+# fetch_sources DIRECTORY SUITE PACKAGE SUITE PACKAGE...: Debian's source packages, as they are downloaded, each in
+# DIRECTORY/SUITE. apt's own lists are left alone: most machines have none of sources. DIRECTORY is made anew when the
+# list changes.
+fetch_sources() (
+    directory=$1
+    shift
+    [[ $(cat "$directory/.sources" 2>/dev/null) != "$*" ]] || return 0
+    say "fetching the sources $*"
+    lists=$(mktemp -d) || return
+    trap 'rm -rf "$lists"' EXIT
+    rm -rf "$directory"
+    echo "$*" >"$lists/wanted"
+    while [[ $# -gt 0 ]]; do
+        mkdir -p "$directory/$1" "$lists/$1/partial"
+        echo "deb-src [signed-by=$DEBIAN_KEYS] http://deb.debian.org/debian $1 main" >"$lists/$1.list"
+        own=(-o APT::Sandbox::User=root -o Dir::Etc::SourceList="$lists/$1.list" -o Dir::Etc::SourceParts=/dev/null
+            -o Dir::State::Lists="$lists/$1" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+        (cd "$directory/$1" && apt_get "${own[@]}" update && apt_get "${own[@]}" source --download-only "$2") ||
+            fail "the source package $2 of Debian $1 could not be fetched"
+        shift 2
+    done
+    mv "$lists/wanted" "$directory/.sources"
 )
 
 # The units that Debian would start as it installs them; nobody asked for a web server on port 80, nor for PHP.

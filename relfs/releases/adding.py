@@ -113,6 +113,7 @@ def resume(deploy: DeployPath) -> list[str]:
         if record.state != "reserved":
             continue
         if record.name in swept:
+            _forget(deploy, record.name)
             registry.note(record, "given-up")
         elif not is_staged(deploy, record.name) and _is_whole(deploy, record.name):
             registry.note(record, "finished")
@@ -174,6 +175,13 @@ def _give_up(deploy: DeployPath, record: Record) -> None:
     with suppress(RelfsError), uninterrupted():
         if not _is_whole(deploy, record.name):
             Registry(deploy.state_fd).note(record, "given-up")
+
+
+def _forget(deploy: DeployPath, name: str) -> None:
+    """What was written down of it already."""
+    with suppress(OSError):
+        if deploy.state_fd is not None:
+            remove_manifest(deploy.state_fd, name)
 
 
 def _is_whole(deploy: DeployPath, name: str) -> bool:

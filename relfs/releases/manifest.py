@@ -64,7 +64,7 @@ def digest_of(data: bytes) -> str:
 def write_manifest(state: int, name: str, entries: Iterable[Entry]) -> None:
     """Write, durably and in one step, what release `name` consists of. Raises OSError."""
     directory = _make_directory(state)
-    new = f".{name}.new" if len(os.fsencode(name)) < 250 else ".new"
+    new = _unfinished(name)
     try:
         with suppress(FileNotFoundError):
             os.unlink(new, dir_fd=directory)  # a crash may have left it
@@ -97,11 +97,15 @@ def read_manifest(state: int, name: str) -> dict[str, Entry]:
 
 
 def remove_manifest(state: int, name: str) -> None:
-    """Forget what release `name` consisted of; nothing, if nothing was known. Raises OSError."""
+    """Forget, durably, what release `name` consisted of, also what a crash has left half written; nothing, if nothing
+    was known. Raises OSError."""
     with suppress(FileNotFoundError):
         directory = open_directory(state, MANIFESTS)
         try:
-            os.unlink(name, dir_fd=directory)
+            for each in (name, _unfinished(name)):
+                with suppress(FileNotFoundError):
+                    os.unlink(each, dir_fd=directory)
+            os.fsync(directory)
         finally:
             os.close(directory)
 
@@ -170,8 +174,15 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[Entry]:
 
 
 def _make_directory(state: int) -> int:
+    """Its own name is flushed, too, or a power cut takes it away with all that is in it."""
     with suppress(FileExistsError):
         os.mkdir(MANIFESTS, 0o755, dir_fd=state)
     directory = open_directory(state, MANIFESTS)
     belong_to_owner(directory, state)
+    os.fsync(state)
     return directory
+
+
+def _unfinished(name: str) -> str:
+    """What a manifest is called while it is written."""
+    return f".{name}.new" if len(os.fsencode(name)) < 250 else ".new"

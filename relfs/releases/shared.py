@@ -17,8 +17,8 @@ elsewhere. A link in `shared/`, on the other hand, is how an administrator puts 
 a release no link is followed. In `shared/` one is, for looking; what is missing there is made only where no link is on
 the way to it.
 
-What is shipped seeds what is missing, once: a copy is made beside its place and put there when it is whole, so that
-nobody ever finds half of it. What is there already is never written. Who does this holds flock(2) on `shared/`.
+What is shipped seeds what is missing, once (seeding.py). What is there already is never written. Who does this holds
+flock(2) on `shared/`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import errno
 import fcntl
 import os
 import posixpath
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,9 +38,9 @@ from relfs.beneath import open_directory
 from relfs.errors import RefusedError, reason
 from relfs.layout import RELEASES, SHARED, DeployPath
 from relfs.libc import syncfs
+from relfs.releases.seeding import remove, seed
 from relfs.users import gid_of
 
-_SEED = ".relfs-seed"
 _DIRECTORY_MODE = 0o755
 _WRITABLE = stat.S_IRWXU | stat.S_IRWXG | stat.S_ISGID
 
@@ -168,7 +167,7 @@ class _Linker:
         self._seed(path, where, last, directory=directory)
         text = "../" * (2 + path.count("/")) + f"{SHARED}/{path}"
         with self._inside(where, make=True) as parent:
-            _remove(last, parent)
+            remove(last, parent)
             os.symlink(text, last, dir_fd=parent)
             _give_as(parent, last)
 
@@ -177,23 +176,16 @@ class _Linker:
         if _exists(self._deploy, path):
             return
         with _made(self._deploy.fd, posixpath.join(SHARED, where)) as parent:
-            _remove(_SEED, parent)  # a crash may have left it
-            if self._copy(where, last, parent):
-                _put(last, parent, directory=directory)
-            elif directory:
+            if not self._seed_in(where, last, parent) and directory:
                 _make_directory(last, parent)
 
-    def _copy(self, where: str, last: str, parent: int) -> bool:
-        """A copy of what the release ships, beside its place; False if it ships nothing."""
+    def _seed_in(self, where: str, last: str, parent: int) -> bool:
+        """False if the release ships nothing."""
         try:
             with self._inside(where) as source:
-                mode = os.lstat(last, dir_fd=source).st_mode
-                if stat.S_ISLNK(mode):  # whoever made the release has linked it already, to somewhere
-                    return False
-                _copy(f"/proc/self/fd/{source}/{last}", f"/proc/self/fd/{parent}/{_SEED}", mode)
+                return seed(source, last, parent)
         except FileNotFoundError:
             return False
-        return True
 
     def make_writable(self, path: str, shared: Shared) -> None:
         """The directory itself, where it is shared: what is in it is the application's. All of it in the release."""
@@ -334,57 +326,12 @@ def _give_as(parent: int, name: str) -> None:
         os.chown(name, status.st_uid, status.st_gid, dir_fd=parent, follow_symlinks=False)
 
 
-def _put(last: str, parent: int, *, directory: bool) -> None:
-    """The seed in its place, unless somebody else was first. Raises OSError."""
-    if directory:
-        os.rename(_SEED, last, src_dir_fd=parent, dst_dir_fd=parent)  # fails on whatever is there but an empty one
-        return
-    with suppress(FileExistsError):
-        os.link(_SEED, last, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
-    os.unlink(_SEED, dir_fd=parent)
-
-
-def _copy(source: str, goal: str, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        shutil.copytree(source, goal, symlinks=True, copy_function=_copy_file)
-        for directory, _, _ in os.walk(source):
-            _give(directory, posixpath.join(goal, os.path.relpath(directory, source)))
-    else:
-        _copy_file(source, goal)
-
-
-def _copy_file(source: str, goal: str) -> str:
-    shutil.copy2(source, goal, follow_symlinks=False)
-    _give(source, goal)
-    return goal
-
-
-def _give(source: str, goal: str) -> None:
-    """To whom the original belongs; only root can."""
-    status = os.lstat(source)
-    with suppress(PermissionError):
-        os.chown(goal, status.st_uid, status.st_gid, follow_symlinks=False)
-        if not stat.S_ISLNK(status.st_mode):
-            os.chmod(goal, stat.S_IMODE(status.st_mode))  # chown(2) takes set-user-ID bits away
-
-
 def _open_up(directory: int, group: int | None) -> None:
     """Its owner and its group may write it, and what is made in it belongs to that group (mkdir(2), S_ISGID)."""
     status = os.fstat(directory)
     if group is not None and status.st_gid != group:
         os.fchown(directory, -1, group)
     os.fchmod(directory, stat.S_IMODE(status.st_mode) | _WRITABLE)
-
-
-def _remove(name: str, parent: int) -> None:
-    try:
-        mode = os.lstat(name, dir_fd=parent).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        shutil.rmtree(name, dir_fd=parent)
-    else:
-        os.unlink(name, dir_fd=parent)
 
 
 def _is_in(path: str, directories: tuple[str, ...]) -> bool:

@@ -8,7 +8,6 @@ nobody else can put a link in the way of root; its own permissions it gets when 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -25,7 +24,6 @@ from relfs.layout import RELEASES, DeployPath
 
 PREFIX = ".relfs-add-"
 _NAME_MAX = 255
-_NO_FLAGS = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Staging:
         except FileExistsError as error:
             raise RefusedError(f"{self.name}: somebody has made a release of this name meanwhile") from error
         except OSError as error:
-            if error.errno not in _NO_FLAGS:
+            if error.errno not in libc.NO_RENAME_FLAGS:
                 raise
             self._put_by_name()
         try:

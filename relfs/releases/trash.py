@@ -5,9 +5,9 @@
     releases/.relfs-trash        the same, where .relfs is on another file system, or mounted from one
 
 What goes from releases/ is gone for everybody at once, whole, however long deleting it takes; and what a crash leaves
-is found here, and nowhere else. N makes the name new. The order: the rename is made and flushed, then the registry
-tells of it. A crash between leaves a record of a release that is not there, which the next one mends. So it is with a
-full disk, which must not keep anybody from making room.
+is found here, and nowhere else. N makes the name new. The order: the rename is made and flushed, the manifest removed,
+then the registry tells of it. A crash between leaves a record of a release that is not there, which the next one mends.
+So it is with a full disk, which must not keep anybody from making room.
 
 What a killed relfsctl has left of a release that it was making (staging.py), which its maker holds with flock(2) while
 it lives, goes the same way.
@@ -27,7 +27,7 @@ from relfs.durable import remove_file, replace_file
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import RELEASES, DeployPath, check_name
 from relfs.releases.manifest import remove_manifest
-from relfs.releases.registry import Registry
+from relfs.releases.registry import Record, Registry, State
 from relfs.releases.staging import PREFIX
 
 TRASH = "trash"
@@ -136,16 +136,28 @@ def _free_name(trash: int, name: str) -> str:
 
 
 def _settle(deploy: DeployPath, name: str) -> None:
-    """Note as removed `name`, and what somebody has removed who did not say so. What relfs has not made, the registry
-    does not know."""
+    """Note as removed `name`, and what somebody has removed who did not say so; as given up, what was being made. What
+    relfs has not made, the registry does not know.
+
+    A manifest goes first: what is noted as removed, nobody looks at again."""
+    if deploy.state_fd is None:
+        return
     there = {release.name for release in deploy.releases()}
     registry = Registry(deploy.state_fd)
     for record in registry.records():
-        gone = record.name == name or (record.state == "finished" and record.name not in there)
-        if gone and record.state != "removed":
-            registry.note(record, "removed")
-    if deploy.state_fd is not None:
-        remove_manifest(deploy.state_fd, name)
+        state = _becomes(record, name, there)
+        if state is not None:
+            remove_manifest(deploy.state_fd, record.name)
+            registry.note(record, state)
+
+
+def _becomes(record: Record, gone: str, there: set[str]) -> State | None:
+    """What is to be noted of a record, now that `gone` has left `there`."""
+    if record.state == "reserved" and gone == PREFIX + record.name:
+        return "given-up"
+    if record.state == "finished" and record.name not in there:
+        return "removed"
+    return "removed" if record.name == gone and record.state != "removed" else None
 
 
 # ---- what is in it -------------------------------------------------------------------------------------------------
