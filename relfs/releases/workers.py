@@ -32,7 +32,7 @@ _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 _NUMBER = struct.Struct("=H")
-_PIECES_MAX = 4096
+PIECES_MAX = 4096
 """As many numbers as fit into a pipe whose capacity was cut down to a few pages (pipe(7))."""
 
 _COUNTS = struct.Struct("=QQ")
@@ -79,9 +79,9 @@ def run_all(
     """What `work` gives for each of the pieces, in any order. It must not rely on anything that it changes in memory.
 
     `files` is how many there are in all; `watch` is told now and then how many files and bytes are done. At most
-    _PIECES_MAX pieces. Raises what `work` does: OSError and RelfsError; RelfsError for a process that was killed.
+    PIECES_MAX pieces. Raises what `work` does: OSError and RelfsError; RelfsError for a process that was killed.
     """
-    assert len(pieces) <= _PIECES_MAX
+    assert len(pieces) <= PIECES_MAX
     count = min(_processors(), len(pieces), _PROCESSES_MAX) if files >= _FEW_FILES else 1
     memory = mmap.mmap(-1, _COUNTS.size * _PROCESSES_MAX)
     watching = _watching(memory, watch)
