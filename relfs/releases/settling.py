@@ -37,7 +37,7 @@ def read_entry(directory: int, path: str, name: str, status: os.stat_result, cou
         return entry_of(path, status, digest_of(os.fsencode(os.readlink(name, dir_fd=directory))))
     fd = os.open(name, _READ, dir_fd=directory)
     try:
-        return entry_of(path, status, hash_contents(fd, status, lambda size: counter.add(0, size)))
+        return entry_of(path, status, hash_contents(fd, status, counter.add_bytes))
     finally:
         os.close(fd)
 
