@@ -9,9 +9,9 @@ forgotten; fsync(2) of each file waits for the disk each time.
 
 The choice. Files are reached by their names in open directories; a small one is opened, read, hashed and written once,
 and given only what open(2) did not: of most, the time. Nothing is flushed here: one syncfs(2) does it for all
-(adding.py). Directories are made first, by one process, then filled by several (workers.py). They are dressed last,
-because every name that is made in a directory changes its time, and its permissions may not let one in: those that
-have no directories in them, which are most, by who has filled them and has them open; the others in the end.
+(adding.py). Several processes fill directories (workers.py). They are dressed last, because every name that is made
+in a directory changes its time, and its permissions may not let one in. Those that have no directories in them, which
+are most, are made, filled and dressed by the same process; the others are there first, and dressed in the end.
 
 A file that is written by somebody meanwhile is an error, not a torn copy. A source that others can change cannot lead
 us astray: no link is followed, at any step.
@@ -54,11 +54,10 @@ def copy_tree(source: int, target: int, previous: Previous | None, on_progress: 
     with its path.
     """
     found = survey(source)
-    copier = _Copier(source, target, previous, found.twins, dresser_for(target))
+    copier = _Copier(source, target, previous, frozenset((".", *found.frame)), found.twins, dresser_for(target))
     with any_mode():
-        for path in found.directories[1:]:
-            with naming(path):
-                os.mkdir(path, 0o700, dir_fd=target)
+        for path in found.frame:
+            copier.make_directory(path)
         results = run_all(found.pieces, copier.copy_piece, files=found.files, watch=_watching(found, on_progress))
         made = [each for result in results for each in result] + list(copier.copy_twins())
         dressed = {entry.path for entry, _ in made if entry.kind == "d"}
@@ -81,6 +80,7 @@ class _Copier:
     source: int
     target: int
     previous: Previous | None
+    frame: frozenset[str]
     twins: dict[FileId, list[str]]
     dresser: Dresser
 
@@ -89,10 +89,16 @@ class _Copier:
         ever be in it."""
         made: list[_Made] = []
         for path in piece.directories:
+            if path not in self.frame:
+                self.make_directory(path)
             with self._places(path) as at:
                 if self._fill(at, path, piece, counter, made) and piece.parts == 1:
                     made.append((self._dress(at, path), False))
         return made
+
+    def make_directory(self, path: str) -> None:
+        with naming(path):
+            os.mkdir(path, 0o700, dir_fd=self.target)
 
     def _fill(self, at: Places, path: str, piece: Piece, counter: Counter, made: list[_Made]) -> bool:
         """Whether nothing is left out."""

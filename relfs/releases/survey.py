@@ -43,10 +43,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Survey:
-    """`directories` are paths relative to the top ("."), each after the one it is in; `files` counts what is no
-    directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
+    """`directories` are paths relative to the top ("."), each after the one it is in; `frame` are those of them, but not
+    the top, that several pieces need: they have directories in them, or files in several pieces. `files` counts what is
+    no directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
 
     directories: list[str]
+    frame: list[str]
     pieces: list[Piece]
     files: int
     bytes: int
@@ -62,6 +64,7 @@ class _Found:
     strict: bool
     seen: Seen
     directories: list[str] = field(default_factory=list)
+    branches: set[str] = field(default_factory=set)
     counts: list[tuple[int, int]] = field(default_factory=list)
     names: dict[FileId, list[str]] = field(default_factory=dict)
 
@@ -75,10 +78,19 @@ def survey(top: int, *, strict: bool = True, seen: Seen = lambda _path, _status:
     waiting = ["."]
     while waiting:
         path = waiting.pop()
-        waiting += _look(top, path, found)
+        below = _look(top, path, found)
+        if below:
+            found.branches.add(path)
+            waiting += below
     twins = {key: names for key, names in found.names.items() if len(names) > 1}
     files, size = (sum(each) for each in zip(*found.counts, strict=True))
-    return Survey(found.directories, list(_pieces(found, files, size)), files, size, twins)
+    pieces = list(_pieces(found, files, size))
+    return Survey(found.directories, _frame(found, pieces), pieces, files, size, twins)
+
+
+def _frame(found: _Found, pieces: list[Piece]) -> list[str]:
+    several = found.branches.union(*(piece.directories for piece in pieces if piece.parts > 1))
+    return [path for path in found.directories if path in several and path != "."]
 
 
 def join(directory: str, name: str) -> str:
