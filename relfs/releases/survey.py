@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Survey:
-    """`directories` are paths relative to the top ("."), each after the one it is in; `frame` are those of them, without
+    """`directories` are paths relative to the top ("."), each after the one it is in; `frame` are those, without
     the top, that several pieces need: they have directories in them, or files in several pieces. `files` counts what is
     no directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
 
