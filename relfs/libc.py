@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -59,17 +60,22 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
 
 def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
     """openat2(2), Linux 5.6, for its RESOLVE_* flags. Raises OSError(ENOSYS) where there is no such call."""
-    if os.uname().sysname != "Linux":
+    if not _IS_LINUX:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     makes = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY)
-    how = (ctypes.c_uint64 * 3)(flags, mode if makes else 0, resolve)  # struct open_how
-    return _check(_libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))))
+    how = _OPEN_HOW(flags, mode if makes else 0, resolve)
+    return _check(_libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), _OPEN_HOW_SIZE))
+
+
+_IS_LINUX = sys.platform == "linux"
+_OPEN_HOW = ctypes.c_uint64 * 3  # struct open_how: flags, mode, resolve
+_OPEN_HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OPEN_HOW))
 
 
 def hold_here(directory: int, name: bytes) -> int:
     """The inode `name` in `directory`, as O_PATH. Raises OSError(EXDEV) where something is mounted on it (openat2(2),
     RESOLVE_NO_XDEV), unless the kernel has no such call."""
-    fd = _libc.syscall(_SYS_OPENAT2, directory, name, _HOLD_HERE, _HOLD_HERE_SIZE)
+    fd = _libc.syscall(_SYS_OPENAT2, directory, name, _HOLD_HERE, _OPEN_HOW_SIZE)
     if fd >= 0:
         return int(fd)
     number = ctypes.get_errno()
@@ -79,8 +85,7 @@ def hold_here(directory: int, name: bytes) -> int:
 
 
 _HOLD = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOLD_HERE = (ctypes.c_uint64 * 3)(_HOLD, 0, RESOLVE_NO_XDEV)  # made once: it is on the way of every lookup
-_HOLD_HERE_SIZE = ctypes.c_size_t(ctypes.sizeof(_HOLD_HERE))
+_HOLD_HERE = _OPEN_HOW(_HOLD, 0, RESOLVE_NO_XDEV)  # made once: it is on the way of every lookup
 
 
 def glance(directory: int, name: bytes = b"") -> tuple[int, tuple[int, int]]:

@@ -339,7 +339,7 @@ def test_a_file_that_was_changed_since_is_not_what_its_manifest_says(deploy: Dep
 
 
 def test_what_is_prepared_is_in_the_manifest(deploy: DeployPath, app: Path, many: Path) -> None:
-    def prepare(staged: int, name: str) -> None:
+    def prepare(staged: int, name: str) -> bool:
         release = Path(f"/proc/self/fd/{staged}")
         write(release / "made", name.encode())
         status = (release / "flat/file7").stat()
@@ -347,6 +347,7 @@ def test_what_is_prepared_is_in_the_manifest(deploy: DeployPath, app: Path, many
         os.utime(release / "flat/file7", ns=(status.st_atime_ns, status.st_mtime_ns))
         shutil.rmtree(release / "deep/3")
         (release / "deep/3").symlink_to("../flat")
+        return True
 
     add_from(deploy, many, prepare=prepare)
     assert (app / "releases/43/made").read_bytes() == b"43"
@@ -356,7 +357,7 @@ def test_what_is_prepared_is_in_the_manifest(deploy: DeployPath, app: Path, many
 def test_preparing_may_refuse(deploy: DeployPath, tree: Path) -> None:
     names = []
 
-    def prepare(staged: int, name: str) -> None:
+    def prepare(staged: int, name: str) -> bool:
         assert os.stat("index.php", dir_fd=staged).st_size
         names.append(name)
         raise RefusedError("no")
@@ -415,8 +416,9 @@ def test_a_release_that_is_whole_is_noted_as_finished(deploy: DeployPath, tree: 
 
 
 def test_nobody_elses_directory_is_replaced(deploy: DeployPath, app: Path, tree: Path) -> None:
-    def prepare(_: int, name: str) -> None:
+    def prepare(_: int, name: str) -> bool:
         (app / "releases" / name).mkdir()
+        return True
 
     with pytest.raises(RefusedError, match=r"^43: somebody has made a release of this name meanwhile"):
         add_from(deploy, tree, prepare=prepare)

@@ -103,6 +103,14 @@ def test_what_is_shared_is_linked_before_it_can_be_switched_to(app: Path, tree: 
     assert ctl("-C", app, "check", "43").status == 0
 
 
+def test_what_a_hook_changes_is_part_of_the_release(app: Path, tree: Path) -> None:
+    command = 'cd $RELFS_RELEASE_PATH; echo built > app/built; echo changed >> index.php'
+    write(app / ".relfs/config.toml", f"[hooks]\npre_add = '{command}'\n".encode())
+    assert ctl("-C", app, "add", tree).status == 0
+    assert (app / "releases/43/app/built").read_bytes() == b"built\n"
+    assert ctl("-C", app, "check", "43").out == "43 is as it was added: 16 entries\n"
+
+
 def test_what_is_sealed_is_not_linked_to(app: Path, tree: Path, mounts: Mounts) -> None:
     """Nobody could change it by its new name, then; so its files are copied."""
     write(app / ".relfs/config.toml", b"seal = true\n")

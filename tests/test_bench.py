@@ -178,9 +178,11 @@ def test_resolve_reports_resolution_switch_and_memory(place: Path) -> None:
 # ---- add
 
 
-def test_add_reports_every_tool_in_both_cases(place: Path) -> None:
-    report = _report(place, "add", "--rounds", "1", "--files", "400")
+@pytest.mark.parametrize("on", [(), ("--on", "ext4"), ("--on", "xfs")], ids=["there", "ext4", "xfs"])
+def test_add_reports_every_tool_in_both_cases(place: Path, on: Sequence[str]) -> None:
+    report = _report(place, "add", "--rounds", "1", "--files", "400", *on)
     assert report["files"] > 400, "and links"
+    assert not on or report["file_system"] in (on[1], "ext2/ext3"), "as stat(1) calls it"
     first = ["relfs", "rsync", "cp", "tar"]
     rows = [("first time", tool) for tool in first] + [("1 % changed", tool) for tool in ("relfs --link", *first)]
     assert [(row["case"], row["tool"]) for row in report["rows"]] == rows

@@ -28,10 +28,10 @@ def add_release(
 ) -> Added:
     """adding.add(), as it is configured, with progress on a terminal."""
 
-    def prepare(staged: int, name: str) -> None:
-        link_shared(deploy, staged, name, config.shared)
+    def prepare(staged: int, name: str) -> bool:
+        linked = link_shared(deploy, staged, name, config.shared)
         path = f"{deploy.path}/{RELEASES}/{PREFIX}{name}"
-        ask_before(PRE_ADD, deploy, config, name, path=path, show=say_error)
+        return ask_before(PRE_ADD, deploy, config, name, path=path, show=say_error) or linked
 
     with progress_line("adding") as tell:
         return add(

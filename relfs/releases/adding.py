@@ -10,7 +10,7 @@ The choice.
     1. what others have abandoned is removed        staging.sweep()
     2. the name is spent, durably                   registry: reserved
     3. a staging directory is made and locked       whoever finds it unlocked, removes it
-    4. it is filled, then prepared                  by `prepare`: shared links, hooks; what they change is read again
+    4. it is filled, then prepared                  by `prepare`: shared links, hooks; what they change is read
     5. all of it is flushed (syncfs)                once, for all files
     6. the manifest is written, durably             it says nothing to anybody until there is a release of that name
     7. rename(2), and `releases/` is flushed
@@ -47,9 +47,9 @@ from relfs.releases.staging import Staging, is_staged, staging, sweep
 from relfs.releases.unpacking import Owner
 from relfs.releases.workers import Progress
 
-Prepare = Callable[[int, str], None]
-"""Is given a descriptor of the staging directory, and the name that the release will have; raises RelfsError if it is
-not to be."""
+Prepare = Callable[[int, str], bool]
+"""Is given a descriptor of the staging directory, and the name that the release will have; says whether it may have
+changed anything there, and raises RelfsError if there is to be no such release."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,7 @@ class _Adding:
         before = os.fstat(made.fd)
         os.utime(made.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
         copied_by = os.fstat(made.fd).st_ctime_ns
-        self.prepare(made.fd, made.name)
-        return settle(made.fd, entries, copied_by)
+        return settle(made.fd, entries, copied_by) if self.prepare(made.fd, made.name) else entries
 
     def _publish(self, made: Staging, entries: Iterable[Entry]) -> None:
         state = self.deploy.state_fd

@@ -20,14 +20,15 @@ _log = logging.getLogger(__name__)
 
 def ask_before(
     hook: str, deploy: DeployPath, config: Config, release: str, *, path: str | None = None, show: Show | None = None
-) -> None:
-    """Ask `hook` whether something may be done to `release`, which is at `path` for now, if not in its place yet.
+) -> bool:
+    """Ask `hook` whether something may be done to `release`, which is at `path` for now, if not in its place yet;
+    whether there is such a hook.
 
     Not to be called by a holder of the change lock, which is taken for the journal. Raises HookError if it says no,
     RefusedError, RelfsError.
     """
     if not has_hook(hook, deploy, config.hooks):
-        return
+        return False
     text = peek(deploy)
     current = deploy.target(text).release if text is not None else None
     told = releases_of(deploy, release, current)
@@ -41,6 +42,7 @@ def ask_before(
         raise
     finally:
         _note(deploy, hook, release, current, outcome, said)
+    return True
 
 
 def _note(deploy: DeployPath, hook: str, release: str, current: str | None, outcome: str, said: str) -> None:

@@ -144,7 +144,7 @@ class _Checker:
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error
         self._compare(now, seen, differences)
-        counter.add(1, 0)
+        counter.add_file()
 
     def _compare(self, now: Entry, seen: list[str], differences: list[Difference]) -> None:
         if self.is_free(now.path):

@@ -9,8 +9,9 @@ forgotten; fsync(2) of each file waits for the disk each time.
 
 The choice. Files are reached by their names in open directories; a small one is opened, read, hashed and written once,
 and given only what open(2) did not: of most, the time. Nothing is flushed here: one syncfs(2) does it for all
-(adding.py). Directories are made first, by one process, then filled by several (workers.py), and dressed last, because
-every name that is made in a directory changes its time, and its permissions may not let one in.
+(adding.py). Several processes fill directories (workers.py). They are dressed last, because every name that is made
+in a directory changes its time, and its permissions may not let one in. Those that have no directories in them, which
+are most, are made, filled and dressed by the same process; the others are there first, and dressed in the end.
 
 A file that is written by somebody meanwhile is an error, not a torn copy. A source that others can change cannot lead
 us astray: no link is followed, at any step.
@@ -53,18 +54,17 @@ def copy_tree(source: int, target: int, previous: Previous | None, on_progress: 
     with its path.
     """
     found = survey(source)
-    copier = _Copier(source, target, previous, found.twins, dresser_for(target))
+    copier = _Copier(source, target, previous, frozenset((".", *found.frame)), found.twins, dresser_for(target))
     with any_mode():
-        for path in found.directories[1:]:
-            with naming(path):
-                os.mkdir(path, 0o700, dir_fd=target)
+        for path in found.frame:
+            copier.make_directory(path)
         results = run_all(found.pieces, copier.copy_piece, files=found.files, watch=_watching(found, on_progress))
-        twins = list(copier.copy_twins())
-        directories = [copier.dress_directory(path) for path in reversed(found.directories)]
-    done = [each for result in results for each in result] + twins
-    shared = [entry for entry, is_shared in done if is_shared]
-    entries = [entry for entry, _ in done] + directories
-    return Copied(entries, len(shared), sum(entry.size for entry in shared))
+        made = [each for result in results for each in result] + list(copier.copy_twins())
+        dressed = {entry.path for entry, _ in made if entry.kind == "d"}
+        left = [path for path in reversed(found.directories) if path not in dressed]
+        made += [(copier.dress_directory(path), False) for path in left]
+    shared = [entry for entry, is_shared in made if is_shared]
+    return Copied([entry for entry, _ in made], len(shared), sum(entry.size for entry in shared))
 
 
 def _watching(found: Survey, on_progress: Callable[[Progress], None]) -> Callable[[int, int], None]:
@@ -80,26 +80,51 @@ class _Copier:
     source: int
     target: int
     previous: Previous | None
+    frame: frozenset[str]
     twins: dict[FileId, list[str]]
     dresser: Dresser
 
     def copy_piece(self, piece: Piece, counter: Counter) -> list[_Made]:
-        """All files of a piece, but for those with several names."""
+        """All files of a piece, but for those with several names; and what they are in, where that is all there will
+        ever be in it."""
         made: list[_Made] = []
         for path in piece.directories:
-            with self._places(path) as at, os.scandir(at.source) as entries:
-                for entry in entries:
-                    if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
-                        self._copy_entry(at, join(path, entry.name), entry, counter, made)
+            if path not in self.frame:
+                self.make_directory(path)
+            with self._places(path) as at:
+                if self._fill(at, path, piece, counter, made) and piece.parts == 1:
+                    made.append((self._dress(at, path), False))
         return made
 
-    def _copy_entry(self, at: Places, path: str, entry: os.DirEntry[str], counter: Counter, made: list[_Made]) -> None:
+    def make_directory(self, path: str) -> None:
         with naming(path):
+            os.mkdir(path, 0o700, dir_fd=self.target)
+
+    def _fill(self, at: Places, path: str, piece: Piece, counter: Counter, made: list[_Made]) -> bool:
+        """Whether nothing is left out."""
+        is_all = True
+        with os.scandir(at.source) as entries:
+            for entry in entries:
+                copied = None
+                if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
+                    copied = self._copy_entry(at, join(path, entry.name), entry, counter)
+                if copied is not None:
+                    made.append(copied)
+                else:
+                    is_all = False
+        return is_all
+
+    def _copy_entry(self, at: Places, path: str, entry: os.DirEntry[str], counter: Counter) -> _Made | None:
+        """None for a file with several names."""
+        try:
             status = entry.stat(follow_symlinks=False)
             if (status.st_dev, status.st_ino) in self.twins:
-                return
-            made.append(self._copy(at, path, entry.name, status, lambda size: counter.add(0, size)))
-        counter.add(1, 0)
+                return None
+            made = self._copy(at, path, entry.name, status, counter.add_bytes)
+        except (OSError, ChangedError) as error:
+            raise _named(error, path) from error
+        counter.add_file()
+        return made
 
     def copy_twins(self) -> Iterator[_Made]:
         """Files with several names: copied under the first, which then gets the others."""
@@ -168,8 +193,12 @@ class _Copier:
     def dress_directory(self, path: str) -> Entry:
         """Once all is in it that will be, and in those below it."""
         with naming(path), opened(self.source, path) as source, opened(self.target, path) as target:
-            status = os.fstat(source)
-            self.dresser.dress_made(source, target, status)
+            return self._dress(Places(source, target, None), path)
+
+    def _dress(self, at: Places, path: str) -> Entry:
+        with naming(path):
+            status = os.fstat(at.source)
+            self.dresser.dress_made(at.source, at.target, status)
             return entry_of(path, status, NO_DIGEST)
 
 
@@ -178,10 +207,14 @@ def naming(path: str) -> Iterator[None]:
     """What goes wrong here says where."""
     try:
         yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    except ChangedError as error:
-        raise RelfsError(f"{path}: {error}") from error
+    except (OSError, ChangedError) as error:
+        raise _named(error, path) from error
+
+
+def _named(error: OSError | ChangedError, path: str) -> OSError | RelfsError:
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, path)
+    return RelfsError(f"{path}: {error}")
 
 
 @contextmanager

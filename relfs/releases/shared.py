@@ -108,12 +108,15 @@ def _path(key: str, given: str) -> str:
 # ---- linking --------------------------------------------------------------------------------------------------------
 
 
-def link_shared(deploy: DeployPath, release: int, name: str, shared: Shared) -> None:
-    """Link what is shared into the release that the descriptor `release` is of, and make `writable` what shall be so.
+def link_shared(deploy: DeployPath, release: int, name: str, shared: Shared) -> bool:
+    """Link what is shared into the release that the descriptor `release` is of, and make `writable` what shall be so;
+    whether there is any of either.
 
     `name` is what to call the release in messages. It must lie in releases/ itself, for the links are relative.
     Raises RefusedError that names what is in the way; then `shared/` is as it was. May be done again.
     """
+    if shared == Shared():
+        return False
     linker = _Linker(deploy, release, name)
     problems = [finding for finding in _look(deploy, shared) if finding.state == "fail"]
     if problems:
@@ -123,13 +126,13 @@ def link_shared(deploy: DeployPath, release: int, name: str, shared: Shared) -> 
             linker.require(path, stat.S_ISDIR, "a directory")
         for path in shared.files:
             linker.require(path, stat.S_ISREG, "a file")
-        if shared != Shared():
-            with _made(deploy.fd, SHARED) as directory:
-                fcntl.flock(directory, fcntl.LOCK_EX)
-                _link(linker, shared)
-                syncfs(directory)
+        with _made(deploy.fd, SHARED) as directory:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            _link(linker, shared)
+            syncfs(directory)
     except OSError as error:
         raise RefusedError(f"{name}: what is shared cannot be linked: {_told(error)}") from error
+    return True
 
 
 def _link(linker: _Linker, shared: Shared) -> None:

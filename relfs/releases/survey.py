@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,37 +43,54 @@ class Piece:
 
 @dataclass(frozen=True)
 class Survey:
-    """`directories` are paths relative to the top ("."), each after the one it is in; `files` counts what is no
-    directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
+    """`directories` are paths relative to the top ("."), each after the one it is in; `frame` are those, without
+    the top, that several pieces need: they have directories in them, or files in several pieces. `files` counts what is
+    no directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
 
     directories: list[str]
+    frame: list[str]
     pieces: list[Piece]
     files: int
     bytes: int
     twins: dict[FileId, list[str]]
 
 
+Seen = Callable[[str, os.stat_result], None]
+"""Is told of each file and link: its path, and what is known of it."""
+
+
 @dataclass
 class _Found:
     strict: bool
+    seen: Seen
     directories: list[str] = field(default_factory=list)
+    branches: set[str] = field(default_factory=set)
     counts: list[tuple[int, int]] = field(default_factory=list)
     names: dict[FileId, list[str]] = field(default_factory=dict)
 
 
-def survey(top: int, *, strict: bool = True) -> Survey:
+def survey(top: int, *, strict: bool = True, seen: Seen = lambda _path, _status: None) -> Survey:
     """Look at all below the directory `top` (a descriptor).
 
     Raises OSError with the path; RefusedError for what can be no part of a release, if `strict`.
     """
-    found = _Found(strict)
+    found = _Found(strict, seen)
     waiting = ["."]
     while waiting:
         path = waiting.pop()
-        waiting += _look(top, path, found)
+        below = _look(top, path, found)
+        if below:
+            found.branches.add(path)
+            waiting += below
     twins = {key: names for key, names in found.names.items() if len(names) > 1}
     files, size = (sum(each) for each in zip(*found.counts, strict=True))
-    return Survey(found.directories, list(_pieces(found, files, size)), files, size, twins)
+    pieces = list(_pieces(found, files, size))
+    return Survey(found.directories, _frame(found, pieces), pieces, files, size, twins)
+
+
+def _frame(found: _Found, pieces: list[Piece]) -> list[str]:
+    several = found.branches.union(*(piece.directories for piece in pieces if piece.parts > 1))
+    return [path for path in found.directories if path in several and path != "."]
 
 
 def join(directory: str, name: str) -> str:
@@ -102,7 +119,7 @@ def _look(top: int, path: str, found: _Found) -> list[str]:
                     below.append(_deeper(join(path, entry.name)))
                     continue
                 files += 1
-                size += _look_at_file(path, entry, found)
+                size += _look_at_file(join(path, entry.name), entry.stat(follow_symlinks=False), found)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     found.directories.append(path)
@@ -110,16 +127,18 @@ def _look(top: int, path: str, found: _Found) -> list[str]:
     return below
 
 
-def _look_at_file(directory: str, entry: os.DirEntry[str], found: _Found) -> int:
+def _look_at_file(path: str, status: os.stat_result, found: _Found) -> int:
     """The bytes that it holds."""
-    status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
         if status.st_nlink > 1:
-            found.names.setdefault((status.st_dev, status.st_ino), []).append(join(directory, entry.name))
+            found.names.setdefault((status.st_dev, status.st_ino), []).append(path)
+        found.seen(path, status)
         return status.st_size
-    if found.strict and not stat.S_ISLNK(status.st_mode):
+    if stat.S_ISLNK(status.st_mode):
+        found.seen(path, status)
+    elif found.strict:
         what = kind_of(status.st_mode)
-        raise RefusedError(f"{join(directory, entry.name)}: is {what}; a release has only directories, files and links")
+        raise RefusedError(f"{path}: is {what}; a release has only directories, files and links")
     return 0
 
 
