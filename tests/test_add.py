@@ -186,6 +186,26 @@ def test_a_zip(deploy: DeployPath, app: Path, tmp_path: Path, tree: Path) -> Non
     assert check(deploy, "43").differences == ()
 
 
+def test_names_in_a_zip_are_what_they_were(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    """zip(1) writes the bytes that a name has, without saying that they are UTF-8."""
+    names = {"\u00e9\u65e5.txt", os.fsdecode(b"latin-\xe9")}
+    for name in names:
+        write(tmp_path / "tree" / name, b"x")
+    subprocess.run(["zip", "-qr", tmp_path / "a.zip", "."], cwd=tmp_path / "tree", env={"LC_ALL": "C"}, check=True)
+    add_from(deploy, tmp_path / "a.zip")
+    assert set(os.listdir(app / "releases/43")) == names
+
+
+def test_a_zip_from_where_directories_end_in_backslashes(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("public\\", "public\\css\\a.css"):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0  # DOS, as .NET has it
+            archive.writestr(info, b"")
+    add_from(deploy, tmp_path / "a.zip")
+    assert (app / "releases/43/public/css/a.css").is_file()
+
+
 def test_a_tree_in_a_git_repository(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
     git = ("git", "-C", tmp_path / "repo", "-c", "user.name=a", "-c", "user.email=a@b")
     write(tmp_path / "repo/web/index.php", b"one")

@@ -17,7 +17,7 @@ PACKAGES=(
 FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
 
 # shellcheck disable=SC2034 # likewise
-SOURCES=(git bzip2 xz-utils zstd lz4 acl xfsprogs) # what releases are made from; file systems that keep more, or share
+SOURCES=(git bzip2 xz-utils zstd lz4 zip acl xfsprogs) # what releases are made from; file systems that keep more, or share
 
 # shellcheck disable=SC2034 # likewise
 RECORDERS=(strace) # for the tests that cut the power, or kill, after each system call

@@ -28,6 +28,7 @@ from relfs.releases.workers import Progress
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TOP_MODE = 0o755
+_ZEROS = bytes(BUFFER)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _Unpacker:
             self._tell()
             digest.update(part)
             size += len(part)
-            if member.sparse and not any(part):
+            if member.sparse and part == _ZEROS[: len(part)]:
                 os.lseek(out, len(part), os.SEEK_CUR)
             else:
                 write_all(out, part)
