@@ -280,13 +280,13 @@ def test_a_script_of_the_holders_takes_it_again(anywhere: Path) -> None:
         assert ctl("-C", anywhere, "--json", "status").json["lock"]["reason"] == "outer"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_command_that_is_ended(anywhere: Path, number: signal.Signals) -> None:
-    """SIGTERM is handed on; Ctrl-C the terminal gives to both. The command decides, and we end when it has."""
+    """SIGTERM and SIGHUP are handed on; Ctrl-C the terminal gives to both. The command decides, then we end."""
     script = (
         "import signal, sys, time\n"
         "def end(*_): print('tidy', flush=True); sys.exit(5)\n"
-        "signal.signal(signal.SIGTERM, end); signal.signal(signal.SIGINT, end)\n"
+        "for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(each, end)\n"
         "print('running', flush=True)\n"
         "while True: time.sleep(1000)\n"
     )

@@ -20,6 +20,9 @@ FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with 
 SOURCES=(git bzip2 xz-utils zstd lz4 zip acl xfsprogs) # what releases are made from; file systems that keep more, or share
 
 # shellcheck disable=SC2034 # likewise
+CERTIFIERS=(openssl) # for the tests that ask a web site by TLS
+
+# shellcheck disable=SC2034 # likewise
 RECORDERS=(strace) # for the tests that cut the power, or kill, after each system call
 
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
