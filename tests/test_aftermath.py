@@ -274,8 +274,9 @@ def test_a_certificate_is_that_of_the_name_that_is_asked_for(
 def _with_certificate(place: Path, name: str) -> ssl.SSLContext:
     subprocess.run(
         [
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-subj", "/CN=x", "-addext", f"subjectAltName=DNS:{name}", "-keyout", place / "key", "-out", place / "certificate",
+            "openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-subj", "/CN=x", "-addext", f"subjectAltName=DNS:{name}",
+            "-keyout", place / "key", "-out", place / "certificate",
         ],
         check=True, capture_output=True,
     )  # fmt: skip

@@ -313,6 +313,21 @@ def mounted(five: Path, mounts: Mounts) -> Mount:
     return mounts.start(five)
 
 
+def test_directories_that_their_owner_may_not_write(open_place: Path) -> None:
+    """As tools leave what they have downloaded. To move such a directory, too, takes the right to write it."""
+    app = make_app(open_place / "app")
+    activate(app)
+    (app / f"releases/40/{'d/' * 40}").mkdir(parents=True)
+    for path in (app, *app.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    for directory, _, _ in os.walk(app / "releases/40"):
+        os.chmod(directory, 0o555)
+    done = ctl("-C", app, "prune", "--keep", "4", "--unseen", "--wait", user=NOBODY)
+    assert (done.status, done.err) == (0, "")
+    assert releases(app) == ["41", "42", "43", "44"]
+    assert os.listdir(app / ".relfs/trash") == []
+
+
 def test_the_owner_prunes_by_the_daemon(open_place: Path, mounts: Mounts) -> None:
     """Which is root, and sees whom he does not; a stranger may not."""
     app = make_app(open_place / "app")
