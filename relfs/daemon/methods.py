@@ -69,7 +69,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "switch": Method(_switch(mounted), changes=True, params={**request, **_SWITCH_PARAMS}),
         "confirm": Method(_confirm(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
-        "discard": Method(_discard(mounted), changes=True, params={**request, "release": str}),
+        "discard": Method(_discard(mounted), changes=True, params={**request, "release": str, "force": bool}),
         "clean": Method(_clean(mounted), changes=True, params=request),
         "who": Method(_who(mounted), changes=True, params={**request, "releases": list}),
         "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
@@ -119,7 +119,8 @@ def _discard(mounted: Mounted) -> _Run:
     """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        event = await mounted.changes.discard(str(params.get("release", "")), await peer.actor(), params["request"])
+        name, force = str(params.get("release", "")), bool(params.get("force", False))
+        event = await mounted.changes.discard(name, await peer.actor(), params["request"], force=force)
         return event.as_json()
 
     return run
