@@ -142,11 +142,35 @@ def test_what_can_be_no_part_of_a_release_is_named(deploy: DeployPath, tree: Pat
     assert_nothing_left(deploy, "40", "41", "42")
 
 
-@pytest.mark.parametrize("source", ["", "releases"])
+@pytest.mark.parametrize("source", ["", "releases", ".relfs", ".."])
 def test_the_deploy_path_is_not_copied_into_itself(deploy: DeployPath, app: Path, source: str) -> None:
-    for path in (app / source, app.parent):
-        with pytest.raises(UsageError, match="holds"):
-            add_from(deploy, path)
+    with pytest.raises(UsageError, match="holds all releases, or relfs's own state"):
+        add_from(deploy, app / source)
+
+
+def test_nor_by_another_path(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    """Neither where releases/ really is, nor by a mount of it."""
+    (tmp_path / "disk").mkdir()
+    (app / "releases").rename(tmp_path / "disk/releases")
+    (app / "releases").symlink_to(tmp_path / "disk/releases")
+    (tmp_path / "seen").mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "disk", tmp_path / "seen"], check=True)
+    try:
+        for path in ("disk", "disk/releases", "seen", "seen/releases"):
+            with pytest.raises(UsageError, match="holds all releases"):
+                add_from(deploy, tmp_path / path)
+    finally:
+        detach_all(tmp_path / "seen")
+    add_from(deploy, tmp_path / "disk/releases/41")
+
+
+def test_the_same_tree_from_beginning_to_end(deploy: DeployPath, tree: Path) -> None:
+    """What comes or goes meanwhile may be overlooked, or half there."""
+    for change in ((tree / "app/new").mkdir, (tree / "app/secret").unlink):
+        changes = iter([change])
+        with pytest.raises(RelfsError, match=r"^app: it changed while it was being read; try again$"):
+            add_from(deploy, tree, on_progress=lambda _, changes=changes: next(changes, int)())
+    assert_nothing_left(deploy, "40", "41", "42")
 
 
 # ---- other sources

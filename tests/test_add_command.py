@@ -184,6 +184,14 @@ def test_a_deploy_user_goes_on_where_root_has_begun(open_place: Path, tmp_path: 
     assert ctl("-C", app, "check", "1", user=DEPLOYER).status == 0
 
 
+def test_a_mount_elsewhere_is_the_deploy_path_too(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    (tmp_path / "live").mkdir()
+    mounts.start(app, "--no-bind", at=tmp_path / "live")
+    for path in (tmp_path / "live", tmp_path / "live/releases"):
+        assert_one_line(ctl("-C", app, "add", path), 2, str(path), "holds all releases")
+    assert ctl("-C", app, "add", tmp_path / "live/releases/41").status == 0
+
+
 # ---- interrupted
 
 

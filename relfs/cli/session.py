@@ -179,7 +179,8 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     own = f"{place.deploy_path}/{STATE}"
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
-    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
+    aliases = (place.mountpoint,) if place.mountpoint not in (None, place.deploy_path) else ()
+    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases)
 
 
 def configuration(place: Place) -> Config:

@@ -12,8 +12,8 @@ and given only what open(2) did not: of most, the time. Nothing is flushed here:
 (adding.py). Directories are made first, by one process, then filled by several (workers.py), and dressed last, because
 every name that is made in a directory changes its time, and its permissions may not let one in.
 
-A file that is written by somebody meanwhile is an error, not a torn copy. A source that others can change cannot lead
-us astray: no link is followed, at any step.
+A file that is written by somebody meanwhile is an error, not a torn copy, and so is a directory in which a name comes
+or goes. A source that others can change cannot lead us astray: no link is followed, at any step.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from relfs.beneath import below
 from relfs.errors import RelfsError
 from relfs.releases.attributes import Dresser, dresser_for
 from relfs.releases.contents import ChangedError, Tick, copy_contents
 from relfs.releases.manifest import NO_DIGEST, Entry, digest_of, entry_of
 from relfs.releases.sharing import Places, Previous, directory_in
-from relfs.releases.survey import FileId, Piece, Survey, join, opened, survey
+from relfs.releases.survey import FileId, Piece, Survey, join, survey
 from relfs.releases.workers import Counter, Progress, run_all
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -55,12 +56,12 @@ def copy_tree(source: int, target: int, previous: Previous | None, on_progress: 
     found = survey(source)
     copier = _Copier(source, target, previous, found.twins, dresser_for(target))
     with any_mode():
-        for path in found.directories[1:]:
+        for path in filter(lambda path: path != ".", found.directories):
             with naming(path):
                 os.mkdir(path, 0o700, dir_fd=target)
         results = run_all(found.pieces, copier.copy_piece, files=found.files, watch=_watching(found, on_progress))
         twins = list(copier.copy_twins())
-        directories = [copier.dress_directory(path) for path in reversed(found.directories)]
+        directories = [copier.dress_directory(path, found.directories[path]) for path in reversed(found.directories)]
     done = [each for result in results for each in result] + twins
     shared = [entry for entry, is_shared in done if is_shared]
     entries = [entry for entry, _ in done] + directories
@@ -88,9 +89,8 @@ class _Copier:
         made: list[_Made] = []
         for path in piece.directories:
             with self._places(path) as at, os.scandir(at.source) as entries:
-                for entry in entries:
-                    if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
-                        self._copy_entry(at, join(path, entry.name), entry, counter, made)
+                for entry in piece.files_in(entries):
+                    self._copy_entry(at, join(path, entry.name), entry, counter, made)
         return made
 
     def _copy_entry(self, at: Places, path: str, entry: os.DirEntry[str], counter: Counter, made: list[_Made]) -> None:
@@ -119,8 +119,8 @@ class _Copier:
     @contextmanager
     def _places(self, path: str) -> Iterator[Places]:
         with (
-            opened(self.source, path) as source,
-            opened(self.target, path) as target,
+            below(self.source, path) as source,
+            below(self.target, path) as target,
             directory_in(self.previous, path) as before,
         ):
             yield Places(source, target, before)
@@ -165,10 +165,13 @@ class _Copier:
             return None
         return self.previous.clone(at, path, name, fd, out, status, tick)
 
-    def dress_directory(self, path: str) -> Entry:
-        """Once all is in it that will be, and in those below it."""
-        with naming(path), opened(self.source, path) as source, opened(self.target, path) as target:
+    def dress_directory(self, path: str, changed: int) -> Entry:
+        """Once all is in it that will be, and in those below it. It was last `changed` before it was surveyed, or what
+        has come and gone since may be missing, or half there."""
+        with naming(path), below(self.source, path) as source, below(self.target, path) as target:
             status = os.fstat(source)
+            if status.st_mtime_ns != changed:
+                raise ChangedError("it changed while it was being read; try again")
             self.dresser.dress_made(source, target, status)
             return entry_of(path, status, NO_DIGEST)
 

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from relfs.beneath import below
 from relfs.releases.contents import hash_contents
 from relfs.releases.manifest import NO_DIGEST, Entry, digest_of, entry_of
-from relfs.releases.survey import Piece, join, opened, survey
+from relfs.releases.survey import Piece, join, survey
 from relfs.releases.workers import Counter, run_all
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -48,13 +49,12 @@ class _Settler:
     def settle_piece(self, piece: Piece, counter: Counter) -> list[Entry]:
         entries: list[Entry] = []
         for path in piece.directories:
-            with opened(self.top, path) as directory, os.scandir(directory) as found:
+            with below(self.top, path) as directory, os.scandir(directory) as found:
                 if piece.part == 0:
                     entries.append(entry_of(path, os.fstat(directory), NO_DIGEST))
-                for entry in found:
-                    if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        entries.append(self._settle(directory, join(path, entry.name), entry.name, status, counter))
+                for entry in piece.files_in(found):
+                    status = entry.stat(follow_symlinks=False)
+                    entries.append(self._settle(directory, join(path, entry.name), entry.name, status, counter))
         return entries
 
     def _settle(self, directory: int, path: str, name: str, status: os.stat_result, counter: Counter) -> Entry:

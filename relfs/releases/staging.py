@@ -25,7 +25,7 @@ from relfs.layout import RELEASES, DeployPath
 from relfs.releases.tree import open_up
 
 PREFIX = ".relfs-add-"
-_NAME_MAX = 255
+NAME_MAX = 255
 _NO_FLAGS = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -115,8 +115,6 @@ def _open_releases(deploy: DeployPath) -> int:
 
 def _make(deploy: DeployPath, directory: int, name: str) -> Staging:
     own = PREFIX + name
-    if len(os.fsencode(own)) > _NAME_MAX:
-        raise RelfsError(f"{name[:60]}...: is too long a name: while it is made, it is called {PREFIX}NAME")
     try:
         while True:
             os.mkdir(own, 0o700, dir_fd=directory)
