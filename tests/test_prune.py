@@ -122,13 +122,16 @@ def test_a_dry_run_on_what_relfs_has_never_seen(tmp_path: Path) -> None:
 
 
 def test_what_somebody_uses_stays(anywhere: Path) -> None:
+    (anywhere / "releases/stable").symlink_to("41")
     program = "import os, sys; os.chdir(sys.argv[1]); print('ready', flush=True); input()"
     user = start_python(program, str(anywhere / "releases/41"))
     assert user.stdout is not None
     assert user.stdout.readline() == "ready\n"
+    for name in ("41", "stable"):
+        assert [row[0] for row in ctl("-C", anywhere, "who", name).rows] == [str(user.pid)]
     became = pruned(anywhere, "--keep", "2")
     assert str(became["41"]["why"]).startswith(f"in use by process {user.pid} (")
-    assert releases(anywhere) == ["41", "43", "44"]
+    assert releases(anywhere) == ["41", "43", "44", "stable"]
     end(user)
     assert not pruned(anywhere, "--keep", "2")["41"]["keep"]
 

@@ -328,6 +328,12 @@ def test_shared_check(configured: Path) -> None:
     assert ["ok", "releases/43/storage", "leads to shared/storage"] in done.rows
 
 
+def test_shared_check_by_a_link(configured: Path) -> None:
+    (configured / "releases/stable").symlink_to("42")
+    by_name, by_link = (ctl("-C", configured, "shared", "check", name) for name in ("42", "stable"))
+    assert (by_link.status, by_link.out, by_link.err) == (by_name.status, by_name.out, "")
+
+
 def test_shared_check_without_a_name_is_about_the_current_release(configured: Path) -> None:
     link(configured, Shared(directories=("storage",), files=(".env", "key")))
     assert ctl("-C", configured, "switch", "43").status == 0

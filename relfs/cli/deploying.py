@@ -117,10 +117,9 @@ class _Steps:
         require_no_tool(self._deploy)
 
     def current(self) -> str | None:
-        from relfs.store import peek
+        from relfs.store import current_release
 
-        text = peek(self._deploy)
-        return self._deploy.target(text).release if text is not None else None
+        return current_release(self._deploy)
 
     def add(self, named: Callable[[str], None]) -> None:
         from relfs.cli.adding import add_release

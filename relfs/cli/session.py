@@ -19,6 +19,7 @@ from relfs.cli.output import say_error
 from relfs.control import Connection, NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place, locate, mounted_paths
+from relfs.names import RELEASES
 
 if TYPE_CHECKING:
     from relfs.aftermath import Aftermath
@@ -195,22 +196,23 @@ def configuration(place: Place) -> Config:
 
 
 def named_release(deploy: DeployPath, reference: str | None) -> str | None:
-    """The release that `reference` names, which exists; without one, the current release, if there is one.
+    """The release that `reference` names, itself or by a link to it, which exists; without one, the current release, if
+    there is one.
 
     Raises UsageError, RefusedError.
     """
     from relfs.history import History, resolve
     from relfs.journal import Journal
-    from relfs.store import peek
+    from relfs.store import current_release
 
-    text = peek(deploy)
-    current = deploy.target(text).release if text is not None else None
-    if reference is None:
-        return current
-    history = History(Journal(deploy.state_fd).events())
-    name = resolve(reference, history, current, deploy.releases(), deploy.is_good)
+    name = current_release(deploy)
+    if reference is not None:
+        history = History(Journal(deploy.state_fd).events())
+        name = resolve(reference, history, name, deploy.releases(), deploy.is_good)
+    if name is None:
+        return None
     deploy.check_release(name, allow_empty=True)
-    return name
+    return deploy.release_of(f"{RELEASES}/{name}")
 
 
 def _change_here(place: Place, method: str, params: dict[str, Any], request_id: str) -> Event:

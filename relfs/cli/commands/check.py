@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from relfs.cli.output import say, show_json, show_table
-from relfs.cli.session import Session, open_here, pass_session
+from relfs.cli.session import Session, named_release, open_here, pass_session
 
 if TYPE_CHECKING:
     from relfs.layout import DeployPath
@@ -47,7 +47,8 @@ def _check(place: Place, release: str) -> Checked:
 
     deploy = open_here(place, create_state=False)
     try:
-        name = _resolve(deploy, release)
+        name = named_release(deploy, release)
+        assert name is not None, "it was named"
         with progress_line("checking") as tell:
             return check(deploy, name, writable=_writable(deploy), on_progress=tell)
     finally:
@@ -59,16 +60,3 @@ def _writable(deploy: DeployPath) -> tuple[str, ...]:
     from relfs.config import load_config
 
     return load_config(deploy.state_fd, deploy.state_path).shared.writable if deploy.state_fd is not None else ()
-
-
-def _resolve(deploy: DeployPath, release: str) -> str:
-    """What an `@` name stands for."""
-    if not release.startswith("@"):
-        return release
-    from relfs.history import History, resolve
-    from relfs.journal import Journal
-    from relfs.store import peek
-
-    text = peek(deploy)
-    current = deploy.target(text).release if text is not None else None
-    return resolve(release, History(Journal(deploy.state_fd).events()), current, deploy.releases(), deploy.is_good)
