@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from clients import SECONDS, assert_one_line, clean_environment, ctl, ctl_comman
 from mounting import Mounts, wait_for
 from trees import described, make_archive, make_tree, member, write
 
-from relfs.cli.progress import progress_text
+from relfs.cli.progress import progress_line, progress_text
 from relfs.releases.staging import PREFIX
 from relfs.releases.workers import Progress
 
@@ -167,6 +169,21 @@ def test_a_terminal_sees_how_far_it_is(app: Path, tree: Path) -> None:
 )
 def test_the_line_tells_rate_and_remaining_time(progress: Progress, seconds: float, text: str) -> None:
     assert progress_text("adding", progress, seconds) == text
+
+
+def test_a_terminal_that_was_closed_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where SIGHUP is ignored (nohup(1), disown)."""
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_line("adding") as tell:
+            tell(Progress(1, 2))
+            assert os.read(ours, 100).startswith(b"\radding  1 files")
+            os.close(ours)
+            monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+            tell(Progress(2, 3))
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), theirs)  # for what is flushed at its end
 
 
 def test_a_deploy_user_goes_on_where_root_has_begun(open_place: Path, tmp_path: Path) -> None:
