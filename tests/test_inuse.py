@@ -224,7 +224,7 @@ def test_a_mount_of_the_host_is_no_threads_of_the_kernel(deploy: DeployPath, rel
         (use,) = found(deploy)
         assert (use.how, use.path) == ("mounted", f"{release}/sub")
         assert not is_of_the_kernel(use.pid)
-        assert why_in_use([use]).startswith(f"there is a mount of it, or in it: {release}/sub, as process {use.pid} (")
+        assert why_in_use([use]) == f"in use by a mount of it, or in it: {release}/sub, as process {use.pid} sees it"
         assert why_in_use([use, Use(use.pid + 1, 1, "", "x", "cwd", "/")]).endswith(" (x) and 1 other")
     finally:
         detach(str(release / "sub"))

@@ -93,11 +93,11 @@ def uses_of(document: dict[str, Any]) -> Uses:
 def why_in_use(uses: Collection[Use]) -> str:
     """In a few words. Whoever is the first to see a mount may have nothing to do with it."""
     first = min(uses, key=lambda use: (use.how == _MOUNTED, use.pid))
-    process = f"process {first.pid} ({first.command or 'of unknown name'})"
     if first.how == _MOUNTED:
-        return f"there is a mount of it, or in it: {first.path}, as {process} sees it"
+        return f"in use by a mount of it, or in it: {first.path}, as process {first.pid} sees it"
     others = len({use.pid for use in uses}) - 1
-    return f"in use by {process}" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
+    more = f" and {others} other{'s' if others > 1 else ''}" if others else ""
+    return f"in use by process {first.pid} ({first.command or 'of unknown name'}){more}"
 
 
 def who_uses(deploy: DeployPath, names: Iterable[str], *, but: Collection[int] = ()) -> Uses:
