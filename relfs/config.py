@@ -118,7 +118,7 @@ def _parse(document: dict[str, Any]) -> Config:
             known = ", ".join([_SEAL, *(f"[{name}]" for name in _KNOWN)])
             raise ValueError(f"[{section}] is not known; known are {known}")
         if not isinstance(values, dict):
-            raise ValueError(f"{section} is a section; write [{section}], and its keys below")  # noqa: TRY004 (likewise)
+            raise ValueError(f"[{section}] is not known as a value: it is a section, with its keys below")  # noqa: TRY004 (likewise)
         for key in values:
             if key not in _KNOWN[section]:
                 raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")

@@ -382,8 +382,8 @@ def test_a_command_runs_as_the_owner_of_the_configuration(open_place: Path) -> N
         ("[verify]\nurl = 'http://a/'\nhost = 'b/c'", "verify.host must be HOST[:PORT]"),
         ("[verify]\nurl = 'http://a/'\nhost = '['", "verify.host must be HOST[:PORT]"),
         ("[verify]\nurl = 'http://me:secret@a/'", "verify.url must be http://"),
-        ("prune = 5", "prune is a section; write [prune], and its keys below"),
-        ("[[prune]]\nkeep = 5", "prune is a section"),
+        ("prune = 5", "[prune] is not known as a value: it is a section"),
+        ("[[prune]]\nkeep = 5", "[prune] is not known as a value"),
     ],
 )
 def test_what_cannot_be_meant(app: Path, deploy: DeployPath, text: str, words: str) -> None:
