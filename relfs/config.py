@@ -55,7 +55,7 @@ from relfs.releases.archive import Limits, parse_limits
 from relfs.releases.pruning import Policy, parse_prune
 from relfs.releases.shared import Shared, parse_shared
 from relfs.users import gid_of
-from relfs.verify import Verify, check_url
+from relfs.verify import Verify, check_host, check_url
 
 CONFIG = "config.toml"
 
@@ -114,9 +114,11 @@ def load_config(state_fd: int, shown: str) -> Config:
 def _parse(document: dict[str, Any]) -> Config:
     seal = document.pop(_SEAL, False)
     for section, values in document.items():
-        if section not in _KNOWN or not isinstance(values, dict):
+        if section not in _KNOWN:
             known = ", ".join([_SEAL, *(f"[{name}]" for name in _KNOWN)])
             raise ValueError(f"[{section}] is not known; known are {known}")
+        if not isinstance(values, dict):
+            raise ValueError(f"[{section}] is not known as a value: it is a section, with its keys below")  # noqa: TRY004 (likewise)
         for key in values:
             if key not in _KNOWN[section]:
                 raise ValueError(f"{section}.{key} is not known; known are {', '.join(sorted(_KNOWN[section]))}")
@@ -163,11 +165,12 @@ def _verify(section: dict[str, Any]) -> Verify:
     default = Verify()
     if section and "url" not in section:
         raise ValueError("verify.url is missing; without it, nothing is asked")
+    host = _text("verify.host", section.get("host"))
     return Verify(
         url=check_url(section["url"]) if section else None,
         status=_count("verify.status", section.get("status", default.status), 100, 599),
         contains=_text("verify.contains", section.get("contains")),
-        host=_text("verify.host", section.get("host")),
+        host=check_host(host) if host is not None else None,
         tries=_count("verify.tries", section.get("tries", default.tries), 1, _TRIES_MAX),
         pause=_seconds("verify.pause", section.get("pause", default.pause)),
         timeout=_seconds("verify.timeout", section.get("timeout", default.timeout)),

@@ -12,7 +12,9 @@ sudo of `sudo relfsctl lock` ends at once, so the holder is the shell that ran i
 take the lock again, and it remains the holder's, which needs it for longer.
 
 With a time to live it does not depend on the process: it ends when the time is over (deadline.py), and once the process
-is gone it is nobody's, so that it stops everybody. A process that was started before the last boot is gone.
+is gone it is nobody's, so that it stops everybody. A process that was started before the last boot is gone. What the
+holder starts, `relfsctl deploy` for one, takes such a lock over for as long as it runs, which may be longer, and gives
+it back by ending: the one before is in the file, too (`outer`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import os
 import stat
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from relfs.beneath import below, open_file, read_file
 from relfs.deadline import Deadline, since_boot, time_of
@@ -34,7 +37,8 @@ from relfs.processes import Process, boot_id, process
 HELD = "held"
 
 _DEPLOYER_LOCK = ".dep/deploy.lock"
-_FILE_MAX = 1 << 16  # bytes; as JSON has them, a character has six, and the longest command 4096 characters
+_NESTED_MAX = 4
+_FILE_MAX = 1 << 18  # bytes; as JSON has them, a character has six, and the longest command 4096 characters
 _REASON_MAX = 1000
 _SECONDS_MAX = 366 * 86400.0
 _DEPTH_MAX = 64
@@ -45,7 +49,7 @@ class Hold:
     """Who holds the deploy lock, since when and until when (seconds since the epoch; None: until it ends), and why.
 
     `start` is the process's start time in clock ticks after the boot that `boot` names, `ends` is `until` in seconds
-    after it.
+    after it. `outer` is what was in force when this was taken, and is again when this is over.
     """
 
     pid: int
@@ -57,6 +61,7 @@ class Hold:
     until: float | None
     reason: str
     ends: float | None = None
+    outer: Hold | None = None
 
     def is_over(self) -> bool:
         """Whether the time is up, or nobody is left who could give it back."""
@@ -78,6 +83,13 @@ class Hold:
     def covers(self, pid: int) -> bool:
         """Whether process `pid` descends from the holder, and is another."""
         return pid != self.pid and self.belongs_to(pid)
+
+    def around(self, pid: int) -> Hold | None:
+        """What process `pid`, which takes the lock now, gives back by ending: this, if it is that of another."""
+        return self if self.covers(pid) and self._depth() < _NESTED_MAX else self.outer
+
+    def _depth(self) -> int:
+        return 1 + (self.outer._depth() if self.outer is not None else 0)
 
     def as_json(self) -> dict[str, object]:
         """What `relfsctl status` and `relfsctl lock` publish."""
@@ -102,12 +114,14 @@ class Hold:
 def held(directory: int | None) -> Hold | None:
     """The hold that is in force in the state directory. Raises RelfsError for one that cannot be read."""
     hold = _read(directory) if directory is not None else None
-    return None if hold is None or hold.is_over() else hold
+    while hold is not None and hold.is_over():
+        hold = hold.outer
+    return hold
 
 
 def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
     """Hold the deploy lock for process `holder`; again by the same holder, it is renewed, and by what descends from it,
-    left as it is, unless there is a time to live. The caller holds lock.py's.
+    left as it is, unless there is a time to live: then it is put aside. The caller holds lock.py's.
 
     Raises UsageError, LockedError if somebody else holds it, RelfsError.
     """
@@ -127,7 +141,8 @@ def take(directory: int, actor: Actor, holder: int, *, why: str, seconds: float 
     until = now + seconds if seconds is not None else None
     command = command_line(holder) or actor.command
     ends = since_boot() + seconds if seconds is not None else None
-    hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why, ends)
+    outer = present.around(holder) if present is not None else None
+    hold = Hold(holder, start, boot_id(), actor.user, command, now, until, why, ends, outer)
     _write(directory, hold)
     return hold
 
@@ -194,15 +209,18 @@ def _read(directory: int) -> Hold | None:
 def _decode(data: bytes) -> Hold | None:
     """None for what a crash has torn: the lock was not had yet, then. And for what is no hold at all."""
     try:
-        fields = json.loads(data)
-        until, ends = fields["until"], fields.get("ends")
-        return Hold(
-            int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
-            time_of(fields["since"]), time_of(until) if until is not None else None, str(fields["reason"]),
-            time_of(ends) if ends is not None else None,
-        )  # fmt: skip
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return _hold_of(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _hold_of(fields: dict[str, Any]) -> Hold:
+    until, ends, outer = fields["until"], fields.get("ends"), fields.get("outer")
+    return Hold(
+        int(fields["pid"]), int(fields["start"]), str(fields["boot"]), str(fields["user"]), str(fields["command"]),
+        time_of(fields["since"]), time_of(until) if until is not None else None, str(fields["reason"]),
+        time_of(ends) if ends is not None else None, _hold_of(outer) if outer is not None else None,
+    )  # fmt: skip
 
 
 def _write(directory: int, hold: Hold) -> None:

@@ -315,10 +315,11 @@ class Pointer:
             self._write_or_fail(event)
             return event
 
-    def discard(self, name: str, actor: Actor, request_id: str) -> Event:
+    def discard(self, name: str, actor: Actor, request_id: str, *, force: bool = False) -> Event:
         """Move release `name`, which nobody can make current meanwhile, to the trash (releases/trash.py).
 
-        Asked again with the same `request_id`, it tells what the first asking led to. Raises as switch();
+        `force` passes over the lock file of a deploy tool, as it does for a switch. Asked again with the same
+        `request_id`, it tells what the first asking led to. Raises as switch();
         RefusedError also for the release that is current.
         """
         with self._locked():
@@ -326,7 +327,7 @@ class Pointer:
             known = self._known(request_id)
             if known is not None:
                 return known
-            self._admission.require_unlocked(actor, tools=True)
+            self._admission.require_unlocked(actor, tools=not force)
             if name in live_releases(self.deploy, self.target):
                 raise RefusedError(f"{name}: is current, and stays")
             why = confirming.protected(self.deploy, self.history).get(name)

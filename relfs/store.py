@@ -187,6 +187,12 @@ def peek(deploy: DeployPath) -> str | None:
     return kept if kept is not None else LinkStore(deploy).read()
 
 
+def current_release(deploy: DeployPath) -> str | None:
+    """The release that is current, by its name; None: there is none, or no release is. Raises as peek() does."""
+    text = peek(deploy)
+    return deploy.target(text).release if text is not None else None
+
+
 def _can_link(deploy: DeployPath) -> bool:
     """Whether a link can be made beside `current`. Raises OSError if the answer is neither yes nor no (disk full)."""
     try:

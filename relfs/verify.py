@@ -4,7 +4,7 @@ in website.py, what follows from the answer in aftermath.py."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,35 @@ def check_url(url: object) -> str:
     """Raises ValueError for what cannot be asked."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in ("http", "https") and _is_asked_for(parts)
     except ValueError:  # not a port
         usable = False
-    if not usable or not str(url).isascii() or any(ord(each) <= 32 for each in str(url)):
+    if not usable or not _is_plain(str(url)):
         raise ValueError("verify.url must be http://HOST[:PORT]/PATH, or https://")
     return str(url)
+
+
+def check_host(host: str) -> str:
+    """Raises ValueError for what is no name of a host, with or without a port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        usable = parts.netloc == host and _is_asked_for(parts)
+    except ValueError:
+        usable = False
+    if not usable or not _is_plain(host):
+        raise ValueError("verify.host must be HOST[:PORT], as a URL has it")
+    return host
+
+
+def host_of(host: str) -> str | None:
+    """The name, without the port."""
+    return urlsplit(f"//{host}").hostname
+
+
+def _is_asked_for(parts: SplitResult) -> bool:
+    """A name and a password are nothing that we would tell."""
+    return bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and all(ord(each) > 32 for each in text)

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from ssl import create_default_context
 from urllib.parse import SplitResult, urlsplit
 
 from relfs.errors import RefusedError
-from relfs.verify import Verify
+from relfs.verify import Verify, host_of
 
 _BODY_MAX = 1 << 20
 
@@ -36,7 +37,7 @@ def ask_site(wanted: Verify, show: Callable[[str], None]) -> None:
 
 def _try(wanted: Verify, url: SplitResult) -> str | None:
     """What is wrong with the answer."""
-    connection = _connection(url, wanted.timeout)
+    connection = _connection(url, wanted)
     try:
         connection.connect()
         with _ended_after(connection.sock, wanted.timeout):
@@ -45,16 +46,29 @@ def _try(wanted: Verify, url: SplitResult) -> str | None:
             return _trouble_with(connection.getresponse(), wanted)
     except TimeoutError:
         return f"no answer within {wanted.timeout:g} s"
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:  # of a name that can be no host's, from its IDNA form
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
     finally:
         connection.close()
 
 
-def _connection(url: SplitResult, seconds: float) -> HTTPConnection:
-    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+def _connection(url: SplitResult, wanted: Verify) -> HTTPConnection:
     assert url.hostname is not None, "it was checked"
-    return kind(url.hostname, url.port, timeout=seconds)
+    if url.scheme == "http":
+        return HTTPConnection(url.hostname, url.port, timeout=wanted.timeout)
+    return _Secure(url.hostname, url.port, timeout=wanted.timeout, name=wanted.host)
+
+
+class _Secure(HTTPSConnection):
+    """One whose server has to show a certificate for the `name` that it is asked for, wherever it was found."""
+
+    def __init__(self, host: str, port: int | None, *, timeout: float, name: str | None) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._name = host_of(name) if name is not None else host
+
+    def connect(self) -> None:
+        HTTPConnection.connect(self)
+        self.sock = create_default_context().wrap_socket(self.sock, server_hostname=self._name)
 
 
 def _host(wanted: Verify) -> dict[str, str]:

@@ -142,11 +142,35 @@ def test_what_can_be_no_part_of_a_release_is_named(deploy: DeployPath, tree: Pat
     assert_nothing_left(deploy, "40", "41", "42")
 
 
-@pytest.mark.parametrize("source", ["", "releases"])
+@pytest.mark.parametrize("source", ["", "releases", ".relfs", ".."])
 def test_the_deploy_path_is_not_copied_into_itself(deploy: DeployPath, app: Path, source: str) -> None:
-    for path in (app / source, app.parent):
-        with pytest.raises(UsageError, match="holds"):
-            add_from(deploy, path)
+    with pytest.raises(UsageError, match="holds all releases, or relfs's own state"):
+        add_from(deploy, app / source)
+
+
+def test_nor_by_another_path(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    """Neither where releases/ really is, nor by a mount of it."""
+    (tmp_path / "disk").mkdir()
+    (app / "releases").rename(tmp_path / "disk/releases")
+    (app / "releases").symlink_to(tmp_path / "disk/releases")
+    (tmp_path / "seen").mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "disk", tmp_path / "seen"], check=True)
+    try:
+        for path in ("disk", "disk/releases", "seen", "seen/releases"):
+            with pytest.raises(UsageError, match="holds all releases"):
+                add_from(deploy, tmp_path / path)
+    finally:
+        detach_all(tmp_path / "seen")
+    add_from(deploy, tmp_path / "disk/releases/41")
+
+
+def test_the_same_tree_from_beginning_to_end(deploy: DeployPath, tree: Path) -> None:
+    """What comes or goes meanwhile may be overlooked, or half there."""
+    for change in ((tree / "app/new").mkdir, (tree / "app/secret").unlink):
+        changes = iter([change])
+        with pytest.raises(RelfsError, match=r"^app: it changed while it was being read; try again$"):
+            add_from(deploy, tree, on_progress=lambda _, changes=changes: next(changes, int)())
+    assert_nothing_left(deploy, "40", "41", "42")
 
 
 # ---- other sources
@@ -184,6 +208,26 @@ def test_a_zip(deploy: DeployPath, app: Path, tmp_path: Path, tree: Path) -> Non
     assert (release / "link").read_bytes() == (tree / "app/lib/tool").read_bytes()
     assert abs((release / "bin/tool").stat().st_mtime_ns - (tree / "app/lib/tool").stat().st_mtime_ns) <= 2 * 10**9
     assert check(deploy, "43").differences == ()
+
+
+def test_names_in_a_zip_are_what_they_were(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    """zip(1) writes the bytes that a name has, without saying that they are UTF-8."""
+    names = {"\u00e9\u65e5.txt", os.fsdecode(b"latin-\xe9")}
+    for name in names:
+        write(tmp_path / "tree" / name, b"x")
+    subprocess.run(["zip", "-qr", tmp_path / "a.zip", "."], cwd=tmp_path / "tree", env={"LC_ALL": "C"}, check=True)
+    add_from(deploy, tmp_path / "a.zip")
+    assert set(os.listdir(app / "releases/43")) == names
+
+
+def test_a_zip_from_where_directories_end_in_backslashes(deploy: DeployPath, app: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("public\\", "public\\css\\a.css"):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0  # DOS, as .NET has it
+            archive.writestr(info, b"")
+    add_from(deploy, tmp_path / "a.zip")
+    assert (app / "releases/43/public/css/a.css").is_file()
 
 
 def test_a_tree_in_a_git_repository(deploy: DeployPath, app: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from clients import SECONDS, assert_one_line, clean_environment, ctl, ctl_comman
 from mounting import Mounts, wait_for
 from trees import described, make_archive, make_tree, member, write
 
-from relfs.cli.progress import progress_text
+from relfs.cli.progress import progress_line, progress_text
 from relfs.releases.staging import PREFIX
 from relfs.releases.workers import Progress
 
@@ -177,6 +179,21 @@ def test_the_line_tells_rate_and_remaining_time(progress: Progress, seconds: flo
     assert progress_text("adding", progress, seconds) == text
 
 
+def test_a_terminal_that_was_closed_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where SIGHUP is ignored (nohup(1), disown)."""
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_line("adding") as tell:
+            tell(Progress(1, 2))
+            assert os.read(ours, 100).startswith(b"\radding  1 files")
+            os.close(ours)
+            monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+            tell(Progress(2, 3))
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), theirs)  # for what is flushed at its end
+
+
 def test_a_deploy_user_goes_on_where_root_has_begun(open_place: Path, tmp_path: Path) -> None:
     app = open_place / "app"
     (app / "releases").mkdir(parents=True)
@@ -190,6 +207,14 @@ def test_a_deploy_user_goes_on_where_root_has_begun(open_place: Path, tmp_path: 
     assert (app / "releases/3/f").stat().st_uid == DEPLOYER
     assert (app / "releases/2/file").stat().st_uid == DEPLOYER
     assert ctl("-C", app, "check", "1", user=DEPLOYER).status == 0
+
+
+def test_a_mount_elsewhere_is_the_deploy_path_too(app: Path, tmp_path: Path, mounts: Mounts) -> None:
+    (tmp_path / "live").mkdir()
+    mounts.start(app, "--no-bind", at=tmp_path / "live")
+    for path in (tmp_path / "live", tmp_path / "live/releases"):
+        assert_one_line(ctl("-C", app, "add", path), 2, str(path), "holds all releases")
+    assert ctl("-C", app, "add", tmp_path / "live/releases/41").status == 0
 
 
 # ---- interrupted

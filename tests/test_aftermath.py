@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from clients import ctl, next_line, running
+from clients import clean_environment, ctl, ctl_command, next_line, running
 from crew import kill
 from mounting import Mount, Mounts, wait_for
 from sandbox import ACTOR, add_release, journal_of, link_of
@@ -211,13 +213,16 @@ class _Site(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def site(*statuses: int) -> Iterator[tuple[str, type[_Site]]]:
-    """A web site; its URL, and what it was asked for."""
+def site(*statuses: int, context: ssl.SSLContext | None = None) -> Iterator[tuple[str, type[_Site]]]:
+    """A web site; its URL, and what it was asked for. With a `context`, it speaks TLS."""
     handler = type("Site", (_Site,), {"statuses": list(statuses), "hosts": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign] # who asked did not like the certificate
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", handler
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_address[1]}", handler
         server.shutdown()
 
 
@@ -250,6 +255,39 @@ def test_a_site_that_does_not(status: int, wanted: Verify, words: str) -> None:
     with site(status) as (url, handler), pytest.raises(RefusedError, match=words):
         ask_site(replace(wanted, url=url + (wanted.url or ""), tries=2, pause=0.01), lambda _: None)
     assert len(handler.hosts) == 2
+
+
+def test_a_certificate_is_that_of_the_name_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is asked by its address, as one behind a load balancer has to be."""
+    context = _with_certificate(tmp_path, "www.example.org")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+    with site(200, context=context) as (url, handler):
+        ask_site(Verify(url, host="www.example.org:8443", tries=1), pytest.fail)
+        for host in (None, "www.example.com"):
+            with pytest.raises(RefusedError, match=r"https://.*certificate verify failed: .*mismatch"):
+                ask_site(Verify(url, host=host, tries=1), lambda _: None)
+    assert handler.hosts == ["www.example.org:8443"]
+
+
+def _with_certificate(place: Path, name: str) -> ssl.SSLContext:
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-subj", "/CN=x", "-addext", f"subjectAltName=DNS:{name}",
+            "-keyout", place / "key", "-out", place / "certificate",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place / "certificate", place / "key")
+    return context
+
+
+def test_a_name_that_no_host_can_have_is_no_answer() -> None:
+    with pytest.raises(RefusedError, match="label"):
+        ask_site(Verify(f"http://{'a' * 64}.example.org/", tries=1), lambda _: None)
 
 
 def test_a_redirection_may_be_what_is_wanted() -> None:
@@ -340,6 +378,12 @@ def test_a_command_runs_as_the_owner_of_the_configuration(open_place: Path) -> N
         ("[verify]\nurl = 'http://a/'\ntries = 0", "verify.tries must be"),
         ("[verify]\nurl = 'http://a/'\npause = 0", "verify.pause must be"),
         ("[verify]\nurl = 'http://a/'\nhost = \"a\\nb\"", "verify.host must be a line of text"),
+        ("[verify]\nurl = 'http://a/'\nhost = 'b\N{SNOWMAN}'", "verify.host must be HOST[:PORT]"),
+        ("[verify]\nurl = 'http://a/'\nhost = 'b/c'", "verify.host must be HOST[:PORT]"),
+        ("[verify]\nurl = 'http://a/'\nhost = '['", "verify.host must be HOST[:PORT]"),
+        ("[verify]\nurl = 'http://me:secret@a/'", "verify.url must be http://"),
+        ("prune = 5", "[prune] is not known as a value: it is a section"),
+        ("[[prune]]\nkeep = 5", "[prune] is not known as a value"),
     ],
 )
 def test_what_cannot_be_meant(app: Path, deploy: DeployPath, text: str, words: str) -> None:
@@ -347,6 +391,21 @@ def test_what_cannot_be_meant(app: Path, deploy: DeployPath, text: str, words: s
     assert deploy.state_fd is not None
     with pytest.raises(RelfsError, match=words.replace("[", r"\[")):
         load_config(deploy.state_fd, "/shown")
+
+
+def test_that_nobody_reads_its_output_changes_nothing(anywhere: Path) -> None:
+    """The terminal was closed, or the reader of the pipe has seen enough; the hook has not failed by that."""
+    write_hook(anywhere, "pre-switch", "echo asked")
+    write_hook(anywhere, "verify", "echo works")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        ctl_command("-C", anywhere, "switch", "41"),
+        stderr=writing, stdout=subprocess.PIPE, env=clean_environment(), cwd="/", check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, b"41 is current (was 40)\n")
+    assert link_of(anywhere) == "releases/41"
 
 
 def test_output_is_shown_while_it_runs(anywhere: Path) -> None:

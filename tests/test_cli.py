@@ -918,6 +918,30 @@ def test_a_closed_pipe_is_no_failure(app: Path, command: str) -> None:
     assert command != "switch" or link_of(app) == "releases/42"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_started_with_closed_streams(app: Path, closed: str) -> None:
+    """As some programs start others: nothing of ours gets their numbers, and is printed into."""
+    for command, status in (("switch 41", 0), ("releases", 0), ("switch 99", 3)):
+        script = f'exec "$@" {command} {closed}'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *ctl_command("-C", app)],
+            capture_output=True, stdin=subprocess.DEVNULL, env=clean_environment(), cwd="/", check=False,
+        )  # fmt: skip
+        assert (done.returncode, b"Traceback" in done.stderr) == (status, False), done
+    assert link_of(app) == "releases/41"
+
+
+def test_an_answer_that_cannot_be_written(app: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            ctl_command("-C", app, "switch", "41"),
+            stdout=full, stderr=subprocess.PIPE, env=clean_environment(), cwd="/", check=False,
+        )  # fmt: skip
+    said = b"relfsctl: standard output: cannot be written: No space left on device; all else was done\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert link_of(app) == "releases/41"
+
+
 # ---- names and places of all kinds
 
 ODD_NAMES = [

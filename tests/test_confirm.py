@@ -28,6 +28,7 @@ from relfs.journal import RECOVERED, Event, Journal
 from relfs.layout import DeployPath
 from relfs.pointer import Pointer
 from relfs.processes import boot_id
+from relfs.releases.program import program
 
 SOON = 0.05
 LATER = 3600.0
@@ -256,7 +257,7 @@ def test_taking_back_is_found_when_the_crash_came_amid_it(deploy: DeployPath) ->
 
 
 def waiters(app: Path) -> list[int]:
-    """The processes that wait for a confirmation here."""
+    """The processes that wait for a confirmation here: this very relfs, wherever Python would look for one."""
     return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _waits(pid, app)]
 
 
@@ -265,7 +266,7 @@ def _waits(pid: int, app: Path) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"relfs.cli.waiter" in words and os.fsencode(app) in words
+    return os.fsencode(app) in words and words[3:5] == [os.fsencode(word) for word in program("relfs.cli.waiter")[3:]]
 
 
 @pytest.fixture(autouse=True)

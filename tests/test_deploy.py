@@ -155,6 +155,21 @@ def test_who_is_locked_out_is_told_by_whom(app: Path, source: Path) -> None:
         holder.wait(SECONDS)
 
 
+def test_while_a_tool_deploys_nothing_is_begun(anywhere: Path, source: Path) -> None:
+    (anywhere / ".dep").mkdir()
+    (anywhere / ".dep/deploy.lock").write_text("grace\n")
+    assert_one_line(ctl("-C", anywhere, "deploy", source), 4, "grace is deploying with Deployer")
+    assert names(anywhere) == {"40", "41", "42"}
+    assert not (anywhere / ".relfs/releases").exists()
+
+
+def test_a_tool_that_begins_meanwhile_stops_it_and_nothing_is_left(anywhere: Path, source: Path) -> None:
+    configure(anywhere, "[hooks]\npre_add = 'mkdir .dep && echo grace >.dep/deploy.lock'\n")
+    assert_one_line(ctl("-C", anywhere, "deploy", source), 4, "grace is deploying with Deployer")
+    assert names(anywhere) == {"40", "41", "42"}
+    assert not (anywhere / ".relfs/deploy").exists()
+
+
 def test_a_name_that_was_ever_given_is_refused(app: Path, source: Path) -> None:
     assert ctl("-C", app, "deploy", "--name", "x", source).status == 0
     done = ctl("-C", app, "deploy", "--name", "x", source)

@@ -280,13 +280,13 @@ def test_a_script_of_the_holders_takes_it_again(anywhere: Path) -> None:
         assert ctl("-C", anywhere, "--json", "status").json["lock"]["reason"] == "outer"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_command_that_is_ended(anywhere: Path, number: signal.Signals) -> None:
-    """SIGTERM is handed on; Ctrl-C the terminal gives to both. The command decides, and we end when it has."""
+    """SIGTERM and SIGHUP are handed on; Ctrl-C the terminal gives to both. The command decides, then we end."""
     script = (
         "import signal, sys, time\n"
         "def end(*_): print('tidy', flush=True); sys.exit(5)\n"
-        "signal.signal(signal.SIGTERM, end); signal.signal(signal.SIGINT, end)\n"
+        "for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(each, end)\n"
         "print('running', flush=True)\n"
         "while True: time.sleep(1000)\n"
     )
@@ -331,6 +331,42 @@ def test_a_time_to_live_from_the_command_line(anywhere: Path) -> None:
     assert (done.status, " until " in done.err) == (EXIT_LOCKED, True)
     assert ctl("-C", anywhere, "unlock").status == 0
     assert ctl("-C", anywhere, "switch", "42").status == 0
+
+
+def test_a_time_to_live_outlasts_what_its_holder_runs(anywhere: Path) -> None:
+    """Which may take longer than that, and holds the lock by itself meanwhile."""
+    with a_shell() as holder:
+        tell(holder, lock_command(anywhere, "--ttl", "1000", "--reason", "freeze"))
+        words = ctl_command("-C", anywhere, "--json", "status")
+        inside = json.loads(tell(holder, lock_command(anywhere, "--", *words)))["lock"]
+        assert (inside["until"], inside["reason"]) == (None, "")
+        assert ctl("-C", anywhere, "--json", "status").json["lock"]["reason"] == "freeze"
+        tell(holder, " ".join(ctl_command("-C", anywhere, "deploy", str(anywhere / "releases/42"))))
+    assert link_of(anywhere) == "releases/43"
+    done = ctl("-C", anywhere, "switch", "42")
+    assert (done.status, ": freeze; " in done.err) == (EXIT_LOCKED, True)
+
+
+def test_what_is_put_aside_has_its_own_end(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold.take(state, ACTOR, os.getpid(), why="outer", seconds=60)
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        hold.take(state, actor_of(child.pid), child.pid, why="inner", seconds=30)
+        hold.take(state, actor_of(child.pid), child.pid, why="again", seconds=30)
+        child.kill()
+    assert [found.reason for found in _chain(state)] == ["again", "outer"]
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "clock_gettime", lambda _clock: now + 31)
+    assert [found.reason for found in _chain(state)] == ["outer"]
+    monkeypatch.setattr(time, "clock_gettime", lambda _clock: now + 61)
+    assert _chain(state) == []
+
+
+def _chain(state: int) -> list[hold.Hold]:
+    found, chain = hold.held(state), list[hold.Hold]()
+    while found is not None:
+        chain.append(found)
+        found = found.outer
+    return chain
 
 
 # ---- Deployer's own lock

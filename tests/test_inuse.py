@@ -19,6 +19,8 @@ from mounting import Mount, Mounts, environment, wait_for
 from sandbox import add_release, end, start_python
 
 from relfs.layout import DeployPath
+from relfs.mounts import detach
+from relfs.processes import is_of_the_kernel
 from relfs.releases.inuse import Use, who_uses, why_in_use
 
 NOBODY = 65534
@@ -213,6 +215,19 @@ def test_what_is_mounted_in_a_release(deploy: DeployPath, release: Path) -> None
     """It would go with the release, and who is in there is not looked at: it may not answer."""
     with contained('mount -t tmpfs none "$1/sub"; cd "$1/sub"', release) as pid:
         assert by(pid, found(deploy)) == ["mounted"]
+
+
+def test_a_mount_of_the_host_is_no_threads_of_the_kernel(deploy: DeployPath, release: Path) -> None:
+    """They are the first that see it."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", release / "sub"], check=True)
+    try:
+        (use,) = found(deploy)
+        assert (use.how, use.path) == ("mounted", f"{release}/sub")
+        assert not is_of_the_kernel(use.pid)
+        assert why_in_use([use]) == f"in use by a mount of it, or in it: {release}/sub, as process {use.pid} sees it"
+        assert why_in_use([use, Use(use.pid + 1, 1, "", "x", "cwd", "/")]).endswith(" (x) and 1 other")
+    finally:
+        detach(str(release / "sub"))
 
 
 # ---- by whom

@@ -122,13 +122,16 @@ def test_a_dry_run_on_what_relfs_has_never_seen(tmp_path: Path) -> None:
 
 
 def test_what_somebody_uses_stays(anywhere: Path) -> None:
+    (anywhere / "releases/stable").symlink_to("41")
     program = "import os, sys; os.chdir(sys.argv[1]); print('ready', flush=True); input()"
     user = start_python(program, str(anywhere / "releases/41"))
     assert user.stdout is not None
     assert user.stdout.readline() == "ready\n"
+    for name in ("41", "stable"):
+        assert [row[0] for row in ctl("-C", anywhere, "who", name).rows] == [str(user.pid)]
     became = pruned(anywhere, "--keep", "2")
     assert str(became["41"]["why"]).startswith(f"in use by process {user.pid} (")
-    assert releases(anywhere) == ["41", "43", "44"]
+    assert releases(anywhere) == ["41", "43", "44", "stable"]
     end(user)
     assert not pruned(anywhere, "--keep", "2")["41"]["keep"]
 
@@ -311,6 +314,21 @@ def test_files_of_others_in_a_release(open_place: Path) -> None:
 @pytest.fixture
 def mounted(five: Path, mounts: Mounts) -> Mount:
     return mounts.start(five)
+
+
+def test_directories_that_their_owner_may_not_write(open_place: Path) -> None:
+    """As tools leave what they have downloaded. To move such a directory, too, takes the right to write it."""
+    app = make_app(open_place / "app")
+    activate(app)
+    (app / f"releases/40/{'d/' * 40}").mkdir(parents=True)
+    for path in (app, *app.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    for directory, _, _ in os.walk(app / "releases/40"):
+        os.chmod(directory, 0o555)
+    done = ctl("-C", app, "prune", "--keep", "4", "--unseen", "--wait", user=NOBODY)
+    assert (done.status, done.err) == (0, "")
+    assert releases(app) == ["41", "42", "43", "44"]
+    assert os.listdir(app / ".relfs/trash") == []
 
 
 def test_the_owner_prunes_by_the_daemon(open_place: Path, mounts: Mounts) -> None:

@@ -62,6 +62,8 @@ def states(app: Path, shared: Shared, name: str | None = "43") -> dict[str, str]
         ({"directories": ["a", "a-b"], "files": ["a/b/c"]}, "a/b/c is in a,"),
         ({"directories": ["a"], "files": ["./a"]}, "a is named twice"),
         ({"required": ["b"], "files": ["c"]}, "b is not in shared.files"),
+        ({"files": ["b"], "writable": ["b"]}, "shared.writable: b must be a directory"),
+        ({"files": ["b"], "writable": ["b/c"]}, "shared.writable: b/c must be a directory"),
         ({"group": "no-such-group"}, "there is no group 'no-such-group'"),
         ({"group": 3}, "must be the name of a group"),
     ],
@@ -175,6 +177,15 @@ def test_writable(app: Path, release: Path) -> None:
     assert os.stat(app / "shared/storage/kept").st_gid != 34
 
 
+def test_what_is_behind_a_link_in_shared_keeps_its_mode(app: Path, release: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o750)
+    (app / "shared").mkdir()
+    (app / "shared/storage").symlink_to(tmp_path / "disk")
+    link(app, Shared(directories=("storage",), writable=("storage",), group=34))
+    assert (release / "storage").resolve() == tmp_path / "disk"
+    assert (stat.S_IMODE((tmp_path / "disk").stat().st_mode), (tmp_path / "disk").stat().st_gid) == (0o750, 0)
+
+
 # ---- what is in the way ---------------------------------------------------------------------------------------------
 
 
@@ -206,6 +217,23 @@ def _shared_dangling(app: Path) -> None:
     os.symlink("nowhere", app / "shared/cache")
 
 
+def _file_for_writable(app: Path) -> None:
+    (app / "releases/43/tmp").write_text("")
+
+
+def _link_for_writable(app: Path) -> None:
+    (app / "releases/43/tmp").symlink_to("/tmp")
+
+
+def _shared_file_for_writable(app: Path) -> None:
+    (app / "shared/storage").mkdir()
+    (app / "shared/storage/logs").write_text("")
+
+
+def _shared_link_before_writable(app: Path) -> None:
+    (app / "shared/storage").symlink_to("../releases/40")
+
+
 def _shared_link_on_the_way(app: Path) -> None:
     os.symlink("/etc", app / "shared/public")
 
@@ -222,6 +250,10 @@ def _shared_link_on_the_way(app: Path) -> None:
         (_shared_directory_for_file, "shared/key: is not a file"),
         (_shared_dangling, "shared/cache is a link to nowhere"),
         (_shared_link_on_the_way, "shared/public is a link to /etc"),
+        (_file_for_writable, "43/tmp: is not a directory, as shared.writable says it is"),
+        (_link_for_writable, "43/tmp: is not a directory, as shared.writable says it is"),
+        (_shared_file_for_writable, "shared/storage/logs: is not a directory"),
+        (_shared_link_before_writable, "shared/storage/logs: is not there; shared/storage is a link to ../releases/40"),
     ],
 )
 def test_what_is_in_the_way_is_named(app: Path, spoil: Callable[[Path], None], told: str) -> None:
@@ -229,7 +261,12 @@ def test_what_is_in_the_way_is_named(app: Path, spoil: Callable[[Path], None], t
     spoil(app)
     before = snapshot(app)
     with pytest.raises(RefusedError) as error:
-        link(app, Shared(directories=("storage", "cache", "public/uploads"), files=("key",)))
+        link(
+            app,
+            Shared(
+                directories=("storage", "cache", "public/uploads"), files=("key",), writable=("tmp", "storage/logs")
+            ),
+        )
     assert told in str(error.value)
     assert snapshot(app) == before
 
@@ -289,6 +326,12 @@ def test_shared_check(configured: Path) -> None:
     done = ctl("-C", configured, "shared", "check", "43")
     assert (done.status, done.err) == (0, "")
     assert ["ok", "releases/43/storage", "leads to shared/storage"] in done.rows
+
+
+def test_shared_check_by_a_link(configured: Path) -> None:
+    (configured / "releases/stable").symlink_to("42")
+    by_name, by_link = (ctl("-C", configured, "shared", "check", name) for name in ("42", "stable"))
+    assert (by_link.status, by_link.out, by_link.err) == (by_name.status, by_name.out, "")
 
 
 def test_shared_check_without_a_name_is_about_the_current_release(configured: Path) -> None:

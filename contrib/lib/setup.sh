@@ -16,10 +16,14 @@ PACKAGES=(
 # shellcheck disable=SC2034 # for those who source this file
 FILE_TOOLS=(attr e2fsprogs) # setfattr, chattr: for the tests that compare with a plain directory
 
+# What releases are made from; file systems that keep more, or share.
 # shellcheck disable=SC2034 # likewise
-SOURCES=(git bzip2 xz-utils zstd lz4 acl xfsprogs dpkg-dev debian-archive-keyring) # what releases are made from; file systems that keep more, or share
+SOURCES=(git bzip2 xz-utils zstd lz4 zip acl xfsprogs dpkg-dev debian-archive-keyring)
 
 DEBIAN_KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# shellcheck disable=SC2034 # likewise
+CERTIFIERS=(openssl) # for the tests that ask a web site by TLS
 
 # shellcheck disable=SC2034 # likewise
 RECORDERS=(strace) # for the tests that cut the power, or kill, after each system call
@@ -90,6 +94,15 @@ unpack_packages() (
     echo "$*" >"$directory/.packages"
 )
 
+# Where this machine has its packages from.
+mirror() {
+    local uri
+    # shellcheck disable=SC2016 # apt-get puts in what it means
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q)
+    [[ -n $uri ]] || fail "apt-get does not know where Debian's packages are: run apt-get update"
+    echo "$uri"
+}
+
 # fetch_sources DIRECTORY SUITE PACKAGE SUITE PACKAGE...: Debian's source packages, as they are downloaded, each in
 # DIRECTORY/SUITE. apt's own lists are left alone: most machines have none of sources. DIRECTORY is made anew when the
 # list changes.
@@ -98,13 +111,14 @@ fetch_sources() (
     shift
     [[ $(cat "$directory/.sources" 2>/dev/null) != "$*" ]] || return 0
     say "fetching the sources $*"
+    mirror=$(mirror) || return
     lists=$(mktemp -d) || return
     trap 'rm -rf "$lists"' EXIT
     rm -rf "$directory"
     echo "$*" >"$lists/wanted"
     while [[ $# -gt 0 ]]; do
         mkdir -p "$directory/$1" "$lists/$1/partial"
-        echo "deb-src [signed-by=$DEBIAN_KEYS] http://deb.debian.org/debian $1 main" >"$lists/$1.list"
+        echo "deb-src [signed-by=$DEBIAN_KEYS] $mirror $1 main" >"$lists/$1.list"
         own=(-o APT::Sandbox::User=root -o Dir::Etc::SourceList="$lists/$1.list" -o Dir::Etc::SourceParts=/dev/null
             -o Dir::State::Lists="$lists/$1" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
         (cd "$directory/$1" && apt_get "${own[@]}" update && apt_get "${own[@]}" source --download-only "$2") ||

@@ -49,13 +49,14 @@ class Deployed:
 
 
 def deploy_here(place: Place, wanted: Wanted) -> Deployed:
-    """All of it. Raises LockedError if somebody else deploys, or holds the deploy lock; RefusedError if a check, a hook
-    or verifying says no; RelfsError."""
+    """All of it. Raises LockedError if somebody else deploys, with relfs or a tool, or holds the deploy lock;
+    RefusedError if a check, a hook or verifying says no; RelfsError."""
     from relfs.journal import this_actor
     from relfs.releases.deploying import Request, deploy
 
     take_lock(place, own=True, why=_REASON)
     with _steps(place, wanted) as steps:
+        steps.require_no_tool()
         _settle(steps)
         request = Request(os.urandom(16).hex(), wanted.source.label, this_actor().user, time.time())
         steps.done.previous = steps.current()
@@ -109,11 +110,16 @@ class _Steps:
         self._config = config
         self._wanted = wanted
 
-    def current(self) -> str | None:
-        from relfs.store import peek
+    def require_no_tool(self) -> None:
+        """Raises LockedError: the switch would be refused, after all the work."""
+        from relfs.hold import require_no_tool
 
-        text = peek(self._deploy)
-        return self._deploy.target(text).release if text is not None else None
+        require_no_tool(self._deploy)
+
+    def current(self) -> str | None:
+        from relfs.store import current_release
+
+        return current_release(self._deploy)
 
     def add(self, named: Callable[[str], None]) -> None:
         from relfs.cli.adding import add_release
@@ -138,7 +144,7 @@ class _Steps:
         from relfs.releases.adding import resume
 
         resume(self._deploy)
-        discard(self._place, self._deploy, name)
+        discard(self._place, self._deploy, name, force=True)  # it was never current: no tool's clean-up knows it
 
     def prune(self) -> None:
         from relfs.cli.pruning import prune

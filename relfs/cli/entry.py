@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
 import click
 
-from relfs.cli.output import plain
+from relfs.cli.output import say_error
 from relfs.errors import RelfsError
 
 _INTERRUPTED = 130
@@ -15,17 +16,18 @@ _INTERRUPTED = 130
 
 def run_command(name: str, command: click.Command) -> NoReturn:
     """Run `command`, and exit as the contract says."""
+    _open_standard_streams()
     try:
         status = command(standalone_mode=False)
     except RelfsError as error:
-        click.echo(plain(f"{name}: {error}"), err=True)
+        say_error(f"{name}: {error}")
         status = error.status
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         status = error.exit_code
     except click.ClickException as error:
         shows = " ".join((name, *_command_of(error), "--help"))
-        click.echo(plain(f"{name}: {error.format_message().rstrip('.')}; `{shows}` shows how"), err=True)
+        say_error(f"{name}: {error.format_message().rstrip('.')}; `{shows}` shows how")
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
@@ -36,3 +38,11 @@ def _command_of(error: click.ClickException) -> tuple[str, ...]:
     """The command of ours that was used wrongly, if it came to that."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     return (context.info_name,) if context is not None and context.parent is not None and context.info_name else ()
+
+
+def _open_standard_streams() -> None:
+    """Whoever started us may have closed them (`>&-`): then a file of ours would have the number, and be printed into.
+    Each gets the lowest number that is free (open(2)), which is its own."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (open to the end)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

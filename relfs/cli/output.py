@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from relfs.errors import RelfsError, reason
+
+_NOBODY_READS = frozenset({errno.EPIPE, errno.EIO})
+"""Of a pipe, and of a terminal that was closed."""
+
 
 def say(text: str) -> None:
-    """A line for people. A reader who has seen enough and closed the pipe is no failure of what was done."""
+    """A line for people. A reader who has seen enough and closed the pipe is no failure of what was done.
+
+    Raises RelfsError, as all here do, where it cannot be written."""
     _echo(plain(text))
 
 
@@ -23,8 +31,12 @@ def say_path(path: str) -> None:
 
 
 def say_error(text: str) -> None:
-    """A line on standard error: what is not the command's own answer."""
-    click.echo(plain(text), err=True)
+    """A line on standard error: what is not the command's own answer. That nobody is left to read it, the terminal or
+    the pipe being closed, changes nothing of what is being done: no hook has failed by that."""
+    try:
+        click.echo(plain(text), err=True)
+    except OSError:
+        _forget(sys.stderr)
 
 
 def show_json(document: Any) -> None:
@@ -84,6 +96,13 @@ def _spelled(character: str) -> str:
 def _echo(line: str | bytes) -> None:
     try:
         click.echo(line)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    except OSError as error:
+        _forget(sys.stdout)
+        if error.errno not in _NOBODY_READS:
+            raise RelfsError(f"standard output: cannot be written: {reason(error)}; all else was done") from error
         sys.exit(0)
+
+
+def _forget(stream: TextIO) -> None:
+    """Let what Python flushes at its end go nowhere: it would fail, and be the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from relfs.cli.output import size
@@ -82,10 +82,12 @@ def _duration(seconds: float) -> str:
 
 
 def _write(text: str) -> None:
-    """No wider than the terminal: a line that goes on below cannot be written over."""
+    """No wider than the terminal: a line that goes on below cannot be written over. The terminal may have been closed
+    meanwhile, which is no reason to stop."""
     try:
         width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except OSError:
         width = 80
-    sys.stderr.write(f"\r{text[: width - 1]}\x1b[K")
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.write(f"\r{text[: width - 1]}\x1b[K")
+        sys.stderr.flush()

@@ -106,13 +106,13 @@ def _ask(place: Place, names: list[str]) -> Uses | None:
     return Uses(of, max(part.unseen for part in parts), any(part.blind for part in parts)) if parts else Uses({})
 
 
-def discard(place: Place, deploy: DeployPath, name: str) -> None:
-    """Raises RelfsError. What is not there any more is removed: by somebody else, or by a daemon that has died before
-    it could say so."""
+def discard(place: Place, deploy: DeployPath, name: str, *, force: bool = False) -> None:
+    """Move a release to the trash, with `force` also while a deploy tool is deploying. Raises RelfsError. What is not
+    there any more is removed: by somebody else, or by a daemon that has died before it could say so."""
     from relfs.layout import RELEASES
 
     try:
-        _ask_or_discard(place, name)
+        _ask_or_discard(place, name, force=force)
     except RefusedError:
         try:
             os.lstat(f"{RELEASES}/{name}", dir_fd=deploy.fd)
@@ -121,19 +121,18 @@ def discard(place: Place, deploy: DeployPath, name: str) -> None:
         raise
 
 
-def _ask_or_discard(place: Place, name: str) -> None:
+def _ask_or_discard(place: Place, name: str, *, force: bool) -> None:
     from relfs.journal import this_actor
 
     request_id = os.urandom(16).hex()
+    params = {"release": name, **({"force": True} if force else {})}
     try:
-        change(
-            place.state_paths, "discard", {"release": name}, request_id=request_id, mounted=lambda: is_mounted(place)
-        )
+        change(place.state_paths, "discard", params, request_id=request_id, mounted=lambda: is_mounted(place))
         return
     except NoDaemon:
         refuse_behind_mount(place)
     with pointer_here(place) as pointer:
-        pointer.discard(name, this_actor(), request_id)
+        pointer.discard(name, this_actor(), request_id, force=force)
 
 
 def _remove_staged(place: Place, deploy: DeployPath) -> tuple[Decision, ...]:

@@ -20,7 +20,7 @@ from relfs.cli.output import say_error
 from relfs.control import SOCKET, Connection, NoDaemon, change
 from relfs.errors import RefusedError, RelfsError
 from relfs.locate import Place, locate, mounted_paths
-from relfs.names import STATE
+from relfs.names import RELEASES, STATE
 
 if TYPE_CHECKING:
     from relfs.aftermath import Aftermath
@@ -197,7 +197,8 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     own = f"{place.deploy_path}/{STATE}"
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
-    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state)
+    aliases = (place.mountpoint,) if place.mountpoint not in (None, place.deploy_path) else ()
+    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases)
 
 
 def configuration(place: Place) -> Config:
@@ -212,18 +213,21 @@ def configuration(place: Place) -> Config:
 
 
 def named_release(deploy: DeployPath, reference: str | None) -> str | None:
-    """The release that `reference` names, which exists; without one, the current release, if there is one.
+    """The release that `reference` names, itself or by a link to it, which exists; without one, the current release, if
+    there is one.
 
     Raises UsageError, RefusedError.
     """
-    if reference is None:
-        return _current(deploy)
-    name = meaning(deploy, reference)
+    from relfs.store import current_release
+
+    name = _meaning(deploy, reference) if reference is not None else current_release(deploy)
+    if name is None:
+        return None
     deploy.check_release(name, allow_empty=True)
-    return name
+    return deploy.release_of(f"{RELEASES}/{name}")
 
 
-def meaning(deploy: DeployPath, reference: str) -> str:
+def _meaning(deploy: DeployPath, reference: str) -> str:
     """The release that `reference` names, or stands for, as a mount would say. Raises RelfsError."""
     if not reference.startswith("@"):
         return reference
@@ -231,18 +235,12 @@ def meaning(deploy: DeployPath, reference: str) -> str:
     from relfs.config import Config, load_config
     from relfs.history import History, resolve
     from relfs.journal import Journal
+    from relfs.store import current_release
 
     config = load_config(deploy.state_fd, deploy.state_path) if deploy.state_fd is not None else Config()
     history = History(Journal(deploy.state_fd).events())
     is_good = Admission(deploy, config, hide=None).judge()
-    return resolve(reference, history, _current(deploy), deploy.releases(), is_good)
-
-
-def _current(deploy: DeployPath) -> str | None:
-    from relfs.store import peek
-
-    text = peek(deploy)
-    return deploy.target(text).release if text is not None else None
+    return resolve(reference, history, current_release(deploy), deploy.releases(), is_good)
 
 
 def _change_here(place: Place, method: str, params: dict[str, Any], request_id: str) -> Event:

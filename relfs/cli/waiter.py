@@ -21,6 +21,7 @@ from relfs.confirm import overdue, waiting
 from relfs.errors import RelfsError, reason
 from relfs.history import History
 from relfs.locate import Place, locate
+from relfs.releases.program import program
 
 _LOOK_SECONDS = 0.5
 _MOUNTED_SECONDS = 3.0
@@ -49,7 +50,7 @@ def start_waiter(place: Place, request_id: str) -> None:
     reading, writing = os.pipe()
     try:
         subprocess.Popen(
-            [sys.executable, "-m", "relfs.cli.waiter", place.deploy_path, place.state_dir or "", request_id],
+            program("relfs.cli.waiter", place.deploy_path, place.state_dir or "", request_id),
             stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
         )  # fmt: skip
     except OSError as error:
@@ -105,5 +106,7 @@ def _waits_here(place: Place, request_id: str) -> bool:
     return event is not None and event.id == request_id
 
 
-if __name__ == "__main__":
-    _wait(sys.argv[1], sys.argv[2] or None, sys.argv[3])
+def main() -> None:
+    """As a program of its own."""
+    _, path, state_dir, request_id = sys.argv
+    _wait(path, state_dir or None, request_id)

@@ -77,7 +77,7 @@ def methods(mounted: Mounted) -> dict[str, Method]:
         "switch": Method(_switch(mounted), changes=True, params={**request, **_SWITCH_PARAMS}),
         "confirm": Method(_confirm(mounted), changes=True, params={**request, "release": (str, type(None))}),
         "rollback": Method(_rollback(mounted), changes=True, params={**request, "release": (str, type(None))}),
-        "discard": Method(_discard(mounted), changes=True, params={**request, "release": str}),
+        "discard": Method(_discard(mounted), changes=True, params={**request, "release": str, "force": bool}),
         "clean": Method(_clean(mounted), changes=True, params=request),
         "who": Method(_who(mounted), changes=True, params={**request, "releases": list}),
         "lock": Method(_lock(mounted), changes=True, params={**request, **_LOCK_PARAMS}),
@@ -135,9 +135,10 @@ def _discard(mounted: Mounted) -> _Run:
     """Move one release to the trash: for a client, releases/ and .relfs are two mounts."""
 
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
-        name = str(params.get("release", ""))
+        name, force = str(params.get("release", "")), bool(params.get("force", False))
         with mounted.pinning.removing(name):
-            return (await mounted.changes.discard(name, await peer.actor(), params["request"])).as_json()
+            event = await mounted.changes.discard(name, await peer.actor(), params["request"], force=force)
+        return event.as_json()
 
     return run
 

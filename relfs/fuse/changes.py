@@ -157,9 +157,9 @@ class Changes:
             partial(self._pointer.record, action, actor, request_id, outcome, wanted=wanted, output=output)
         )  # fmt: skip
 
-    async def discard(self, name: str, actor: Actor, request_id: str) -> Event:
+    async def discard(self, name: str, actor: Actor, request_id: str, *, force: bool) -> Event:
         """Pointer.discard(): what is current stays, so the kernel need not be told."""
-        return await self._run(partial(self._pointer.discard, name, actor, request_id))
+        return await self._run(partial(self._pointer.discard, name, actor, request_id, force=force))
 
     async def hold(self, actor: Actor, holder: int, *, why: str, seconds: float | None) -> Hold:
         """Pointer.hold()."""

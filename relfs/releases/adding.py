@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from relfs.errors import RelfsError, UsageError, reason
 from relfs.interrupts import uninterrupted
 from relfs.journal import this_actor
-from relfs.layout import RELEASES, DeployPath
+from relfs.layout import RELEASES, STATE, DeployPath
 from relfs.libc import syncfs
 from relfs.releases.archive import Limits
 from relfs.releases.contents import can_clone
@@ -198,12 +198,32 @@ def _owner(made: Staging) -> Owner | None:
 
 
 def _require_apart(deploy: DeployPath, source: Source) -> None:
-    """Raises UsageError for a directory that the deploy path is in: the copy would be copied, too."""
+    """Raises UsageError for a directory that releases/ or relfs's own state is in: the copy would be copied, too.
+
+    By their paths, since a mount is another directory than the one it covers; and by what they are, since one may be
+    reached by several paths.
+    """
     top = source.directory
-    if top is not None and any(f"{path}/".startswith(f"{top.rstrip('/')}/") for path in (deploy.path, *deploy.aliases)):
-        raise UsageError(f"{source.label}: holds the deploy path itself; add a directory outside of it")
-    if top is not None and top == f"{deploy.path}/{RELEASES}":
-        raise UsageError(f"{source.label}: holds all releases; add one of them, or a directory elsewhere")
+    if top is None:
+        return
+    inner = [f"{path}/{name}/" for path in (deploy.path, *deploy.aliases) for name in (RELEASES, STATE)]
+    if any(path.startswith(f"{top.rstrip('/')}/") for path in inner) or _identity(os.stat(top)) in _around(deploy):
+        raise UsageError(f"{source.label}: holds all releases, or relfs's own state; add a directory elsewhere")
+
+
+def _around(deploy: DeployPath) -> set[tuple[int, int]]:
+    """What tells releases/, the state directory, and all directories that they are in, as far as we may look."""
+    found = set[tuple[int, int]]()
+    for place, path in ((deploy.fd, RELEASES), (deploy.state_fd, ".")):
+        with suppress(OSError):
+            while place is not None and (here := _identity(os.stat(path, dir_fd=place))) not in found:
+                found.add(here)
+                path += "/.."
+    return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _added(

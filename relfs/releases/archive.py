@@ -62,12 +62,13 @@ class Member:
 
 @dataclass
 class Gate:
-    """What has passed so far, and what may pass next.
+    """What has passed so far, and what may pass next; `shown` is what to call the archive.
 
     INVARIANT: `kinds` has every name that passed and every directory that one of them is in.
     """
 
     limits: Limits
+    shown: str = "it"
     kinds: dict[str, Kind] = field(default_factory=lambda: {".": "directory"})
     links: dict[str, str] = field(default_factory=dict)
     members: int = 0
@@ -80,7 +81,7 @@ class Gate:
         """
         self.members += 1
         if self.members > self.limits.members:
-            raise RefusedError(f"it has more than {self.limits.members} members; {_raise('members')}")
+            raise RefusedError(f"{self.shown}: has more than {self.limits.members} members; {_raise('members')}")
         _require_depth(member.path)
         if member.kind == "file" and member.mode & (stat.S_ISUID | stat.S_ISGID):
             raise RefusedError(f"{member.path}: would run as its owner (setuid); unpack it, and add the directory")
@@ -100,9 +101,10 @@ class Gate:
         """
         self.bytes += size
         if self.bytes > self.limits.bytes:
-            raise RefusedError(f"it holds more than {self.limits.bytes} bytes; {_raise('bytes')}")
+            raise RefusedError(f"{self.shown}: holds more than {self.limits.bytes} bytes; {_raise('bytes')}")
         if read is not None and self.bytes > max(_RATIO_FREE, read * self.limits.ratio):
-            raise RefusedError(f"it unpacks to {self.limits.ratio} times its own size and more; {_raise('ratio')}")
+            times = f"{self.limits.ratio} times its own size"
+            raise RefusedError(f"{self.shown}: unpacks to {times} and more; {_raise('ratio')}")
 
     def finish(self) -> None:
         """All members have passed, so it is known where links lead. Raises RefusedError."""

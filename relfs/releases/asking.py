@@ -13,7 +13,7 @@ from relfs.hooks import HookError, Show, has_hook, releases_of, run_hook, variab
 from relfs.journal import DONE, Journal, new_event, this_actor
 from relfs.layout import DeployPath
 from relfs.lock import change_lock
-from relfs.store import peek
+from relfs.store import current_release
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ def ask_before(
     """
     if not has_hook(hook, deploy, config.hooks):
         return False
-    text = peek(deploy)
-    current = deploy.target(text).release if text is not None else None
+    current = current_release(deploy)
     told = releases_of(deploy, release, current)
     if path is not None:
         told["release_path"] = path

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from relfs.beneath import open_directory
+from relfs.beneath import below, open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.layout import BAD_MARKER, DIRTY_MARKER, RELEASES, DeployPath, check_name
 from relfs.releases.manifest import NO_DIGEST, Entry, entry_of, read_manifest
 from relfs.releases.settling import read_entry
-from relfs.releases.survey import Piece, join, opened, survey
+from relfs.releases.survey import Piece, join, survey
 from relfs.releases.workers import Counter, Progress, run_all
 
 Change = Literal["missing", "added", "kind", "mode", "size", "content"]
@@ -120,12 +120,11 @@ class _Checker:
         seen: list[str] = []
         differences: list[Difference] = []
         for path in piece.directories:
-            with opened(self.top, path) as directory, os.scandir(directory) as found:
+            with below(self.top, path) as directory, os.scandir(directory) as found:
                 if piece.part == 0:
                     self._compare(entry_of(path, os.fstat(directory), NO_DIGEST), seen, differences)
-                for entry in found:
-                    if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
-                        self._check(directory, join(path, entry.name), entry, counter, seen, differences)
+                for entry in piece.files_in(found):
+                    self._check(directory, join(path, entry.name), entry, counter, seen, differences)
         return seen, differences
 
     def _check(

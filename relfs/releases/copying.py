@@ -13,8 +13,8 @@ and given only what open(2) did not: of most, the time. Nothing is flushed here:
 in a directory changes its time, and its permissions may not let one in. Those that have no directories in them, which
 are most, are made, filled and dressed by the same process; the others are there first, and dressed in the end.
 
-A file that is written by somebody meanwhile is an error, not a torn copy. A source that others can change cannot lead
-us astray: no link is followed, at any step.
+A file that is written by somebody meanwhile is an error, not a torn copy, and so is a directory in which a name comes
+or goes. A source that others can change cannot lead us astray: no link is followed, at any step.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from relfs.beneath import below
 from relfs.errors import RelfsError
 from relfs.releases.attributes import Dresser, dresser_for
 from relfs.releases.contents import ChangedError, Tick, copy_contents
 from relfs.releases.manifest import NO_DIGEST, Entry, digest_of, entry_of
 from relfs.releases.sharing import Places, Previous, directory_in
-from relfs.releases.survey import FileId, Piece, Survey, join, opened, survey
+from relfs.releases.survey import Piece, Survey, join, survey
 from relfs.releases.workers import Counter, Progress, run_all
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -54,7 +55,7 @@ def copy_tree(source: int, target: int, previous: Previous | None, on_progress: 
     with its path.
     """
     found = survey(source)
-    copier = _Copier(source, target, previous, frozenset((".", *found.frame)), found.twins, dresser_for(target))
+    copier = _Copier(source, target, previous, found, frozenset((".", *found.frame)), dresser_for(target))
     with any_mode():
         for path in found.frame:
             copier.make_directory(path)
@@ -80,8 +81,8 @@ class _Copier:
     source: int
     target: int
     previous: Previous | None
+    found: Survey
     frame: frozenset[str]
-    twins: dict[FileId, list[str]]
     dresser: Dresser
 
     def copy_piece(self, piece: Piece, counter: Counter) -> list[_Made]:
@@ -89,10 +90,13 @@ class _Copier:
         ever be in it."""
         made: list[_Made] = []
         for path in piece.directories:
-            if path not in self.frame:
+            alone = path not in self.frame
+            if alone:
                 self.make_directory(path)
             with self._places(path) as at:
-                if self._fill(at, path, piece, counter, made) and piece.parts == 1:
+                copied = self._fill(at, path, piece, counter)
+                made += filter(None, copied)
+                if alone and None not in copied:
                     made.append((self._dress(at, path), False))
         return made
 
@@ -100,25 +104,17 @@ class _Copier:
         with naming(path):
             os.mkdir(path, 0o700, dir_fd=self.target)
 
-    def _fill(self, at: Places, path: str, piece: Piece, counter: Counter, made: list[_Made]) -> bool:
-        """Whether nothing is left out."""
-        is_all = True
+    def _fill(self, at: Places, path: str, piece: Piece, counter: Counter) -> list[_Made | None]:
         with os.scandir(at.source) as entries:
-            for entry in entries:
-                copied = None
-                if piece.has(entry) and not entry.is_dir(follow_symlinks=False):
-                    copied = self._copy_entry(at, join(path, entry.name), entry, counter)
-                if copied is not None:
-                    made.append(copied)
-                else:
-                    is_all = False
-        return is_all
+            return [
+                self._copy_entry(at, join(path, entry.name), entry, counter) for entry in piece.files_in(entries)
+            ]  # fmt: skip
 
     def _copy_entry(self, at: Places, path: str, entry: os.DirEntry[str], counter: Counter) -> _Made | None:
         """None for a file with several names."""
         try:
             status = entry.stat(follow_symlinks=False)
-            if (status.st_dev, status.st_ino) in self.twins:
+            if (status.st_dev, status.st_ino) in self.found.twins:
                 return None
             made = self._copy(at, path, entry.name, status, counter.add_bytes)
         except (OSError, ChangedError) as error:
@@ -128,7 +124,7 @@ class _Copier:
 
     def copy_twins(self) -> Iterator[_Made]:
         """Files with several names: copied under the first, which then gets the others."""
-        for first, *others in self.twins.values():
+        for first, *others in self.found.twins.values():
             entry, shared = self._copy_path(first)
             yield entry, shared
             for path in others:
@@ -144,8 +140,8 @@ class _Copier:
     @contextmanager
     def _places(self, path: str) -> Iterator[Places]:
         with (
-            opened(self.source, path) as source,
-            opened(self.target, path) as target,
+            below(self.source, path) as source,
+            below(self.target, path) as target,
             directory_in(self.previous, path) as before,
         ):
             yield Places(source, target, before)
@@ -192,12 +188,15 @@ class _Copier:
 
     def dress_directory(self, path: str) -> Entry:
         """Once all is in it that will be, and in those below it."""
-        with naming(path), opened(self.source, path) as source, opened(self.target, path) as target:
+        with naming(path), below(self.source, path) as source, below(self.target, path) as target:
             return self._dress(Places(source, target, None), path)
 
     def _dress(self, at: Places, path: str) -> Entry:
+        """What has come and gone since it was surveyed may be missing, or half there."""
         with naming(path):
             status = os.fstat(at.source)
+            if status.st_mtime_ns != self.found.directories[path]:
+                raise ChangedError("it changed while it was being read; try again")
             self.dresser.dress_made(at.source, at.target, status)
             return entry_of(path, status, NO_DIGEST)
 

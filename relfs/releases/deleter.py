@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import subprocess
 import sys
 import time
@@ -38,7 +37,7 @@ from relfs.layout import DeployPath
 from relfs.releases.inuse import Uses, who_uses_below, why_in_use
 from relfs.releases.program import program
 from relfs.releases.trash import entries, left, note_left, opened
-from relfs.releases.tree import enter
+from relfs.releases.tree import enter, open_up
 
 _DEPTH = 32
 _TURN_SECONDS = 0.005
@@ -166,7 +165,8 @@ class _Run:
 
     def _empty(self, directory: int, name: str, depth: int) -> None:
         """A directory that is read while it is emptied may pass something over, so it is read until nothing changes."""
-        top = _enter(directory, name)
+        open_up(directory, name)
+        top = enter(directory, name)
         try:
             while self._empty_once(top, depth):
                 pass
@@ -184,6 +184,7 @@ class _Run:
 
     def _move_up(self, directory: int, name: str) -> None:
         """To a name that nobody else has."""
+        open_up(directory, name)
         new = f"deep-{os.urandom(8).hex()}"
         os.rename(name, new, src_dir_fd=directory, dst_dir_fd=self._trash)
         self._moved_up.add(new)
@@ -195,11 +196,3 @@ class _Run:
         if self._pace:
             time.sleep(_TURN_SECONDS * self._pace)
         self._turn_ends = time.monotonic() + _TURN_SECONDS
-
-
-def _enter(directory: int, name: str) -> int:
-    """Who owns a directory may have locked himself out (`chmod a-w`), as tools do with what they have downloaded."""
-    with suppress(OSError):
-        if os.geteuid() != 0 and os.lstat(name, dir_fd=directory).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.chmod(name, stat.S_IRWXU, dir_fd=directory)  # at worst where a link of his own leads, as himself
-    return enter(directory, name)

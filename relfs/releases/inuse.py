@@ -54,6 +54,7 @@ _Key = tuple[int, int]
 _CAP_SYS_PTRACE = 19
 _LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAPPED_FIELDS = 6
+_MOUNTED = "mounted"
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ def uses_of(document: dict[str, Any]) -> Uses:
 
 
 def why_in_use(uses: Collection[Use]) -> str:
-    """In a few words."""
-    first = min(uses, key=lambda use: use.pid)
+    """In a few words. Whoever is the first to see a mount may have nothing to do with it."""
+    first = min(uses, key=lambda use: (use.how == _MOUNTED, use.pid))
+    if first.how == _MOUNTED:
+        return f"in use by a mount of it, or in it: {first.path}, as process {first.pid} sees it"
     others = len({use.pid for use in uses}) - 1
-    return f"in use by process {first.pid} ({first.command or 'of unknown name'})" + (
-        f" and {others} other{'s' if others > 1 else ''}" if others else ""
-    )
+    more = f" and {others} other{'s' if others > 1 else ''}" if others else ""
+    return f"in use by process {first.pid} ({first.command or 'of unknown name'}){more}"
 
 
 def who_uses(deploy: DeployPath, names: Iterable[str], *, but: Collection[int] = ()) -> Uses:
@@ -224,12 +226,13 @@ class _Look:
         self._mapped: dict[tuple[str, int], tuple[_Key, bool] | None] = {}
 
     def at(self, pid: int) -> None:
-        """Look at a process."""
+        """Look at a process. Threads of the kernel use nothing, though they see the mounts of the host."""
         try:
-            self._look_at(pid)
+            if not is_of_the_kernel(pid):
+                self._look_at(pid)
         except PermissionError:
             found = process(pid)
-            self.unseen += found is not None and found.alive and not is_of_the_kernel(pid)
+            self.unseen += found is not None and found.alive
         except OSError:
             pass  # it has ended
 
@@ -266,7 +269,7 @@ class _Look:
             around = names.mount_of(os.path.dirname(each.target))
             found = self._ground.name_mounted(each) or self._ground.name_mounted_in(around, each)
             if found is not None:
-                self._named[found].append(_Trace(pid, "mounted", each.target))
+                self._named[found].append(_Trace(pid, _MOUNTED, each.target))
 
     def _look_at_mappings(self, pid: int, tid: int, names: _Names | None) -> None:
         with open(f"/proc/{tid}/maps", "rb") as file:

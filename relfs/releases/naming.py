@@ -1,4 +1,5 @@
-"""What a new release is called: the next number, or the time, as the deploy path's releases are called already.
+"""What a new release is called: the next number, or the time, as the deploy path's releases are called already. Names
+that are words tell nothing about that.
 
 A name that was ever given is never given again, by whomever it was given: what relfs made (registry.py), what there is
 in `releases/`, what was current (journal), and what Deployer has counted up to are all spent.
@@ -6,6 +7,7 @@ in `releases/`, what was current (journal), and what Deployer has counted up to 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from calendar import timegm
@@ -18,9 +20,10 @@ from relfs.journal import Journal
 from relfs.layout import DeployPath, check_name
 from relfs.records import last_number
 from relfs.releases.registry import Record
+from relfs.releases.staging import NAME_MAX, PREFIX
 
 _TIME = "%Y%m%d%H%M%S"
-_STAMP = re.compile(r"\d{14}")
+_STAMP = re.compile(r"\d{14}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,26 @@ def require_name(name: str) -> None:
     check_name(name)
     if name.startswith("."):
         raise UsageError(f"{name!r}: not a release name: those that begin with a dot are staging directories")
+    if len(os.fsencode(PREFIX + name)) > NAME_MAX:
+        raise UsageError(f"{name[:60]!r}...: not a release name: while it is made, it is called {PREFIX}NAME; too long")
     if name.startswith("@"):
         raise UsageError(f"{name!r}: not a release name: those that begin with @ mean another release")
 
 
 def next_name(spent: Spent, now: float) -> str:
     """The name after all others, in the way that the names are formed: those of what is there, or else of what was."""
-    names = spent.present or spent.past
-    if names and all(map(_is_time, names)):
+    numbers = _numbers(spent.present) or _numbers(spent.past)
+    if numbers and all(map(_is_time, numbers)):
         return _next_time(spent, now)
     return _next_number([*spent.present, *spent.past], spent)
 
 
+def _numbers(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.isascii() and name.isdecimal()]
+
+
 def _next_number(names: Iterable[str], spent: Spent) -> str:
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal() and not _is_time(name)]
+    numbers = [int(name) for name in _numbers(names) if not _is_time(name)]
     number = max([spent.counted, *numbers]) + 1
     while str(number) in spent:
         number += 1
@@ -96,7 +105,7 @@ def _next_time(spent: Spent, now: float) -> str:
 
 
 def _is_time(name: str) -> bool:
-    if not _STAMP.fullmatch(name) or not name.isascii():
+    if not _STAMP.fullmatch(name):
         return False
     with suppress(ValueError):
         _seconds(name)

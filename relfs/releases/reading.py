@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from tarfile import EOFHeaderError  # type: ignore[attr-defined]
-from typing import IO, BinaryIO, Protocol, Self, cast
+from typing import IO, BinaryIO, NoReturn, Protocol, Self, cast
 
 from relfs.errors import RefusedError, RelfsError
 from relfs.releases.archive import Kind, Member, clean_path
@@ -45,11 +45,15 @@ _MODES: dict[Kind, int] = {"directory": 0o755, "file": 0o644, "symlink": 0o777, 
 _PERMISSIONS = 0o7777
 _LINK_MAX = 4096
 _PADDING_MAX = 1 << 26
+_HEADERS_MAX = 1 << 22
+"""Bytes of headers that one member may have, or that hold for all: names are short, but a map of holes may be long."""
+
 _TIME_MAX = 1 << 40  # seconds since the epoch
 _ZIP_UNIX = 3
+_ZIP_UTF8 = 1 << 11
 _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError,
-    OverflowError,
+    OverflowError, RecursionError,
 )  # fmt: skip
 
 
@@ -196,6 +200,36 @@ class _Info(tarfile.TarInfo):
             raise
 
 
+class _Metered:
+    """A stream of which no more than a few bytes can be read while the next member is looked for: tarfile keeps in
+    memory all that a member's headers hold, and these may say of themselves that they are as long as they like."""
+
+    def __init__(self, file: BinaryIO, shown: str) -> None:
+        self._file = file
+        self._shown = shown
+        self._left: int | None = _HEADERS_MAX  # tarfile looks for the first one as it opens
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                self.refuse()
+        return data
+
+    def refuse(self) -> NoReturn:
+        raise RefusedError(f"{self._shown}: has headers of more than {_HEADERS_MAX >> 20} MiB; it is broken or hostile")
+
+    @contextmanager
+    def looking(self, passed_over: int) -> Iterator[None]:
+        """Meanwhile, headers are read, and `passed_over` bytes of a file that nobody wanted."""
+        self._left = passed_over + _HEADERS_MAX
+        try:
+            yield
+        finally:
+            self._left = None
+
+
 @dataclass(frozen=True)
 class _Tar:
     plain: BinaryIO
@@ -210,12 +244,13 @@ class _Tar:
         return self.counted.share()
 
     def __iter__(self) -> Iterator[tuple[Member, BinaryIO | None]]:
+        metered, passed_over = _Metered(self.plain, self.shown), 0
         with tarfile.open(
-            fileobj=self.plain, mode="r|", tarinfo=_Info, encoding="utf-8", errors="surrogateescape"
+            fileobj=cast(BinaryIO, metered), mode="r|", tarinfo=_Info, encoding="utf-8", errors="surrogateescape"
         ) as archive:
-            while (info := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined] # it would remember them all
+            while (info := _next(archive, metered, passed_over)) is not None:
                 member = _tar_member(info, self.strip)
+                passed_over = info.size if member is None else 0
                 if member is not None:
                     yield member, cast(BinaryIO, archive.extractfile(info)) if member.kind == "file" else None
             if not getattr(archive, "relfs_ended", False):
@@ -229,6 +264,15 @@ class _Tar:
             read += len(part)
             if read > _PADDING_MAX:
                 raise RelfsError(f"{self.shown}: goes on after its end; it is more than one archive, or a broken one")
+
+
+def _next(archive: tarfile.TarFile, metered: _Metered, passed_over: int) -> tarfile.TarInfo | None:
+    with metered.looking(passed_over):
+        info = archive.next()
+    archive.members = []  # type: ignore[attr-defined] # it would remember them all
+    if sum(len(key) + len(value) for key, value in archive.pax_headers.items()) > _HEADERS_MAX:
+        metered.refuse()
+    return info
 
 
 def _tar_member(info: tarfile.TarInfo, strip: int) -> Member | None:
@@ -297,11 +341,12 @@ class _Zip:
 
     def _member(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member | None:
         """Made on a Unix, it has a mode; on other systems there is none, and only the name tells a directory."""
-        path = clean_path(info.filename, self.strip)
+        name = _zip_name(info)
+        path = clean_path(name, self.strip)
         if path is None:
             return None
         mode = info.external_attr >> 16 if info.create_system == _ZIP_UNIX else 0
-        kind = _zip_kind(info, mode)
+        kind = _zip_kind(name, mode)
         link = ""
         if kind == "symlink":
             with archive.open(info) as data:
@@ -310,13 +355,21 @@ class _Zip:
         return Member(path, kind, permissions, info.file_size, _zip_time(info), link)
 
 
-def _zip_kind(info: zipfile.ZipInfo, mode: int) -> Kind:
-    if info.is_dir():
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Where nothing says that it is UTF-8, the library takes it for what DOS had (code page 437). zip(1) says nothing,
+    and writes the bytes that the name has on its Unix. Other systems' programs may have backslashes in it."""
+    if info.create_system != _ZIP_UNIX:
+        return info.filename.replace("\\", "/")
+    return info.filename if info.flag_bits & _ZIP_UTF8 else os.fsdecode(info.filename.encode("cp437"))
+
+
+def _zip_kind(name: str, mode: int) -> Kind:
+    if name.endswith("/"):
         return "directory"
     kinds: dict[int, Kind] = {0: "file", stat.S_IFREG: "file", stat.S_IFLNK: "symlink"}
     kind = kinds.get(stat.S_IFMT(mode))
     if kind is None:
-        raise RefusedError(f"{info.filename}: is {kind_of(mode)}; a release has only directories, files and links")
+        raise RefusedError(f"{name}: is {kind_of(mode)}; a release has only directories, files and links")
     return kind
 
 

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from relfs.beneath import below
 from relfs.releases.contents import hash_contents
 from relfs.releases.manifest import NO_DIGEST, Entry, digest_of, entry_of
-from relfs.releases.survey import opened, survey
+from relfs.releases.survey import survey
 from relfs.releases.workers import PIECES_MAX, Counter, run_all
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,7 +64,7 @@ class _Settler:
 
     def _read(self, path: str, counter: Counter) -> Entry:
         directory, _, name = path.rpartition("/")
-        with opened(self.top, directory or ".") as fd:
+        with below(self.top, directory or ".") as fd:
             return read_entry(fd, path, name, os.lstat(name, dir_fd=fd), counter)
 
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from relfs.beneath import open_directory
+from relfs.beneath import below, open_directory
 from relfs.errors import RefusedError, reason
 from relfs.layout import RELEASES, SHARED, DeployPath
 from relfs.libc import syncfs
@@ -48,7 +48,7 @@ _WRITABLE = stat.S_IRWXU | stat.S_IRWXG | stat.S_ISGID
 @dataclass(frozen=True)
 class Shared:
     """What is to be linked into each release. INVARIANT: no path of `directories` and `files` is, or is in, another;
-    all of `required` are in `files`. `group` is a gid."""
+    all of `required` are in `files`, and none of `writable` is, or is in one. `group` is a gid."""
 
     directories: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -67,6 +67,9 @@ class Shared:
         for path in self.required:
             if path not in self.files:
                 raise ValueError(f"shared.required: {path} is not in shared.files")
+        for path in self.writable:
+            if _is_in(path, self.files):
+                raise ValueError(f"shared.writable: {path} must be a directory, and shared.files says otherwise")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,9 @@ def link_shared(deploy: DeployPath, release: int, name: str, shared: Shared) -> 
             linker.require(path, stat.S_ISDIR, "a directory")
         for path in shared.files:
             linker.require(path, stat.S_ISREG, "a file")
+        for path in shared.writable:
+            if not _is_in(path, shared.directories):
+                linker.require_own(path)
         with _made(deploy.fd, SHARED) as directory:
             fcntl.flock(directory, fcntl.LOCK_EX)
             _link(linker, shared)
@@ -165,6 +171,18 @@ class _Linker:
         if not stat.S_ISLNK(mode) and not is_right(mode):
             raise RefusedError(f"{self._name}/{path}: is not {kind}, as shared.{_KEYS[kind]} says it is")
 
+    def require_own(self, path: str) -> None:
+        """Raises RefusedError if the release ships something else than a directory: a link, too, is not followed."""
+        try:
+            with below(self._release, path):
+                pass
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise RefusedError(f"{self._name}/{path}: is not a directory, as shared.writable says it is") from error
+
     def link(self, path: str, *, directory: bool) -> None:
         where, last = posixpath.split(path)
         self._seed(path, where, last, directory=directory)
@@ -191,9 +209,10 @@ class _Linker:
             return False
 
     def make_writable(self, path: str, shared: Shared) -> None:
-        """The directory itself, where it is shared: what is in it is the application's. All of it in the release."""
+        """The directory itself, where it is shared: what is in it is the application's, and what is behind a link is
+        its maker's. All of it in the release."""
         if _is_in(path, shared.directories):
-            with _made(self._deploy.fd, posixpath.join(SHARED, path)) as directory:
+            with suppress(NotADirectoryError), _made(self._deploy.fd, posixpath.join(SHARED, path)) as directory:
                 _open_up(directory, shared.group)
             return
         with self._inside(path, make=True) as directory:
@@ -205,7 +224,7 @@ class _Linker:
         """A directory of the release, walked without following a link. Raises OSError, RefusedError for what is no
         directory."""
         try:
-            with _made(self._release, path) if make else _opened(self._release, path) as fd:
+            with _made(self._release, path) if make else below(self._release, path) as fd:
                 yield fd
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
@@ -227,7 +246,7 @@ def check_shared(deploy: DeployPath, shared: Shared, name: str | None) -> list[F
     the release cannot be looked at."""
     found = list(_look(deploy, shared))
     if name is not None:
-        with _opened(deploy.fd, f"{RELEASES}/{name}") as release:
+        with below(deploy.fd, f"{RELEASES}/{name}") as release:
             found += [_look_at_link(release, name, path) for path in shared.directories + shared.files]
     return found
 
@@ -239,6 +258,10 @@ def _look(deploy: DeployPath, shared: Shared) -> Iterator[Finding]:
         found = _look_at(deploy, path, stat.S_ISREG, "file")
         missing = path in shared.required and found.state == "note"
         yield Finding("fail", found.path, "is required, and not there; put it there") if missing else found
+    for path in shared.writable:  # in a shared one; what is missing there is made
+        if _is_in(path, shared.directories) and path not in shared.directories:
+            found = _look_at(deploy, path, stat.S_ISDIR, "directory")
+            yield from [found] if found.state == "fail" else []
 
 
 def _look_at(deploy: DeployPath, path: str, is_right: Any, kind: str) -> Finding:
@@ -270,7 +293,7 @@ def _look_at_link(release: int, name: str, path: str) -> Finding:
     shown = f"{RELEASES}/{name}/{path}"
     wanted = "../" * (2 + path.count("/")) + f"{SHARED}/{path}"
     try:
-        with _opened(release, posixpath.dirname(path)) as parent:
+        with below(release, posixpath.dirname(path)) as parent:
             text = os.readlink(posixpath.basename(path), dir_fd=parent)
     except OSError as error:
         what = "is not a link into shared/" if error.errno == errno.EINVAL else reason(error)
@@ -290,15 +313,6 @@ def _exists(deploy: DeployPath, path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@contextmanager
-def _opened(directory: int, path: str) -> Iterator[int]:
-    fd = open_directory(directory, path or ".")
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager

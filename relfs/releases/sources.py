@@ -163,5 +163,5 @@ class _Git:
 def _unpack(file: BinaryIO, shown: str, strip: int, into: Into) -> Copied:
     with open_archive(file, shown, strip) as reading:
         return unpack(
-            reading, into.fd, into.previous, limits=into.limits, owner=into.owner, on_progress=into.on_progress
+            reading, shown, into.fd, into.previous, limits=into.limits, owner=into.owner, on_progress=into.on_progress
         )

@@ -21,9 +21,10 @@ from relfs.beneath import open_directory
 from relfs.errors import RefusedError, RelfsError, reason
 from relfs.interrupts import uninterrupted
 from relfs.layout import RELEASES, DeployPath
+from relfs.releases.tree import open_up
 
 PREFIX = ".relfs-add-"
-_NAME_MAX = 255
+NAME_MAX = 255
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,6 @@ def _open_releases(deploy: DeployPath) -> int:
 
 def _make(deploy: DeployPath, directory: int, name: str) -> Staging:
     own = PREFIX + name
-    if len(os.fsencode(own)) > _NAME_MAX:
-        raise RelfsError(f"{name[:60]}...: is too long a name: while it is made, it is called {PREFIX}NAME")
     try:
         while True:
             os.mkdir(own, 0o700, dir_fd=directory)
@@ -169,16 +168,13 @@ def _remove_tree(directory: int, name: str) -> None:
 
 
 def _open_up(directory: int, name: str) -> None:
-    """Let all directories be emptied by their owner. Root has no need of it, and chmod(2) would follow a link."""
-    if os.geteuid() == 0:
-        return
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    """Let all directories be emptied by their owner."""
+    open_up(directory, name)
+    fd = open_directory(directory, name)
     try:
-        os.fchmod(fd, 0o700)
         with os.scandir(fd) as entries:
             below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         for each in below:
-            os.chmod(each, 0o700, dir_fd=fd)
             _open_up(fd, each)
     finally:
         os.close(fd)

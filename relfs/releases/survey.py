@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from relfs.beneath import open_directory
+from relfs.beneath import below
 from relfs.errors import RefusedError
 
 DEPTH_MAX = 256
@@ -36,18 +35,21 @@ class Piece:
     part: int = 0
     parts: int = 1
 
-    def has(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a name in one of the directories belongs to this piece."""
-        return self.parts == 1 or entry.inode() % self.parts == self.part
+    def files_in(self, found: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+        """Those in one of the directories, which `found` lists, that belong to this piece: all that is no directory."""
+        for entry in found:
+            if (self.parts == 1 or entry.inode() % self.parts == self.part) and not entry.is_dir(follow_symlinks=False):
+                yield entry
 
 
 @dataclass(frozen=True)
 class Survey:
-    """`directories` are paths relative to the top ("."), each after the one it is in; `frame` are those, without
-    the top, that several pieces need: they have directories in them, or files in several pieces. `files` counts what is
-    no directory, `bytes` what regular files hold; `twins` are the files with several names in this tree."""
+    """`directories` are paths relative to the top ("."), each after the one it is in, with the time of its last change
+    before it was read (ns since the epoch); `frame` are those, without the top, that several pieces need: they have
+    directories in them, or files in several pieces. `files` counts what is no directory, `bytes` what regular files
+    hold; `twins` are the files with several names in this tree."""
 
-    directories: list[str]
+    directories: dict[str, int]
     frame: list[str]
     pieces: list[Piece]
     files: int
@@ -63,7 +65,7 @@ Seen = Callable[[str, os.stat_result], None]
 class _Found:
     strict: bool
     seen: Seen
-    directories: list[str] = field(default_factory=list)
+    directories: dict[str, int] = field(default_factory=dict)
     branches: set[str] = field(default_factory=set)
     counts: list[tuple[int, int]] = field(default_factory=list)
     names: dict[FileId, list[str]] = field(default_factory=dict)
@@ -78,10 +80,10 @@ def survey(top: int, *, strict: bool = True, seen: Seen = lambda _path, _status:
     waiting = ["."]
     while waiting:
         path = waiting.pop()
-        below = _look(top, path, found)
-        if below:
+        directories = _look(top, path, found)
+        if directories:
             found.branches.add(path)
-            waiting += below
+            waiting += directories
     twins = {key: names for key, names in found.names.items() if len(names) > 1}
     files, size = (sum(each) for each in zip(*found.counts, strict=True))
     pieces = list(_pieces(found, files, size))
@@ -98,33 +100,24 @@ def join(directory: str, name: str) -> str:
     return name if directory == "." else f"{directory}/{name}"
 
 
-@contextmanager
-def opened(top: int, path: str) -> Iterator[int]:
-    """A descriptor of the directory `path`, on the way to which no link is followed. Raises OSError."""
-    fd = open_directory(top, path)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _look(top: int, path: str, found: _Found) -> list[str]:
     """Note what is in the directory `path`; its directories."""
-    below = []
+    directories = []
     files = size = 0
     try:
-        with opened(top, path) as fd, os.scandir(fd) as entries:
+        with below(top, path) as fd, os.scandir(fd) as entries:
+            changed = os.fstat(fd).st_mtime_ns
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(_deeper(join(path, entry.name)))
+                    directories.append(_deeper(join(path, entry.name)))
                     continue
                 files += 1
                 size += _look_at_file(join(path, entry.name), entry.stat(follow_symlinks=False), found)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
-    found.directories.append(path)
+    found.directories[path] = changed
     found.counts.append((files, size))
-    return below
+    return directories
 
 
 def _look_at_file(path: str, status: os.stat_result, found: _Found) -> int:

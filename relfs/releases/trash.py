@@ -29,6 +29,7 @@ from relfs.layout import RELEASES, DeployPath, check_name
 from relfs.releases.manifest import remove_manifest
 from relfs.releases.registry import Record, Registry, State
 from relfs.releases.staging import PREFIX
+from relfs.releases.tree import open_up
 
 TRASH = "trash"
 _IN_RELEASES = ".relfs-trash"
@@ -109,6 +110,7 @@ def _move(deploy: DeployPath, releases: int, name: str) -> None:
 def _move_into(place: int, trash_name: str, releases: int, name: str, *, owner: os.stat_result) -> None:
     _make(place, trash_name, owner)
     with below(place, trash_name) as trash:
+        open_up(releases, name)
         os.rename(name, _free_name(trash, name), src_dir_fd=releases, dst_dir_fd=trash)
         os.fsync(trash)
         os.fsync(releases)

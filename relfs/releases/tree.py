@@ -1,4 +1,5 @@
-"""Walking the tree of a release: down to its leaves, along no link, and into nothing that is mounted in it.
+"""Walking the tree of a release: down to its leaves, along no link, and into nothing that is mounted in it; and into
+directories of our own that keep us out.
 
 What is mounted in a release is somebody else's, be it of the same file system (mount --bind), which st_dev does not
 tell. So each step is taken with RESOLVE_NO_XDEV (openat2(2)), which refuses to cross any mount.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from relfs import libc
 from relfs.beneath import open_beneath
@@ -47,6 +50,16 @@ def _mount(directory: int) -> tuple[int, int]:
         return os.fstat(directory).st_dev, mount_id(directory)
     except FileNotFoundError:  # no /proc, and nothing like mount --bind
         return os.fstat(directory).st_dev, 0
+
+
+def open_up(directory: int, name: str) -> None:
+    """Let our own directory `name` be listed, emptied and moved by us, who may have locked ourselves out (`chmod a-w`),
+    as tools do with what they have downloaded. What may not be written cannot be moved, either: its `..` changes
+    (rename(2), EACCES). For root, nothing happens, who has no need of it."""
+    with suppress(OSError):
+        mode = stat.S_IMODE(os.lstat(name, dir_fd=directory).st_mode)
+        if os.geteuid() != 0 and mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(name, mode | stat.S_IRWXU, dir_fd=directory)  # at worst where a link of ours leads, as ourselves
 
 
 def walk(top: int, on_error: Callable[[str, OSError], None]) -> Iterator[tuple[str, os.DirEntry[str]]]:

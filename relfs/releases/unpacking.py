@@ -28,6 +28,7 @@ from relfs.releases.workers import Progress
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TOP_MODE = 0o755
+_ZEROS = bytes(BUFFER)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Owner:
 
 def unpack(
     reading: Reading,
+    shown: str,
     target: int,
     previous: Previous | None,
     *,
@@ -47,15 +49,17 @@ def unpack(
     owner: Owner | None,
     on_progress: Callable[[Progress], None],
 ) -> Copied:
-    """Write all that an archive holds into an empty directory (a descriptor). Raises RefusedError for what must not be
-    in a release, RelfsError for a broken archive, OSError with the path."""
-    unpacker = _Unpacker(target, previous, Gate(limits), owner, reading, on_progress)
+    """Write all that an archive, which messages call `shown`, holds into an empty directory (a descriptor).
+
+    Raises RefusedError for what must not be in a release, RelfsError for a broken archive, OSError with the path.
+    """
+    unpacker = _Unpacker(target, previous, Gate(limits, shown), owner, reading, on_progress)
     with any_mode():
         for member, data in reading:
             unpacker.take(member, data)
         unpacker.gate.finish()
         if not unpacker.entries:
-            raise RelfsError("it holds nothing")
+            raise RelfsError(f"{shown}: holds nothing")
         unpacker.dress_directories()
     return Copied(list(unpacker.entries.values()), unpacker.shared_files, unpacker.shared_bytes)
 
@@ -138,7 +142,7 @@ class _Unpacker:
             self._tell()
             digest.update(part)
             size += len(part)
-            if member.sparse and not any(part):
+            if member.sparse and part == _ZEROS[: len(part)]:
                 os.lseek(out, len(part), os.SEEK_CUR)
             else:
                 write_all(out, part)

@@ -138,15 +138,6 @@ copy_modules() {
 
 suite() { (. /etc/os-release && echo "${VERSION_CODENAME:?this Debian has no name in /etc/os-release}"); }
 
-# Where this machine has its packages from.
-mirror() {
-    local uri
-    # shellcheck disable=SC2016 # apt-get puts in what it means
-    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q)
-    [[ -n $uri ]] || fail "apt-get does not know where Debian's packages are: run apt-get update"
-    echo "$uri"
-}
-
 # The kernels' packages are those of Debian 12 and its backports, whatever this machine is: found by a configuration of
 # apt's own, so that the machine's stays as it is.
 kernels_apt() {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from relfs.cli.output import say, show_json, show_table
-from relfs.cli.session import Session, meaning, open_here, pass_session
+from relfs.cli.session import Session, named_release, open_here, pass_session
 
 if TYPE_CHECKING:
     from relfs.layout import DeployPath
@@ -47,7 +47,8 @@ def _check(place: Place, release: str) -> Checked:
 
     deploy = open_here(place, create_state=False)
     try:
-        name = meaning(deploy, release)
+        name = named_release(deploy, release)
+        assert name is not None, "it was named"
         with progress_line("checking") as tell:
             return check(deploy, name, writable=_writable(deploy), on_progress=tell)
     finally:

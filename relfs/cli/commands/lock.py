@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Callable
+from types import FrameType
 
 import click
 
@@ -48,13 +50,20 @@ def command(session: Session, reason: str, ttl: float | None, words: tuple[str, 
 
 def _run(words: tuple[str, ...]) -> int:
     """The command gets Ctrl-C from the terminal as we do, and what we are told to end with; we end when it has."""
+    _instead_of(signal.SIGINT, lambda _number, _frame: None)  # and not SIG_IGN, which the command would inherit
     try:
         process = subprocess.Popen(words)
     except OSError as error:
         failure = RelfsError(f"{words[0]}: cannot be run: {reason(error)}")
         failure.status = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
         raise failure from error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        _instead_of(each, lambda number, _frame: process.send_signal(number))
     status = process.wait()
     return status if status >= 0 else 128 - status
+
+
+def _instead_of(number: signal.Signals, do: Callable[[int, FrameType | None], None]) -> None:
+    """What is ignored, as nohup(1) has it, stays so."""
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, do)

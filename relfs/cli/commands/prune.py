@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relfs.cli.output import show_json, show_table
+from relfs.cli.output import say_error, show_json, show_table
 from relfs.cli.session import Session, pass_session
 from relfs.errors import RelfsError
 
@@ -74,7 +74,7 @@ def _show(pruned: Pruned, *, dry_run: bool) -> None:
     rows = [[decision.name, _fate(decision, dry_run=dry_run), decision.why] for decision in pruned.decisions]
     show_table(["RELEASE", "", "WHY"], rows)
     for name, why in pruned.left.items():
-        click.echo(f"relfsctl: trash/{name}: is not deleted yet: {why}", err=True)
+        say_error(f"relfsctl: trash/{name}: is not deleted yet: {why}")
 
 
 def _fate(decision: Decision, *, dry_run: bool) -> str:

@@ -39,13 +39,12 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
     from relfs.journal import Journal
     from relfs.records import made_at, revision, revision_time
     from relfs.releases.space import Space
-    from relfs.store import peek
+    from relfs.store import current_release
 
     history = History(Journal(deploy.state_fd).events())
     config = load_config(deploy.state_fd, deploy.state_path) if deploy.state_fd is not None else Config()
     markers = config.checks.unfinished
-    text = peek(deploy)
-    current = deploy.target(text).release if text is not None else None
+    current = current_release(deploy)
     listing: list[dict[str, Any]] = []
     for release in deploy.releases():
         states = {

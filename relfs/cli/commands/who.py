@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from relfs.cli.output import show_json, show_table
+from relfs.cli.output import say_error, show_json, show_table
 from relfs.cli.session import Session, named_release, open_here, pass_session
 
 
@@ -37,6 +37,6 @@ def command(session: Session, release: str) -> None:
     rows = [[str(use.pid), use.user, use.how, use.path, use.command] for use in uses]
     show_table(["PID", "USER", "HOW", "PATH", "COMMAND"], rows)
     if found.blind:
-        click.echo("relfsctl: other users' processes cannot be looked at; root sees them", err=True)
+        say_error("relfsctl: other users' processes cannot be looked at; root sees them")
     elif found.unseen:
-        click.echo(f"relfsctl: {found.unseen} processes or directories cannot be looked at, even by root", err=True)
+        say_error(f"relfsctl: {found.unseen} processes or directories cannot be looked at, even by root")
