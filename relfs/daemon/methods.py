@@ -15,7 +15,7 @@ import trio
 from relfs import __version__
 from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
-from relfs.daemon.member import Member
+from relfs.daemon.member import Member, has_ended
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
 from relfs.daemon.server import Method, Peer
@@ -282,4 +282,5 @@ def status(mounted: Mounted, seen: Seen) -> Status:
 
 
 def _pid(who: Who | None) -> int | None:
-    return who.pid if who is not None else None
+    """The ledger tells of who has died until there is another one."""
+    return who.pid if who is not None and not has_ended(who) else None

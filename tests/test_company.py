@@ -1,0 +1,71 @@
+"""The supervisor's company: that a standby holds what the supervisor does, in whatever order they come."""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from relfs.daemon.company import STANDBY, Company, Comrade
+from relfs.daemon.member import myself
+from relfs.survival.channel import Channel, Message, channel_of, pair
+from relfs.survival.estate import Estate
+from relfs.survival.ledger import new_ledger
+
+
+def _ignore(*_: object) -> None:
+    """Nobody is asked for anything here."""
+
+
+@pytest.fixture
+def estate() -> Iterator[Estate]:
+    estate = Estate()
+    inbox, outbox = pair()
+    estate.put("inbox", inbox.detach())
+    estate.put("outbox", outbox.detach())
+    yield estate
+    estate.close()
+
+
+def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_path: Path) -> None:
+    """A worker that has joined sooner opens one file and closes another."""
+    (tmp_path / "opened").write_text("opened")
+    with selectors.DefaultSelector() as selector:
+        company = Company(estate, new_ledger(), selector, _ignore, _ignore)
+        standby = Comrade(STANDBY, None)
+        company.add(standby, myself())
+        estate.put("file.1", os.open(tmp_path / "opened", os.O_RDONLY))
+        for name in ("file.1", "file.2"):
+            company.pass_on(Comrade("worker", None), name)
+        ours = _join(estate)
+        for key, _ in selector.select(0):
+            key.data()
+        said = {message.values["name"]: message for message in _heard(ours) if message.kind != "welcome"}
+        assert standby.can_fork
+    assert {name: message.kind for name, message in said.items()} == {"file.1": "keep", "file.2": "drop"}
+    assert os.pread(said["file.1"].fds[0], 10, 0) == b"opened"
+    said["file.1"].close()
+    ours.close()
+
+
+def _join(estate: Estate) -> Channel:
+    """Be the standby that leaves a tie to itself."""
+    ours, theirs = pair()
+    outbox = channel_of(os.dup(estate["outbox"]))
+    who = myself()
+    outbox.send("join", theirs.fileno(), role=STANDBY, pid=who.pid, start=who.start)
+    outbox.close()
+    theirs.close()
+    return ours
+
+
+def _heard(channel: Channel) -> list[Message]:
+    said = []
+    with suppress(BlockingIOError):
+        while (message := channel.receive()) is not None:
+            said.append(message)
+    return said
