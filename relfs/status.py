@@ -41,6 +41,8 @@ class Host:
 class Status:
     """Published field names; `since` is in seconds since the epoch, `requests` counts what reached the daemon.
 
+    `supervisor_pid` and `standby_pid` are None for one that has died, and was not replaced yet: who kills the others as
+    well, kills the mount.
     `confirm` tells what waits for being confirmed, until when, and where it goes back to otherwise.
     `gave_up` tells when and why a mount was detached because nobody could serve it.
     `sealed` names the releases that cannot be changed now (None: sealing is not asked for, or nothing is mounted);

@@ -1,31 +1,93 @@
-"""The processes of a mount, as its supervisor knows them: what is left when it knows nobody any more. No mount."""
+"""The processes of a mount, as its supervisor knows them. No mount."""
 
 from __future__ import annotations
 
 import os
 import selectors
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 from relfs.daemon.company import STANDBY, Company, Comrade
-from relfs.survival.channel import pair, until_readable
+from relfs.daemon.member import myself
+from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
+from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
 
 
-def test_what_nobody_has_heard_keeps_nothing() -> None:
-    """fusermount3 waits for the last copy of a descriptor to be closed, and a supervisor that ends, for fusermount3."""
+def _ignore(*_: object) -> None:
+    """Nobody is asked for anything here."""
+
+
+@pytest.fixture
+def estate() -> Iterator[Estate]:
+    estate = Estate()
     inbox, outbox = pair()
+    estate.put("inbox", inbox.detach())
+    estate.put("outbox", outbox.detach())
+    yield estate
+    estate.close()
+
+
+def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_path: Path) -> None:
+    """A worker that has joined sooner opens one file and closes another."""
+    (tmp_path / "opened").write_text("opened")
+    with selectors.DefaultSelector() as selector:
+        company = Company(estate, new_ledger(), selector, _ignore, _ignore)
+        standby = Comrade(STANDBY, None)
+        company.add(standby, myself())
+        estate.put("file.1", os.open(tmp_path / "opened", os.O_RDONLY))
+        for name in ("file.1", "file.2"):
+            company.pass_on(Comrade("worker", None), name)
+        ours = _join(estate)
+        for key, _ in selector.select(0):
+            key.data()
+        said = {message.values["name"]: message for message in _heard(ours) if message.kind != "welcome"}
+        assert standby.can_fork
+    assert {name: message.kind for name, message in said.items()} == {"file.1": "keep", "file.2": "drop"}
+    assert os.pread(said["file.1"].fds[0], 10, 0) == b"opened"
+    said["file.1"].close()
+    ours.close()
+
+
+def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:
+    """fusermount3 waits for the last copy of a descriptor to be closed, and a supervisor that ends, for fusermount3."""
     tie, theirs = pair()
     reading, writing = os.pipe()
     with selectors.DefaultSelector() as selector:
-        company = Company(new_ledger(), selector, inbox, lambda _each, _message: None, lambda _each: None)
+        company = Company(estate, new_ledger(), selector, _ignore, _ignore)
         company.add(Comrade(STANDBY, tie))
+        outbox = channel_of(os.dup(estate["outbox"]))
         outbox.send("join", writing)
         theirs.send("keep", writing)
         os.close(writing)
         assert not until_readable(reading, 0), "both carry a copy"
         company.close()
+        estate.drop("inbox")
         assert until_readable(reading, 60)
         assert os.read(reading, 1) == b""
         assert not selector.get_map()
     for each in (outbox, theirs):
         each.close()
     os.close(reading)
+
+
+def _join(estate: Estate) -> Channel:
+    """Be the standby that leaves a tie to itself."""
+    ours, theirs = pair()
+    outbox = channel_of(os.dup(estate["outbox"]))
+    who = myself()
+    outbox.send("join", theirs.fileno(), role=STANDBY, pid=who.pid, start=who.start)
+    outbox.close()
+    theirs.close()
+    return ours
+
+
+def _heard(channel: Channel) -> list[Message]:
+    said = []
+    with suppress(BlockingIOError):
+        while (message := channel.receive()) is not None:
+            said.append(message)
+    return said

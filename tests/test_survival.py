@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from soak.site import Pids
 from test_hooks import write_hook
 
 import relfs
+from relfs.daemon.member import is_alive, who_is
 from relfs.errors import EXIT_LOCKED
 
 EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
@@ -304,6 +305,45 @@ def test_a_file_without_a_name_goes_on(mount: Mount, part: str) -> None:
         assert os.pread(file.fileno(), 100, 0) == b"before, after"
         assert os.fstat(file.fileno()).st_nlink == 0
     assert not (mount.app / "file").exists()
+
+
+def test_what_was_opened_between_two_deaths_goes_on(mount: Mount) -> None:
+    """The supervisor is dead, the standby has not noticed yet: the worker tells whoever comes next, and dies, too."""
+    before = whole(mount)
+    assert before.supervisor is not None and before.standby is not None and before.worker is not None
+    expect_deaths(mount)
+    os.kill(before.standby, signal.SIGSTOP)
+    os.kill(before.supervisor, signal.SIGKILL)
+    wait_for(lambda: _supervisor_of(mount) != before.supervisor, "the worker knows that the supervisor is dead")
+    with open(mount.app / "file", "w+b", buffering=0) as file:
+        file.write(b"before")
+        os.unlink(mount.app / "file")
+        os.kill(before.worker, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the worker has not waited for it, and another one has taken its place
+            os.kill(before.standby, signal.SIGCONT)
+        whole(mount, gone=(before.supervisor, before.worker))
+        file.write(b", after")
+        assert os.pread(file.fileno(), 100, 0) == b"before, after"
+
+
+def _supervisor_of(mount: Mount) -> int | None:
+    pids = pids_of(mount)
+    assert pids is not None
+    return pids.supervisor
+
+
+def test_status_names_nobody_who_is_dead(mount: Mount) -> None:
+    """Who goes by it, and kills the worker next, would kill the last."""
+    before = whole(mount)
+    expect_deaths(mount)
+    dead = [who_is(pid) for pid in (before.supervisor, before.standby) if pid is not None]
+    for who in dead:
+        os.kill(who.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(is_alive, dead)), "both are dead")
+    after = pids_of(mount)
+    assert after is not None
+    assert not {after.supervisor, after.standby} & {who.pid for who in dead}
+    whole(mount)
 
 
 @EVERY_DEATH_OF_ONE

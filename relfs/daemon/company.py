@@ -1,6 +1,16 @@
 """The processes of a mount, as its supervisor knows them: who they are, what they say, and that they have ended.
 
 What is to be done about it is the supervisor's business.
+
+What is said is never lost
+--------------------------
+Some facts. Whoever has lost a supervisor leaves a tie to itself in the inbox, and speaks into it, before there is the
+next supervisor (member.py). It may be dead when that comes; what it has said is in the socket's queue all the same. And
+a worker may have joined already, and say what it opens, when the standby has not.
+
+The choice. The inbox is emptied before anything else is done, and who is dead by then is heard out: the next worker is
+forked only after the standby was told what the last one had open. What a standby cannot be told yet, it is told when it
+joins, before it is asked to fork.
 """
 
 from __future__ import annotations
@@ -17,6 +27,7 @@ from dataclasses import dataclass, field
 from relfs.daemon.member import Telling, is_alive, is_working, who_is
 from relfs.processes import state_of
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
+from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger, Who
 
 _log = logging.getLogger(__name__)
@@ -33,7 +44,8 @@ _STOPPED_SECONDS = 0.2
 class Comrade:
     """A worker, a standby, or the next standby. `channel` is None until it has joined, `who` until it has said hello;
     `since` is when it last was new to this supervisor, or said that it is ready (monotonic seconds); `kept` is what it
-    has put into the estate since it joined; `told` is the estate, as long as it is being sent that."""
+    has put into the estate since it joined; `told` is the estate, as long as it is being sent that; `missed` are names
+    in the estate that have changed before it joined."""
 
     role: str
     channel: Channel | None
@@ -44,11 +56,17 @@ class Comrade:
     stopped_since: float | None = None
     kept: set[str] = field(default_factory=set)
     told: Telling | None = None
+    missed: set[str] = field(default_factory=set)
 
     @property
     def pid(self) -> int:
         """0 as long as it is not known."""
         return self.who.pid if self.who is not None else 0
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether a standby would fork a worker that has all. One that is new takes in all before it does."""
+        return self.channel is not None and (self.told is None or not self.serves)
 
     def tell(self, kind: str, *fds: int, **values: object) -> bool:
         """False: it is not there to be told."""
@@ -93,20 +111,21 @@ class Company:
 
     def __init__(
         self,
+        estate: Estate,
         ledger: Ledger,
         selector: selectors.BaseSelector,
-        inbox: Channel,
         on_message: Callable[[Comrade, Message], None],
         on_end: Callable[[Comrade], None],
     ) -> None:
         """`on_message` is called with what somebody says, `on_end` with who has ended, and is not there any more."""
+        self._estate = estate
         self._ledger = ledger
         self._selector = selector
-        self._inbox = inbox
+        self._inbox = channel_of(os.dup(estate["inbox"]))
         self._on_message = on_message
         self._on_end = on_end
         self._members: dict[str, Comrade] = {}
-        selector.register(inbox, selectors.EVENT_READ, self._hear_inbox)
+        selector.register(self._inbox, selectors.EVENT_READ, self._hear_inbox)
 
     def __iter__(self) -> Iterator[Comrade]:
         return iter(list(self._members.values()))
@@ -116,6 +135,19 @@ class Company:
 
     def has(self, each: Comrade) -> bool:
         return self._members.get(each.role) is each
+
+    def pass_on(self, origin: Comrade, name: str) -> None:
+        """What has that name in the estate is another one now, or gone: the standby holds what the supervisor does."""
+        for role in (STANDBY, NEXT):
+            standby = self.get(role)
+            if standby is None or standby is origin:
+                continue
+            if standby.channel is None:
+                standby.missed.add(name)
+            elif name in self._estate:
+                standby.tell("keep", self._estate[name], name=name)
+            else:
+                standby.tell("drop", name=name)
 
     # ---- coming
 
@@ -164,14 +196,13 @@ class Company:
 
     def lose(self, each: Comrade) -> None:
         """It has ended, or is about to. What it has said before is still there."""
+        if each.channel is None:
+            self._hear_inbox()
         if not self.has(each):
             return
         del self._members[each.role]
         self._note(each.role, None)
-        if each.channel is not None:
-            with suppress(BlockingIOError):
-                while (message := each.channel.receive()) is not None:
-                    self._on_message(each, message)
+        self._hear_out(each)
         self._let_go(each)
         self._on_end(each)
 
@@ -219,6 +250,11 @@ class Company:
         except BlockingIOError:
             pass
 
+    def _hear_out(self, each: Comrade) -> None:
+        with suppress(BlockingIOError):
+            while each.channel is not None and (message := each.channel.receive()) is not None:
+                self._on_message(each, message)
+
     def _lose_tie(self, each: Comrade) -> None:
         """It has closed its end: it is ending, or was never there; or it is about to join again. One that ends is not
         waited for: a thread of it may be telling the kernel something, which waits for an answer of the next worker."""
@@ -229,11 +265,13 @@ class Company:
             self.lose(each)
 
     def _hear_inbox(self) -> None:
-        """A member whose supervisor has died introduces itself."""
+        """Members whose supervisor has died introduce themselves."""
         with suppress(BlockingIOError):
-            message = self._inbox.receive()
-            if message is None or message.kind != "join" or len(message.fds) != 1:
-                return
+            while (message := self._inbox.receive()) is not None:
+                self._admit(message)
+
+    def _admit(self, message: Message) -> None:
+        if message.kind == "join" and len(message.fds) == 1:
             who = Who(message.values["pid"], message.values["start"])
             self._join(str(message.values["role"]), who, channel_of(message.fds[0]))
 
@@ -241,14 +279,23 @@ class Company:
         if self._members.get(role) is None and is_alive(who):
             self.add(Comrade(role, None), who)
         each = self._members.get(role)
-        if each is None or each.who != who or not is_alive(who):
+        if each is None:
+            self._hear_out(Comrade(role, channel, who))
+            channel.close()
+        elif each.who != who:
             channel.close()
             self._end_stray(role, who)
-            return
+        else:
+            self._tie(each, channel)
+
+    def _tie(self, each: Comrade, channel: Channel) -> None:
+        """It may have ended meanwhile: then lose() hears it out."""
         self._cut_tie(each)
         each.channel, each.serves, each.kept = channel, True, set()
         self._listen_to(each, channel)
         each.tell("welcome")
+        each.told, each.missed = Telling(self._estate, channel, None, each.missed), set()
+        each.flush()
 
     def _end_stray(self, role: str, who: Who) -> None:
         """A worker that was forked for a supervisor that died before it heard of it must not serve beside another one.

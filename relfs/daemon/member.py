@@ -13,7 +13,7 @@ is no moment in which two can have it. A member whose tie is cut leaves a new on
 holds, where whoever is supervisor next finds it, and tries the lock at every turn until somebody has answered. The one
 that gets it starts a supervisor, and gives it all that it holds itself. The standby holds all; the worker knows only
 what was open when it was made, and what it opened since, which is all that matters too: but it has readers to serve, so
-it comes in only when the standby has had its chance.
+it comes in only when the standby is dead, or has had its chance.
 
 A supervisor that is stopped (SIGSTOP, a debugger) watches over nobody. Its members cannot make it go on, so they end
 it.
@@ -27,7 +27,7 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from relfs.daemon.command import start
@@ -64,6 +64,14 @@ def is_alive(who: Who | None) -> bool:
         return who is not None and _exists(who.pid)
     found = process(who.pid)
     return found is not None and found.start == who.start and found.alive
+
+
+def has_ended(who: Who) -> bool:
+    """Whether it is known that it does not run any more: is_alive() takes who is hidden (proc(5), hidepid) for gone."""
+    found = process(who.pid) if who.start else None
+    if found is None:
+        return not _exists(who.pid)
+    return found.start != who.start or not found.alive
 
 
 def is_working(who: Who | None) -> bool:
@@ -179,8 +187,12 @@ class Member:
         if self._welcome:
             return
         self._turns += 1
-        if self._bequest is None and self._turns > _PATIENCE[self._role]:
+        if self._bequest is None and self._turns > self._patience:
             self._succeed()
+
+    @property
+    def _patience(self) -> int:
+        return _PATIENCE[self._role] if is_alive(self.ledger.who("standby")) else 0
 
     def _end_stopped(self) -> None:
         """End a supervisor that is stopped, also one that does not know us yet: it has the baton, and keeps it."""
@@ -233,23 +245,27 @@ class Member:
 
 
 class Telling:
-    """The whole estate being sent, as fast as there is room for it. What a channel owes it has a copy of, and copies of
-    all that is open may be more descriptors than there are."""
+    """The whole estate being sent, or what has `names`, as fast as there is room for it. What a channel owes it has a
+    copy of, and copies of all that is open may be more descriptors than there are."""
 
-    def __init__(self, estate: Estate, channel: Channel, last: str) -> None:
+    def __init__(
+        self, estate: Estate, channel: Channel, last: str | None, names: Iterable[str] | None = None
+    ) -> None:  # fmt: skip
         """`last` is the message that says that this was all."""
         self._estate = estate
         self._channel = channel
-        self._names = deque(name for name, _ in estate)
-        self._last: str | None = last
+        self._names = deque(names if names is not None else (name for name, _ in estate))
+        self._last = last
 
     def go_on(self) -> bool:
-        """Whether all is sent. What was let go of meanwhile is not. Raises ConnectionError."""
+        """Whether all is sent: of what was let go of, that it is gone. Raises ConnectionError."""
         while self._channel.flush():
             if self._names:
                 name = self._names.popleft()
                 if name in self._estate:
                     self._channel.send("keep", self._estate[name], name=name)
+                else:
+                    self._channel.send("drop", name=name)
             elif self._last is not None:
                 self._channel.send(self._last)
                 self._last = None

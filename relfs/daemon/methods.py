@@ -16,7 +16,7 @@ from relfs import __version__
 from relfs.daemon.canarying import Canarying
 from relfs.daemon.inuse import ask_who_uses
 from relfs.daemon.log import log_trouble
-from relfs.daemon.member import Member
+from relfs.daemon.member import Member, has_ended
 from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
@@ -317,4 +317,5 @@ def _views(mounted: Mounted) -> tuple[View, ...]:
 
 
 def _pid(who: Who | None) -> int | None:
-    return who.pid if who is not None else None
+    """The ledger tells of who has died until there is another one."""
+    return who.pid if who is not None and not has_ended(who) else None

@@ -37,7 +37,7 @@ from relfs.daemon.watchdog import Disk, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach_only
-from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
+from relfs.survival.channel import Channel, Message, pair, until_readable
 from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.ledger import Ledger, Who
 
@@ -69,9 +69,7 @@ class Supervisor:
         self._ledger = ledger
         self._waiting = waiting
         self._selector = selectors.DefaultSelector()
-        self._company = Company(
-            ledger, self._selector, channel_of(os.dup(estate["inbox"])), self._obey, self._on_end
-        )  # fmt: skip
+        self._company = Company(estate, ledger, self._selector, self._obey, self._on_end)
         self._reloading = Reloading(self._company, ledger)
         self._children: list[subprocess.Popen[bytes]] = []
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
@@ -144,7 +142,7 @@ class Supervisor:
         forker = self._company.get(self._reloading.forker)
         if forker is None:
             self._start_standby(STANDBY)
-        elif self._company.get(WORKER) is None and forker.channel is not None:
+        elif self._company.get(WORKER) is None and forker.can_fork:
             if self._leaving:
                 self._detach()
                 self._finish(0)
@@ -257,14 +255,14 @@ class Supervisor:
     def _keep(self, each: Comrade, name: str, fd: int) -> None:
         each.kept.add(name)
         self._estate.put(name, fd)
-        self._pass_on(each, "keep", self._estate[name], name=name)
+        self._company.pass_on(each, name)
         if not is_fleeting(name):
             self._change_store()
 
     def _drop(self, each: Comrade, name: str) -> None:
         each.kept.discard(name)
         self._estate.drop(name)
-        self._pass_on(each, "drop", name=name)
+        self._company.pass_on(each, name)
         if not is_fleeting(name):
             self._change_store()
 
@@ -273,13 +271,6 @@ class Supervisor:
         for name, _ in self._estate:
             if is_fleeting(name) and name not in worker.kept:
                 self._drop(worker, name)
-
-    def _pass_on(self, origin: Comrade, kind: str, *fds: int, **values: object) -> None:
-        """The standby holds what the supervisor does."""
-        for role in (STANDBY, NEXT):
-            standby = self._company.get(role)
-            if standby is not None and standby is not origin:
-                standby.tell(kind, *fds, **values)
 
     # ---- what outlives even the supervisor
 

@@ -6,9 +6,10 @@ And a directory that is being listed is asked for by position, so what was liste
 removes what it has read so far, and asks for the rest.
 
 The choice. A handle is the number of its record in the ledger; its descriptor, and the names that were listed (in a
-file of their own), are in the estate, which supervisor and standby hold as well, before the kernel is told. Should both
-have been killed just before, what has a name is opened by that again. No two files ever have the same number: who holds
-the estate may not have heard that a file was closed, and would give the next one's readers and writers the wrong file.
+file of their own), are in the estate, and sent to the supervisor, from which the standby has them, before the kernel is
+told. Should worker and supervisor both be killed just then, what has a name is opened by that again. No two files ever
+have the same number: who holds the estate may not have heard that a file was closed, and would give the next one's
+readers and writers the wrong file.
 """
 
 from __future__ import annotations
