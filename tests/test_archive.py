@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import tarfile
@@ -12,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trees import make_archive, member
 
@@ -239,6 +240,7 @@ _MEMBERS = st.lists(st.tuples(st.lists(_NAMES, min_size=1, max_size=3).map("/".j
 
 @settings(max_examples=300, deadline=None)
 @given(members=_MEMBERS)
+@example(members=[("a/a", "a"), ("a/b", "c/../a//a")])
 def test_no_link_that_passes_leads_out(
     members: list[tuple[str, str | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -264,7 +266,8 @@ def test_no_link_that_passes_leads_out(
         if text is None:
             (top / path).touch()
         else:
-            (top / path).symlink_to(text or ".")
+            # Several slashes are one; but os.path.realpath() of Python 3.11 then loses its way if there is a loop.
+            (top / path).symlink_to(re.sub("/+", "/", text) or ".")
     for path, text in passed:
         if text is not None:
             real = os.path.realpath(top / path)

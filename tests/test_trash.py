@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -55,6 +56,28 @@ def test_of_the_same_name_again(deploy: DeployPath, app: Path) -> None:
     add_release(app, "41")
     put(deploy, "41")
     assert sorted(os.listdir(place(app))) == ["41.1", "41.2"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_on_a_disk_that_cannot_be_flushed(
+    deploy: DeployPath, app: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """It is where it was, and nothing says otherwise."""
+    place(app).mkdir()
+    flush, calls = os.fsync, []
+
+    def fail(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relfs.releases.trash.os.fsync", fail)
+        with pytest.raises(RelfsError, match="41: cannot be removed"):
+            put(deploy, "41")
+    assert (app / "releases/41/index.html").read_text() == "41"
+    assert os.listdir(place(app)) == []
 
 
 def test_the_longest_name(deploy: DeployPath, app: Path) -> None:

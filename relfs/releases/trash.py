@@ -111,9 +111,14 @@ def _move_into(place: int, trash_name: str, releases: int, name: str, *, owner: 
     _make(place, trash_name, owner)
     with below(place, trash_name) as trash:
         open_up(releases, name)
-        os.rename(name, _free_name(trash, name), src_dir_fd=releases, dst_dir_fd=trash)
-        os.fsync(trash)
-        os.fsync(releases)
+        moved = _free_name(trash, name)
+        os.rename(name, moved, src_dir_fd=releases, dst_dir_fd=trash)
+        try:
+            os.fsync(trash)
+            os.fsync(releases)
+        except OSError:
+            os.rename(moved, name, src_dir_fd=trash, dst_dir_fd=releases)
+            raise
 
 
 def _make(place: int, trash_name: str, owner: os.stat_result) -> None:
