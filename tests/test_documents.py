@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""What the documents, and contrib/kernels, name is there."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def test_every_module_that_is_named_exists(document: str) -> None:
         source = ROOT / (path if path.startswith("relfs/") else f"relfs/{path}")
         assert source.exists(), path
         assert not essay or essay in source.read_text().replace("\n", " "), f"{path} has no {essay!r}"
+
+
+def test_every_test_for_other_kernels_exists() -> None:
+    """Where they run, nobody looks at each change."""
+    named = set(re.findall(r"\btest_\w+\b", (ROOT / "contrib/kernels").read_text()))
+    files = {file.stem for file in (ROOT / "tests").glob("test_*.py")}
+    assert len(named - files) > 10
+    assert named <= files | names_of_tests()
