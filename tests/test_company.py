@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from relfs.daemon.company import STANDBY, Company, Comrade
-from relfs.daemon.member import myself
+from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
+from relfs.daemon.member import Telling, myself
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
@@ -40,7 +40,7 @@ def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_p
         company.add(standby, myself())
         estate.put("file.1", os.open(tmp_path / "opened", os.O_RDONLY))
         for name in ("file.1", "file.2"):
-            company.pass_on(Comrade("worker", None), name)
+            company.pass_on(Comrade(WORKER, None), name)
         ours = _join(estate)
         for key, _ in selector.select(0):
             key.data()
@@ -50,6 +50,38 @@ def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_p
     assert os.pread(said["file.1"].fds[0], 10, 0) == b"opened"
     said["file.1"].close()
     ours.close()
+
+
+def test_a_standby_that_does_not_listen_costs_no_descriptors(estate: Estate) -> None:
+    """However much is opened and closed meanwhile; and when it listens, it hears what there is then."""
+    ours, theirs = pair()
+    with selectors.DefaultSelector() as selector:
+        company = Company(estate, new_ledger(), selector, _ignore, _ignore)
+        standby = Comrade(STANDBY, ours, told=Telling(estate, ours, last="all"))
+        company.add(standby)
+        before = os.listdir("/proc/self/fd")
+        for number in range(1000):
+            name = f"file.{number}"
+            estate.put(name, os.open(os.devnull, os.O_RDONLY))
+            company.pass_on(Comrade(WORKER, None), name)
+            estate.drop(name)
+            company.pass_on(Comrade(WORKER, None), name)
+        assert os.listdir("/proc/self/fd") == before
+        held: set[str] = set()
+        said = _heard(theirs)
+        assert len(said) < 2000, "there was no room for all"
+        while said:
+            for message in said:
+                message.close()
+                if message.kind == "keep":
+                    held.add(message.values["name"])
+                elif message.kind == "drop":
+                    held.discard(message.values["name"])
+            standby.flush()
+            said = _heard(theirs)
+        assert standby.can_fork
+    assert held == {"inbox", "outbox"}
+    theirs.close()
 
 
 def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:

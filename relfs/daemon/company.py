@@ -44,8 +44,8 @@ _STOPPED_SECONDS = 0.2
 class Comrade:
     """A worker, a standby, or the next standby. `channel` is None until it has joined, `who` until it has said hello;
     `since` is when it last was new to this supervisor, or said that it is ready (monotonic seconds); `kept` is what it
-    has put into the estate since it joined; `told` is the estate, as long as it is being sent that; `missed` are names
-    in the estate that have changed before it joined."""
+    has put into the estate since it joined; `told` tells a standby of the estate, once it has joined; `missed` are
+    names in the estate that have changed before."""
 
     role: str
     channel: Channel | None
@@ -66,7 +66,7 @@ class Comrade:
     @property
     def can_fork(self) -> bool:
         """Whether a standby would fork a worker that has all. One that is new takes in all before it does."""
-        return self.channel is not None and (self.told is None or not self.serves)
+        return self.told is not None and (not self.serves or self._has_all())
 
     def tell(self, kind: str, *fds: int, **values: object) -> bool:
         """False: it is not there to be told."""
@@ -80,13 +80,17 @@ class Comrade:
 
     def flush(self) -> None:
         """Send what there was no room for."""
-        if self.channel is None:
-            return
-        with suppress(ConnectionError):
-            if self.told is None:
+        if self.told is not None:
+            self._has_all()
+        elif self.channel is not None:
+            with suppress(ConnectionError):
                 self.channel.flush()
-            elif self.told.go_on():
-                self.told = None
+
+    def _has_all(self) -> bool:
+        """Whether a standby has been sent all, after this."""
+        with suppress(ConnectionError):  # that it has ended is noticed elsewhere
+            return self.told is not None and self.told.go_on()
+        return False
 
     def kill(self) -> None:
         if self.pidfd is not None:
@@ -142,12 +146,11 @@ class Company:
             standby = self.get(role)
             if standby is None or standby is origin:
                 continue
-            if standby.channel is None:
+            if standby.told is None:
                 standby.missed.add(name)
-            elif name in self._estate:
-                standby.tell("keep", self._estate[name], name=name)
             else:
-                standby.tell("drop", name=name)
+                standby.told.add(name)
+                standby.flush()
 
     # ---- coming
 
@@ -232,6 +235,7 @@ class Company:
         if each.channel is not None:
             self._selector.unregister(each.channel)
             each.channel.close()
+            each.missed |= each.told.left if each.told is not None else set()
             each.channel = each.told = None
 
     # ---- hearing
@@ -294,7 +298,8 @@ class Company:
         each.channel, each.serves, each.kept = channel, True, set()
         self._listen_to(each, channel)
         each.tell("welcome")
-        each.told, each.missed = Telling(self._estate, channel, None, each.missed), set()
+        if each.role in (STANDBY, NEXT):
+            each.told, each.missed = Telling(self._estate, channel, names=each.missed), set()
         each.flush()
 
     def _end_stray(self, role: str, who: Who) -> None:

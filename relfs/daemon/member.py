@@ -26,7 +26,6 @@ import logging
 import os
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -100,7 +99,7 @@ class Member:
         self._welcome = True
         self._turns = 0
         self._stopped: dict[int, int] = {}  # by pid, for how many turns
-        self._told_anew: Telling | None = None
+        self._telling = Telling(estate, channel, names=())
         self._bequest: Telling | None = None
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -122,13 +121,17 @@ class Member:
     def put(self, name: str, fd: int) -> None:
         """Hold `fd`, and let the others hold it."""
         self.estate.put(name, fd)
-        self.tell("keep", self.estate[name], name=name)
+        self._tell_of(name)
 
     def drop(self, name: str) -> None:
         """Let go of it, and let the others do so."""
         if name in self.estate:
             self.estate.drop(name)
-            self.tell("drop", name=name)
+            self._tell_of(name)
+
+    def _tell_of(self, name: str) -> None:
+        self._telling.add(name)
+        self._go_on_telling()
 
     # ---- the tie
 
@@ -167,14 +170,12 @@ class Member:
             outbox.close()
             theirs.close()
         if self._role == "worker":
-            self._told_anew = Telling(self.estate, self._channel, "kept")
+            self._telling = Telling(self.estate, self._channel, last="kept")
             self._go_on_telling()
 
     def _go_on_telling(self) -> None:
-        if self._told_anew is not None:
-            with suppress(ConnectionError):
-                if self._told_anew.go_on():
-                    self._told_anew = None
+        with suppress(ConnectionError):  # hear() finds out
+            self._telling.go_on()
 
     def turn(self) -> None:
         """To be called every TICK seconds."""
@@ -224,7 +225,7 @@ class Member:
         finally:
             theirs.close()
             os.close(baton)
-        self._bequest = Telling(self.estate, ours, "all")
+        self._bequest = Telling(self.estate, ours, last="all")
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -245,33 +246,44 @@ class Member:
 
 
 class Telling:
-    """The whole estate being sent, or what has `names`, as fast as there is room for it. What a channel owes it has a
-    copy of, and copies of all that is open may be more descriptors than there are."""
+    """What is to be told of an estate, as fast as there is room for it: all that is in it, and what changes. It goes by
+    names, and holds no descriptor: of what changes several times, the other side hears what it is when its turn comes;
+    and of a side that does not listen, nobody holds copies, which may be more than a process may have."""
 
     def __init__(
-        self, estate: Estate, channel: Channel, last: str | None, names: Iterable[str] | None = None
-    ) -> None:  # fmt: skip
-        """`last` is the message that says that this was all."""
+        self, estate: Estate, channel: Channel, *, names: Iterable[str] | None = None, last: str | None = None
+    ) -> None:
+        """`names` are those to begin with, by default all; `last` is the message that says that they are told."""
         self._estate = estate
         self._channel = channel
-        self._names = deque(names if names is not None else (name for name, _ in estate))
+        self._names = dict.fromkeys(names if names is not None else (name for name, _ in estate))
         self._last = last
 
+    def add(self, name: str) -> None:
+        """What has that name is another one now, or gone."""
+        self._names[name] = None
+
+    @property
+    def left(self) -> set[str]:
+        """What is still to be told of."""
+        return set(self._names)
+
     def go_on(self) -> bool:
-        """Whether all is sent: of what was let go of, that it is gone. Raises ConnectionError."""
-        while self._channel.flush():
-            if self._names:
-                name = self._names.popleft()
-                if name in self._estate:
-                    self._channel.send("keep", self._estate[name], name=name)
-                else:
-                    self._channel.send("drop", name=name)
-            elif self._last is not None:
-                self._channel.send(self._last)
-                self._last = None
-            else:
-                return True
-        return False
+        """Whether all is told. Raises ConnectionError."""
+        while self._names:
+            name = next(iter(self._names))
+            if not self._tell(name):
+                return False
+            del self._names[name]
+        if self._last is not None and not self._channel.offer(self._last):
+            return False
+        self._last = None
+        return True
+
+    def _tell(self, name: str) -> bool:
+        if name in self._estate:
+            return self._channel.offer("keep", self._estate[name], name=name)
+        return self._channel.offer("drop", name=name)
 
     def close(self) -> None:
         self._channel.close()

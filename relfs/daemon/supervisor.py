@@ -201,7 +201,7 @@ class Supervisor:
 
     def _give_to_standby(self, role: str, child: subprocess.Popen[bytes], channel: Channel) -> None:
         self._children.append(child)
-        standby = Comrade(role, channel, told=Telling(self._estate, channel, "all"))
+        standby = Comrade(role, channel, told=Telling(self._estate, channel, last="all"))
         self._company.add(standby, who_is(child.pid))
         standby.flush()
 

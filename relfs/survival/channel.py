@@ -52,24 +52,34 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, kind: str, *fds: int, **values: Any) -> None:
-        """Raises ConnectionError if the other side is gone; `fds` stay the caller's."""
-        self._owed.append((json.dumps({"kind": kind, **values}).encode("ascii"), tuple(map(os.dup, fds))))
-        self.flush()
+        """Raises ConnectionError if the other side is gone; `fds` stay the caller's. What has to be kept for later is
+        a copy of each, so who has many sends them by offer()."""
+        if not self.offer(kind, *fds, **values):
+            self._owed.append((_encoded(kind, values), tuple(map(os.dup, fds))))
+
+    def offer(self, kind: str, *fds: int, **values: Any) -> bool:
+        """Send it if there is room, after all that is owed; whether there was. Raises ConnectionError."""
+        return self.flush() and self._has_taken(_encoded(kind, values), fds)
 
     def flush(self) -> bool:
         """Send what is owed, as far as there is room; whether that was all. Raises ConnectionError."""
         while self._owed:
             data, fds = self._owed[0]
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            try:
-                self._socket.sendmsg([data], ancillary)
-            except (ConnectionError, OSError) as error:
-                if isinstance(error, ConnectionError):
-                    raise
-                return False  # no room (EAGAIN), or too many descriptors are under way (ETOOMANYREFS)
+            if not self._has_taken(data, fds):
+                return False
             self._owed.popleft()
             for fd in fds:
                 os.close(fd)
+        return True
+
+    def _has_taken(self, data: bytes, fds: tuple[int, ...]) -> bool:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._socket.sendmsg([data], ancillary)
+        except ConnectionError:
+            raise
+        except OSError:
+            return False  # no room (EAGAIN), or too many descriptors are under way (ETOOMANYREFS)
         return True
 
     def receive(self) -> Message | None:
@@ -99,6 +109,10 @@ class Channel:
                 os.close(fd)
         self._owed.clear()
         self._socket.close()
+
+
+def _encoded(kind: str, values: dict[str, Any]) -> bytes:
+    return json.dumps({"kind": kind, **values}).encode("ascii")
 
 
 def until_readable(endpoint: Pollable | int, seconds: float | None = None) -> bool:
