@@ -15,15 +15,29 @@ _FOR_EVER = "120s"
 
 
 @contextmanager
-def held_after(pid: int, calls: str, path: str, *, when: int = 1) -> Iterator[None]:
+def held_after(pid: int, calls: str, path: str | None, *, when: int = 1) -> Iterator[None]:
     """While inside, call number `when` from now of process `pid` is carried out and does not return. Of the `calls`
-    (strace's names for them), only those count that are about `path`, as they spell it, or a descriptor of it.
+    (strace's names for them), only those count that are about `path`, if there is one, as they spell it, or a
+    descriptor of it.
 
     A process that is killed meanwhile is dead only once this is left: its tracer comes in between (PTRACE_EVENT_EXIT).
     """
+    with _traced(pid, calls, f"delay_exit={_FOR_EVER}:when={when}", *(["-P", path] if path is not None else [])):
+        yield
+
+
+@contextmanager
+def killed_before(pid: int, calls: str) -> Iterator[None]:
+    """While inside, the next such call of process `pid` is not carried out: it is killed there."""
+    with _traced(pid, calls, "signal=SIGKILL:when=1"):
+        yield
+
+
+@contextmanager
+def _traced(pid: int, calls: str, what: str, *options: str) -> Iterator[None]:
     strace = subprocess.Popen(
-        ["strace", "-f", "-p", str(pid), "-P", path, "-e", f"trace={calls}",
-         "-e", f"inject={calls}:delay_exit={_FOR_EVER}:when={when}", "-o", "/dev/null"],
+        ["strace", "-f", "-p", str(pid), *options, "-e", f"trace={calls}", "-e", f"inject={calls}:{what}",
+         "-o", "/dev/null"],
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip

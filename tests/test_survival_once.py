@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from clients import running
 from crew import expect_deaths, whole
-from held import held_after
+from held import held_after, killed_before
 from mounting import Mount, Mounts, wait_for
 from opened import opened_by
 from sandbox import be_patient
@@ -81,7 +81,7 @@ def covered(app: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _killed_after(mount: Mount, calls: str, path: str) -> Iterator[int]:
+def _killed_after(mount: Mount, calls: str, path: str | None) -> Iterator[int]:
     """The worker, whose pid this is, is held after that call, and at the end killed there; another one serves then."""
     worker = whole(mount).worker
     assert worker is not None
@@ -89,6 +89,17 @@ def _killed_after(mount: Mount, calls: str, path: str) -> Iterator[int]:
     with held_after(worker, calls, path):
         yield worker
         os.kill(worker, signal.SIGKILL)
+    whole(mount, gone=(worker,))
+
+
+@contextmanager
+def _killed_before(mount: Mount, calls: str) -> Iterator[None]:
+    """The worker dies at the next such call, and another one serves."""
+    worker = whole(mount).worker
+    assert worker is not None
+    expect_deaths(mount)
+    with killed_before(worker, calls):
+        yield
     whole(mount, gone=(worker,))
 
 
@@ -126,15 +137,23 @@ _OPENED = {
 
 
 @pytest.mark.parametrize("name", _OPENED)
-def test_what_is_opened_and_not_answered_is_closed_with_its_user(app: Path, mount: Mount, name: str) -> None:
-    """The worker has a handle, and dies while it makes a copy for the supervisor (dup(2) is an fcntl(2) here): nobody
-    but the next worker knows of it, and it is that handle which the next worker has to give away."""
+@pytest.mark.parametrize("sent", [True, False], ids=["sent", "not sent"])
+def test_what_is_opened_and_not_answered_is_closed_with_its_user(
+    app: Path, mount: Mount, name: str, *, sent: bool
+) -> None:
+    """The worker has a handle, and dies as soon as it has sent it to the supervisor, or is about to: nobody but the
+    next worker knows whose it is, and it is that handle which the next worker has to give away."""
     _fill(app)
     program, opened = _OPENED[name]
-    with _killed_after(mount, "fcntl", f"{app}/{opened}") as worker:
+    before = whole(mount)
+    assert before.worker is not None
+    with _killed_after(mount, "sendmsg", None) if sent else _killed_before(mount, "sendmsg"):
         process = _run(program, app)
-        wait_for(lambda: _opened_by(worker, f"{app}/{opened}") == _INODE_HANDLE_COPY, "the copy is made")
-        assert process.poll() is None, "it is not answered"
+        if sent:
+            wait_for(lambda: _opened_by(before.supervisor, f"{app}/{opened}") == 1, "the supervisor has a copy")
+            assert process.poll() is None, "it is not answered"
+        else:
+            wait_for(lambda: mount.status()["worker_pid"] != before.worker, "the worker is dead")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     pids = whole(mount)
@@ -145,9 +164,6 @@ def test_what_is_opened_and_not_answered_is_closed_with_its_user(app: Path, moun
 def _opened_by(pid: int | None, path: str) -> int:
     """How many descriptors of a path a process has."""
     return opened_by(pid).count(path)
-
-
-_INODE_HANDLE_COPY = 3
 
 
 _AGAIN = {
