@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -230,6 +232,21 @@ def test_for_life_whatever_he_becomes(ledger: Ledger) -> None:
     assert third.stage is None
     third.begin(STAGE)
     assert third.seen_by(os.getpid(), 0, 0) is None, "nothing is left of what was decided"
+
+
+def test_a_worker_that_died_as_it_ended_one_leaves_nothing_to_the_next(ledger: Ledger) -> None:
+    first = canary_of(ledger)
+    first.begin(STAGE)
+    assert first.seen_by(os.getpid(), 33, 33) == STAGE.target
+    with mock.patch.object(ledger.decisions, "free", side_effect=InterruptedError), suppress(InterruptedError):
+        first.end()
+    second = canary_of(Ledger(os.dup(ledger.fd)))
+    second.restore()
+    assert second.stage is None
+    second.begin(replace(STAGE, id="2", audience=Audience(users=(34,))))
+    third = canary_of(Ledger(os.dup(ledger.fd)))
+    third.restore()
+    assert third.seen_by(os.getpid(), 33, 33) is None, "what was decided about the first canary is not the second's"
 
 
 def test_a_reused_pid_is_somebody_else(ledger: Ledger) -> None:

@@ -139,6 +139,7 @@ class Canary:
         """Go on with that of the worker before this one, or what was decided before this mount."""
         raw = self._told.load()
         if not raw:
+            self._forget_remains()
             return
         self._set(_stage_of(json.loads(raw)))
         for number, record in self._kept:
@@ -233,6 +234,11 @@ class Canary:
         for tid in [tid for tid, start in self._starts.items() if start_of(tid) != start]:
             self._forget(tid)
         self._tidy_at = max(_TIDY_MIN, 2 * len(self._known))
+
+    def _forget_remains(self) -> None:
+        """Of a canary whose worker died amid end(): the next canary is for others."""
+        for number, _ in self._kept:
+            self._kept.free(number)
 
     def _forget_all(self) -> None:
         for number in self._numbers.values():
