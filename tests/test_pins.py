@@ -14,6 +14,8 @@ import pytest
 from mounting import Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from viewers import pids_of, reader, reader_with_pid, switch, views
 
+from relfs.control import change
+from relfs.errors import RefusedError
 from relfs.views.mark import mark_of, new_mark, put_mark
 from relfs.views.pins import Pin, pins_on_disk
 
@@ -115,9 +117,17 @@ def test_pin_a_running_process_and_its_children(mount: Mount) -> None:
         again = mount.relfsctl("pin", "--pid", str(family.pid), "--release", "42")
         assert again.returncode == 0, again.stderr
         assert family.sees() == "42"
-        wait_for(lambda: [view["release"] for view in views(mount)] == ["40", "42"], "both are there")
+        wait_for(lambda: [view["release"] for view in views(mount)] == ["42"], "nobody is pinned to the other any more")
+        wait_for(lambda: pinned_to(mount, "42") in pids_of(views(mount)[0]), "it is told who is, not who has asked")
         assert mount.relfsctl("pin", "--pid", str(family.pid), "--end").returncode == 0
         assert family.sees() == "41"
+
+
+def pinned_to(mount: Mount, release: str) -> int:
+    """The process on account of which it is not removed."""
+    with pytest.raises(RefusedError, match="is pinned to it") as refused:
+        change((f"{mount.mountpoint}/.relfs",), "discard", {"release": release})
+    return int(str(refused.value).split()[2])
 
 
 def test_a_reused_pid_is_somebody_else(mount: Mount) -> None:

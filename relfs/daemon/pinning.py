@@ -27,6 +27,7 @@ from relfs.layout import Target
 from relfs.processes import Process, process
 from relfs.threads import in_thread
 from relfs.views.bearers import Census, Witness, hold, take_census
+from relfs.views.mark import mark_of
 from relfs.views.pins import Pin, Pins
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Pinning:
         """Let whoever bears `mark` see `target`, from when this has returned. Process `who` is taken for a bearer while
         it lives. Asked again with the same `request_id`, it is the same pin, and those count who bear the mark by now.
 
+        Pins that they bore the marks of before end, if nobody else bears them.
+
         Raises RefusedError if the release is being removed or the mark is another pin's, RelfsError.
         """
         pin = self.pins.asked_for(request_id)
@@ -72,6 +75,8 @@ class Pinning:
                 self._unseal(pin)
                 raise
             await self._written()
+        else:
+            self._doubt_others(pin.mark)
         self.pins.on_change()
         await self._changes.drop_current()
         return pin
@@ -108,7 +113,8 @@ class Pinning:
         """While a release is removed, none can be pinned to it. Raises RefusedError if one is."""
         pin = next((each for each in self.pins if each.target.release == release), None)
         if pin is not None:
-            raise RefusedError(f"{release}: process {pin.pid} is pinned to it, or what it has started; it stays")
+            pid = self.witnesses().get(pin.mark, pin.pid)
+            raise RefusedError(f"{release}: process {pid} is pinned to it, or what it has started; it stays")
         self._removing.append(release)
         try:
             yield
@@ -155,6 +161,13 @@ class Pinning:
     def _unwatch(self, mark: int) -> None:
         self._unwatched.add(mark)
         self._due.set()
+
+    def _doubt_others(self, mark: int) -> None:
+        """Whoever bears `mark` by now is no witness of another pin: that may be over, though he lives."""
+        for fd, (other, witness) in list(self._witnesses.items()):
+            if other != mark and mark_of(witness.pid) == mark:
+                self._forget(fd)
+                self._unwatch(other)
 
     def _forget(self, fd: int) -> None:
         del self._witnesses[fd]
