@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from relfs.cli.output import moment, say_error, show_json, show_table
-from relfs.cli.session import Session, ask, pass_session
+from relfs.cli.session import Session, ask, pass_session, refuse_behind_mount
 
 _SHOWN = 8
 """Processes of a view that people are shown; programs are told of all (--json)."""
@@ -26,19 +26,27 @@ def command(session: Session, name: str | None) -> None:
     if name is not None:
         _show_all_of(session, name)
         return
-    place = session.place()
-    found = ask(place, "views")
-    views = found or []
+    views = _asked(session, "views", {})
     if session.json:
         show_json(views)
         return
-    if found is None:
-        say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
     show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in views])
 
 
+def _asked(session: Session, method: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the daemon answers; nothing where nothing is mounted, which people are told. Raises RelfsError for a mount
+    whose daemon does not answer."""
+    place = session.place()
+    found: list[dict[str, Any]] | None = ask(place, method, params)
+    if found is None:
+        refuse_behind_mount(place)
+        if not session.json:
+            say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
+    return found or []
+
+
 def _show_all_of(session: Session, name: str) -> None:
-    found = ask(session.place(), "sees", {"name": name}) or []
+    found = _asked(session, "sees", {"name": name})
     if session.json:
         show_json(found)
         return
