@@ -18,6 +18,7 @@ from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
 from relfs.survival.copies import read_copy
+from relfs.views.mark import mark_of
 
 NOBODY = 65534
 DAEMON = 1
@@ -116,6 +117,33 @@ def test_a_second_one_takes_nobody_from_the_first(mount: Mount) -> None:
         canary(mount, "42", "--pid", str(first.pid))
         assert mount.relfsctl("canary", "41", "--pid", str(first.pid)).returncode == 3
         assert first.sees() == "42"
+
+
+def test_a_child_that_is_somebody_elses_is_told_of(app: Path, open_place: Path, mounts: Mounts) -> None:
+    """Who may switch, and is not root, can let his own processes see it."""
+    os.chown(app, NOBODY, NOBODY)
+    app.rename(open_place / "app")
+    site = mounts.start(open_place / "app")
+    his = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    before = ("sh", "-c", f'tail -f --pid=$$ /dev/null >/dev/null & exec {" ".join(his)} "$@"', "sh")
+    with reader(site, before=before) as mixed:
+        assert mixed.sees() == "40"
+        for words, told in (
+            (("canary", "42", "--pid", str(mixed.pid)), "go on seeing what they did"),
+            (("pin", "--pid", str(mixed.pid)), "are not pinned"),
+        ):
+            done = relfsctl(site.mountpoint, *words, user=NOBODY)
+            assert done.returncode == 0, done.stderr
+            assert (done.stderr.split()[0], done.stderr.endswith(f"{told}\n")) == ("1", True), done.stderr
+            assert mixed.sees() == "42"
+
+
+def test_what_is_said_to_be_wrong_marks_nobody(mount: Mount) -> None:
+    with reader(mount) as pinned, reader(mount) as other:
+        assert mount.relfsctl("pin", "--pid", str(pinned.pid)).returncode == 0
+        for words in (("--percent", "10"), ("--pid", str(pinned.pid)), ("--pid", "4194305")):
+            assert mount.relfsctl("canary", "42", "--pid", str(other.pid), *words).returncode != 0
+            assert mark_of(other.pid) == 0, words
 
 
 def test_who_is_pinned_stays_so(mount: Mount) -> None:

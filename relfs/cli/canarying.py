@@ -22,15 +22,19 @@ _DIGITS_MAX = len(str(_ID_MAX))
 
 def begin_canary(
     place: Place, release: str, audience: Audience, pids: Collection[int], *, force: bool, seconds: float | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int]:
     """Let `release` be current for `audience`; if `pids` are given, for those of it that are one of these processes, or
-    descend from one. In so many `seconds`, it decides by itself. The journal event. Raises RelfsError."""
+    descend from one. In so many `seconds`, it decides by itself. The journal event, and how many of the descendants are
+    not of the audience, since they are not ours to mark. Raises RelfsError."""
     if pids:
-        audience = replace(audience, marks=(_mark(place, pids),))
-    audience_of(audience.as_json())  # what is wrong with it is said without asking anybody
+        from relfs.views.mark import new_mark
+
+        audience = replace(audience, marks=(new_mark(),))
+    audience_of(audience.as_json())  # what is wrong with it is said before anybody is asked, or marked
+    others = sum(_mark(place, pids, mark) for mark in audience.marks)
     params = {"release": release, "audience": audience.as_json(), "force": force, "for": seconds}
     event: dict[str, Any] = ask_mount(place, "canary", params)
-    return event
+    return event, others
 
 
 def promote_canary(place: Place) -> dict[str, Any]:
@@ -80,19 +84,19 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _mark(place: Place, pids: Collection[int]) -> int:
-    """A mark that the processes bear, and those that descend from them but are pinned."""
+def _mark(place: Place, pids: Collection[int], mark: int) -> int:
+    """Let the processes bear `mark`, and those that descend from them, but are not pinned. How many of these are not
+    ours to mark."""
     from relfs.views.family import mark_family, whole_process
-    from relfs.views.mark import mark_of, new_mark
+    from relfs.views.mark import mark_of
 
     views = ask(place, "views") or []
     canary = next((view for view in views if view["reason"].startswith("canary")), None)
     if canary is not None:  # it may be for the same processes, by the marks that they have
         raise RefusedError(f"{canary['release']}: is a canary; `relfsctl canary promote` or `abort` that first")
     pinned = {view["mark"] for view in views if view["mark"] is not None}
-    mark = new_mark()
-    for pid in map(whole_process, pids):
+    processes = [whole_process(pid) for pid in pids]
+    for pid in processes:
         if mark_of(pid) in pinned:
             raise RefusedError(f"process {pid}: is pinned; `relfsctl pin --end --pid {pid}` ends that")
-        mark_family(pid, mark, leave=pinned)
-    return mark
+    return sum(mark_family(pid, mark, leave=pinned) for pid in processes)

@@ -8,7 +8,7 @@ import click
 
 from relfs.audience import Audience, audience_of
 from relfs.cli.canarying import abort_canary, begin_canary, group_id, promote_canary, user_id
-from relfs.cli.output import say, show_json
+from relfs.cli.output import say, say_error, show_json
 from relfs.cli.session import Session, pass_session
 from relfs.errors import UsageError
 
@@ -49,17 +49,19 @@ def command(
     process is decided about once; then it sees the same until it ends. Whoever may switch may do this.
     """
     audience = Audience(tuple(map(user_id, users)), tuple(map(group_id, groups)), cgroups, (), percent, name)
-    place = session.place()
+    place, others = session.place(), 0
     if what in (_PROMOTE, _ABORT):
         if audience != Audience() or pids or force or seconds is not None:
             raise UsageError(f"canary {what}: is for all who see it; leave the options out")
         event = promote_canary(place) if what == _PROMOTE else abort_canary(place)
     else:
-        event = begin_canary(place, what, audience, pids, force=force, seconds=seconds)
+        event, others = begin_canary(place, what, audience, pids, force=force, seconds=seconds)
     if session.json:
         show_json(event)
     else:
         say(_told(what, event))
+    if others:
+        say_error(f"{others} processes that they have started are somebody else's, and go on seeing what they did")
 
 
 def _told(what: str, event: dict[str, Any]) -> str:
