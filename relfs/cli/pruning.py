@@ -85,7 +85,7 @@ def look(place: Place, deploy: DeployPath, names: Collection[str]) -> Uses:
     """Who uses releases, as far as anybody can be asked who sees it: the daemon, which may be root, or we. Raises
     RelfsError."""
     from relfs.releases.inuse import who_uses
-    from relfs.releases.pinned import with_pinned_before
+    from relfs.views.pinned import with_pinned_before
 
     told = _ask(place, list(names))
     if told is not None and not (told.blind and os.geteuid() == 0):

@@ -33,11 +33,11 @@ from relfs.layout import CURRENT, check_name
 from relfs.pointer import Pointer
 from relfs.processes import process, starter
 from relfs.releases.deleter import start_deleting
-from relfs.releases.pinned import with_pinned
 from relfs.seal import Seals
 from relfs.status import Host, Status, View, unmounted_status
 from relfs.survival.ledger import Who
 from relfs.threads import in_thread
+from relfs.views.pinned import with_pinned
 from relfs.views.sights import Sights
 
 _LOOK_SECONDS = 2.0
