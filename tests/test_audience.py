@@ -247,6 +247,7 @@ def test_a_worker_that_died_as_it_ended_one_leaves_nothing_to_the_next(ledger: L
     third = canary_of(Ledger(os.dup(ledger.fd)))
     third.restore()
     assert third.seen_by(os.getpid(), 33, 33) is None, "what was decided about the first canary is not the second's"
+    third.check_invariants()
 
 
 def test_a_reused_pid_is_somebody_else(ledger: Ledger) -> None:
@@ -272,6 +273,7 @@ def test_who_has_ended_is_forgotten(ledger: Ledger) -> None:
         with subprocess.Popen(["true"]) as process:
             canary.seen_by(process.pid, 33, 33)
     assert len(list(ledger.decisions)) < 1100
+    canary.check_invariants()
 
 
 def test_who_cannot_be_seen_sees_what_everybody_does(ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -107,9 +108,11 @@ def test_no_more_than_there_is_room_for() -> None:
 
 
 @pytest.fixture
-def seen() -> Sights:
+def seen() -> Iterator[Sights]:
     ledger = new_ledger()
-    return Sights(Pins(ledger.pins), Canary(ledger.canary, ledger.decisions))
+    sights = Sights(Pins(ledger.pins), Canary(ledger.canary, ledger.decisions))
+    yield sights
+    sights.check_invariants()
 
 
 def pin_to(target: Target, mark: int) -> Pin:

@@ -37,8 +37,8 @@ _PAUSE = 0.1
 
 
 class Pinning:
-    """GUARDED BY the event loop: everything. INVARIANT: while run() waits, each pin has a witness or is in
-    `_unwatched`."""
+    """GUARDED BY the event loop: everything. INVARIANT: each pin has one witness, or is in `_unwatched`; and no other
+    mark has, or is. `_unsealing` are targets that no pin needs sealed any more."""
 
     def __init__(self, pins: Pins, changes: Changes, written: Callable[[], Awaitable[None]]) -> None:
         """`written` returns once the next mount would know of them."""
@@ -95,14 +95,16 @@ class Pinning:
         if self.pins.get(pin.mark) is not None:
             raise RefusedError("this mark is that of another pin; ask with a new one")
         self._watch_first(pin)
-        self.pins.add(pin)
+        try:
+            self.pins.add(pin)
+        except RelfsError:
+            self._stop_watching(pin.mark)
+            raise
 
     def end(self, pin: Pin) -> None:
         """Let those who bear its mark see what everybody sees, from the next lookup on."""
         self._drop(pin.mark)
-        self._unwatched.discard(pin.mark)
-        for fd in [fd for fd, (mark, _) in self._witnesses.items() if mark == pin.mark]:
-            self._forget(fd)
+        self._stop_watching(pin.mark)
 
     def witnesses(self) -> dict[int, int]:
         """A process of each mark that lives, as far as we know."""
@@ -120,6 +122,13 @@ class Pinning:
             yield
         finally:
             self._removing.remove(release)
+
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where an INVARIANT of what is pinned does not hold."""
+        self.pins.check_invariants()
+        watched = [mark for mark, _ in self._witnesses.values()]
+        assert sorted([*watched, *self._unwatched]) == sorted(pin.mark for pin in self.pins)
+        assert all(fd == witness.pidfd for fd, (_, witness) in self._witnesses.items())
 
     # ---- how they end
 
@@ -168,6 +177,11 @@ class Pinning:
             if other != mark and mark_of(witness.pid) == mark:
                 self._forget(fd)
                 self._unwatch(other)
+
+    def _stop_watching(self, mark: int) -> None:
+        self._unwatched.discard(mark)
+        for fd in [fd for fd, (each, _) in self._witnesses.items() if each == mark]:
+            self._forget(fd)
 
     def _forget(self, fd: int) -> None:
         del self._witnesses[fd]

@@ -69,6 +69,10 @@ class Acquaintances(Generic[_T]):
     def __len__(self) -> int:
         return len(self._noted)
 
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where the INVARIANT does not hold."""
+        assert self._threads == {fd: tid for tid, (fd, _) in self._noted.items()}
+
     def _forget(self, fd: int) -> int:
         tid = self._threads.pop(fd)
         del self._noted[tid]

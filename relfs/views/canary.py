@@ -105,7 +105,12 @@ def is_called(name: str, wanted: str) -> bool:
 
 
 class Canary:
-    """The one of a mount, if there is one. GUARDED BY the event loop. Nothing in here waits."""
+    """The one of a mount, if there is one. GUARDED BY the event loop. Nothing in here waits.
+
+    `_known` has what was decided of threads and processes, and `_starts` their start times; `_numbers` has, of what was
+    decided of processes, where it is kept (0: there was no room). INVARIANT: nothing is known of two of one number,
+    nothing else is kept, and nothing is known or kept while there is no canary.
+    """
 
     def __init__(self, told: Told, kept: Kept) -> None:
         """`told` and `kept` are where the next worker finds it, and what was decided. `on_change` is called when it has
@@ -175,6 +180,13 @@ class Canary:
     def chosen(self) -> list[int]:
         """The processes that see it, as far as they have asked and live."""
         return sorted(pid for pid, start in self._numbers if self._known[pid, start] and start_of(pid) == start)
+
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where the INVARIANT does not hold."""
+        assert self._known.keys() == set(self._starts.items())
+        assert self._numbers.keys() <= self._known.keys()
+        assert sorted(number for number, _ in self._kept) == sorted(filter(None, self._numbers.values()))
+        assert self.stage is not None or not self._known
 
     def _set(self, stage: Stage) -> None:
         self.stage = stage

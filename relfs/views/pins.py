@@ -63,7 +63,8 @@ def pins_on_disk(directory: int) -> list[Pin]:
 
 
 class Pins:
-    """All of a mount. GUARDED BY the event loop. Nothing in here waits."""
+    """All of a mount. GUARDED BY the event loop. Nothing in here waits. INVARIANT: each is kept, under its number, and
+    nothing else is."""
 
     def __init__(self, kept: Kept) -> None:
         """`kept` is where the next worker finds them. `on_change` is called when there is one more or less, or
@@ -110,6 +111,12 @@ class Pins:
         if self._pins.pop(mark, None) is not None:
             self._kept.free(self._numbers.pop(mark))
             self.on_change()
+
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where the INVARIANT does not hold."""
+        kept = {number: _pin_of(raw).mark for number, raw in self._kept}
+        assert kept == {number: mark for mark, number in self._numbers.items()}
+        assert self._numbers.keys() == self._pins.keys()
 
 
 def _record(pin: Pin) -> bytes:

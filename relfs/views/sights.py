@@ -60,6 +60,12 @@ class Sights:
             return "undecided", None
         return ("canary", self.canary.stage.target) if shown and self.canary.stage is not None else ("current", None)
 
+    def check_invariants(self) -> None:
+        """For tests: raise AssertionError where an INVARIANT of what it is made of does not hold."""
+        self.pins.check_invariants()
+        self.canary.check_invariants()
+        self._known.check_invariants()
+
     def _note_change(self) -> None:
         self._changes += 1
         if not self:
