@@ -50,6 +50,24 @@ def test_for_a_user_until_it_is_promoted(site: Mount) -> None:
     assert [event["action"] for event in site.journal()][-3:] == ["canary", "switch", "switch"]
 
 
+def test_who_has_a_directory_open_stays_there(mount: Mount) -> None:
+    """Of the release that was current for him, whatever is current for whom by now."""
+
+    def reads() -> tuple[bytes, str]:
+        with open("index.html", "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=directory)) as file:
+            return file.read(), os.readlink(mount.app / "current")
+
+    directory = os.open(mount.app / "current", os.O_PATH | os.O_DIRECTORY)
+    try:
+        canary(mount, "42", "--uid", str(os.getuid()))
+        assert reads() == (b"40", "releases/42")
+        canary(mount, "abort")
+        switch(mount, "41")
+        assert reads() == (b"40", "releases/41")
+    finally:
+        os.close(directory)
+
+
 def test_until_it_is_aborted(site: Mount) -> None:
     with reader(site, user=NOBODY) as his:
         canary(site, "42", "--gid", str(NOBODY))
