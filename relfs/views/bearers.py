@@ -7,12 +7,14 @@ Some facts. The kernel tells when one process has ended (pidfd_open(2)), not whe
 
 The consequence. One look at all of /proc proves nothing.
 
-The choice. Looks are repeated, each at those who were not looked at before, until one finds nobody new. Then nobody
-bears the mark. For assume that somebody did at the beginning of the last listing. He was in it, since who is there
-all the time is listed; so he had been looked at before, and found without the mark; but a mark is inherited at birth,
-or given by somebody whom the pin watches until he is done (daemon/pinning.py). So he was looked at under the same pid
-when that was another's; and for a pid to be given out again, all others have to be first, which takes longer than
-looking.
+The choice. Looks are repeated, each at the processes that were not looked at before, until a listing has no new one.
+Then nobody bears the mark. For suppose that some process did when that listing began. If it lived until it was listed,
+it was not new: it had been looked at before, and bore no mark. But a mark is inherited at birth, or put on by somebody
+whom the pin watches until he is done (daemon/pinning.py), so that look was at another process, of the same pid; and
+pids are given out in turn, all others first, which takes longer than looking. If it ended before it was listed, what it
+had started goes on bearing the mark, under a higher pid, and listings go upwards (proc_pid_readdir() in fs/proc/base.c):
+that one was listed, and the same is true of it. Left over is a family whose only process ends during the last listing
+just when the pids, having come to their end, begin anew with its child.
 
 Of a family that is found, one is held by its pidfd, the witness, and while that lives there is nothing to look for.
 """

@@ -1,8 +1,9 @@
 """What a process sees: what it is pinned to; if it is not, the canary, if it is of its audience; else what everybody
 does.
 
-Who is known gets the answer that he got before, unless pins or the canary have changed since: a mark is put on before
-its pin is made (or the pin is made again after that), and from then on only inherited, by processes that are new.
+A process that has asked before gets the same answer again, without a look at its mark, until pins or the canary change.
+Nothing is missed by that: a mark that is put on a running process is made known after that (Pins.on_change), and one
+that is inherited is borne by a process that is new.
 """
 
 from __future__ import annotations
