@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 from mounting import environment, wait_for
@@ -189,6 +190,22 @@ def test_one_that_is_never_there_for_long_is_found() -> None:
     wait_for(lambda: not bearers({mark})[mark], "it has ended")
     census = take_census({mark})
     assert (census.witnesses, census.complete) == ({}, True)
+
+
+def test_one_that_ends_while_it_is_listed_has_left_a_child() -> None:
+    """Whose pid is lower, since pids have just begun anew: so it is not in that listing."""
+    mark = new_mark()
+    child = sleeping(mark)
+    listings = [{os.getpid()}, {os.getpid()}, {os.getpid(), child.pid}]
+    try:
+        with mock.patch("relfs.views.bearers.all_pids", side_effect=listings):
+            census = take_census({mark})
+        for witness in census.witnesses.values():
+            os.close(witness.pidfd)
+        assert [witness.pid for witness in census.witnesses.values()] == [child.pid]
+    finally:
+        child.kill()
+        child.wait()
 
 
 _CROWDED = """

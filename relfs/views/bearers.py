@@ -7,14 +7,14 @@ Some facts. The kernel tells when one process has ended (pidfd_open(2)), not whe
 
 The consequence. One look at all of /proc proves nothing.
 
-The choice. Looks are repeated, each at the processes that were not looked at before, until a listing has no new one.
-Then nobody bears the mark. For suppose that some process did when that listing began. If it lived until it was listed,
-it was not new: it had been looked at before, and bore no mark. But a mark is inherited at birth, or put on by somebody
-whom the pin watches until he is done (daemon/pinning.py), so that look was at another process, of the same pid; and
-pids are given out in turn, all others first, which takes longer than looking. If it ended before it was listed, what it
-had started goes on bearing the mark, under a higher pid, and listings go upwards (proc_pid_readdir() in fs/proc/base.c):
-that one was listed, and the same is true of it. Left over is a family whose only process ends during the last listing
-just when the pids, having come to their end, begin anew with its child.
+The choice. Looks are repeated, each at the processes that were not looked at before, until two listings in a row have
+no new one. Then nobody bears the mark. For suppose that some process did when the last listing began. If it lived until
+it was listed, it was not new: it had been looked at before, and bore no mark. But a mark is inherited at birth, or put
+on by somebody whom the pin watches until he is done (daemon/pinning.py), so that look was at another process, of the
+same pid; and pids are given out in turn, all others first, which takes longer than looking. If it ended before it was
+listed, what it had started goes on bearing the mark, under a higher pid, and listings go upwards (proc_pid_readdir() in
+fs/proc/base.c): so that one was listed, and the same is true of it. Its pid is lower only if the pids had just come to
+their end, and begun anew; that does not happen in two listings in a row.
 
 Of a family that is found, one is held by its pidfd, the witness, and while that lives there is nothing to look for.
 """
@@ -29,6 +29,9 @@ from dataclasses import dataclass
 from relfs.descriptors import descriptors
 from relfs.processes import all_pids
 from relfs.views.mark import mark_of
+
+_QUIET = 2
+"""Listings in a row that have nobody new; see "Nobody is missed"."""
 
 _LOOKS_MAX = 100
 """Where others start faster than we look there may be somebody new each time."""
@@ -55,7 +58,7 @@ def take_census(marks: Collection[int]) -> Census:
     """Look for somebody who bears each of the `marks`. Blocks for as long as looking at all processes takes, about 5 µs
     each. Raises OSError if there are no descriptors left."""
     missing, witnesses = set(marks), dict[int, Witness]()
-    seen: set[int] = set()
+    seen, quiet = set[int](), 0
     try:
         for _ in range(_LOOKS_MAX):
             new = all_pids() - seen
@@ -64,7 +67,8 @@ def take_census(marks: Collection[int]) -> Census:
                 if mark in missing and (witness := _hold(pid, mark)) is not None:
                     witnesses[mark] = witness
                     missing.discard(mark)
-            if not (new and missing):
+            quiet = 0 if new else quiet + 1
+            if not missing or quiet == _QUIET:
                 return Census(witnesses, complete=True)
             seen |= new
     except OSError:
