@@ -50,7 +50,6 @@ import itertools
 import os
 import stat
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
 
 from pyfuse3 import FUSEError, InodeT
 
@@ -151,8 +150,6 @@ class InodeTable:
         self._link_lookups: dict[InodeT, int] = {}
         self._link_records: dict[InodeT, int] = {}
         self._lost: set[InodeT] = set()
-        self.on_link_forgotten: Callable[[bytes], object] = lambda _text: None
-        """Called with what a virtual link says when the kernel does not know it any more."""
 
     # ---- the virtual link
 
@@ -391,9 +388,7 @@ class InodeTable:
             if self._link_lookups[nodeid] <= 0:
                 del self._link_lookups[nodeid]
                 self._ledger.drop_link(self._link_records.pop(nodeid))
-                text = self._links.pop(nodeid)
-                del self._by_text[text]
-                self.on_link_forgotten(text)
+                del self._by_text[self._links.pop(nodeid)]
             return
         self._lost.discard(nodeid)
         node = self._nodes.get(nodeid)

@@ -23,7 +23,7 @@ name that the kernel knows. Nobody has to hold it, so it is in nobody's way when
 the memory, all is as before. Two LOOKUPs then are all, in little more than half of the time (62 µs instead of 107).
 
 Only a lookup makes a dentry, and no thread of ours may wait for ourselves (daemon/probe.py). So the supervisor has it
-done: when the kernel has forgotten a link that somebody sees, which it does not where nobody takes turns.
+done: when somebody asks for a link that the kernel has forgotten untold, which it does not where nobody takes turns.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SecondNames:
         self._ask = ask
         self._texts: list[bytes] = []
         self._not_before = 0.0
-        table.on_link_forgotten = self._note_forgotten
+        current.on_forgotten = self._note_forgotten
 
     def lookup(self, name: bytes) -> EntryAttributes:
         """What a lookup of a name with PREFIX answers, which takes a reference. Raises FUSEError(ENOENT)."""
@@ -85,13 +85,11 @@ class SecondNames:
         self._table.count(entry.st_ino)
         return entry
 
-    def _note_forgotten(self, text: bytes) -> None:
+    def _note_forgotten(self) -> None:
         now = trio.current_time()
-        if not self._sights or now < self._not_before:
-            return
-        self._not_before = now + _PAUSE_SECONDS
-        self._texts = self._seen()
-        if text in self._texts:
+        if self._sights and now >= self._not_before:
+            self._not_before = now + _PAUSE_SECONDS
+            self._texts = self._seen()
             self._ask()
 
     def _seen(self) -> list[bytes]:
