@@ -15,12 +15,12 @@ FORGETs, and the inode is another one to us when it is asked for next.
 The dentry could be dropped before the other asks. FUSE_NOTIFY_PRUNE (protocol 7.45, Linux 6.18; d_prune_aliases())
 takes no lock of the directory, but spares what is in use, as `current` is until its asker has passed it, and who that
 is, is not told. Measured on Linux 6.18.44, two processes in turns, medians: sent with the answer, it was too early in
-84 of 100 cases, and all took longer (166 to 258 µs instead of 125); a moment later, too late, unless nobody asked for a
+84 of 100 cases, and all took longer (166 to 258 µs instead of 126); a moment later, too late, unless nobody asked for a
 millisecond (1.03 LOOKUPs, and no less work: it has to be sent for each). It takes all names of a link, these here too.
 
 The choice. What costs most is not the second LOOKUP, but what comes with it, and that goes away if the link has another
 name that the kernel knows. Nobody has to hold it, so it is in nobody's way when the mount goes; where the kernel needs
-the memory, all is as before. Two LOOKUPs then are all, in little more than half of the time (62 µs instead of 107).
+the memory, all is as before. Two LOOKUPs then are all, in little more than half of the time (66 µs instead of 115).
 
 Only a lookup makes a dentry, and no thread of ours may wait for ourselves (daemon/probe.py). So the supervisor has it
 done: when somebody asks for a link that the kernel has forgotten untold, which it does not where nobody takes turns.
