@@ -4,3 +4,7 @@ CURRENT = "current"
 RELEASES = "releases"
 SHARED = "shared"
 STATE = ".relfs"
+
+SECOND_NAME = ".current.relfs@"
+"""With a number, a name that the mount has for a link that `current` is to somebody (fuse/second_names.py). No listing
+has it."""

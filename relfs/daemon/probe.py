@@ -8,12 +8,13 @@ comes. So who asks is a process that holds nothing but what it asks.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import socket
 
 from relfs.errors import reason
-from relfs.names import CURRENT
+from relfs.names import CURRENT, SECOND_NAME
 from relfs.processes import state_of
 
 _ANSWER_MAX = 1 << 16
@@ -40,8 +41,9 @@ class Probe:
         return self._socket.fileno()
 
     def ask(self, what: str) -> None:
-        """`status`: that of the mount (statfs(2)), which the kernel never knows. `current`: what it says. `disk`:
-        whether that can be read and written. Raises OSError if the process is gone."""
+        """`status`: that of the mount (statfs(2)), which the kernel never knows. `current`: what it says. `links`: the
+        second names that there are. `disk`: whether that can be read and written. Raises OSError if the process is
+        gone."""
         self._socket.send(what.encode())
 
     def answer(self) -> tuple[str, str]:
@@ -94,7 +96,9 @@ def _look(question: bytes, mountpoint: str) -> str:
     try:
         if question == b"current":
             return f"ok {os.readlink(f'{mountpoint}/{CURRENT}')}"
-        if question == b"disk":
+        if question == b"links":
+            _look_up_second_names(mountpoint)
+        elif question == b"disk":
             os.fstatvfs(_DISK)
             os.utime(_DISK)  # one that is frozen (fsfreeze(8)) can be read
         else:
@@ -102,3 +106,12 @@ def _look(question: bytes, mountpoint: str) -> str:
         return "ok"
     except OSError as error:
         return f"error {reason(error)}"
+
+
+def _look_up_second_names(mountpoint: str) -> None:
+    """Until there is none, so that the kernel knows them. Raises OSError."""
+    try:
+        for number in itertools.count():
+            os.lstat(f"{mountpoint}/{SECOND_NAME}{number}")
+    except FileNotFoundError:
+        pass

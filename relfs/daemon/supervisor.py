@@ -33,7 +33,7 @@ from relfs.daemon.reloading import Reloading
 from relfs.daemon.service import Heartbeat, notify
 from relfs.daemon.session import load_session
 from relfs.daemon.signals import noticed_signals
-from relfs.daemon.watchdog import Disk, Watchdog
+from relfs.daemon.watchdog import Disk, Links, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach_only
@@ -73,6 +73,7 @@ class Supervisor:
         self._reloading = Reloading(self._company, ledger)
         self._children: list[subprocess.Popen[bytes]] = []
         self._watchdog = Watchdog(plan.mountpoint, ledger, self._selector, self._on_answer)
+        self._links = Links(plan.mountpoint, self._selector)
         self._disk = Disk(plan.deploy_path, estate["state"], self._selector, self._forgive)
         self._expected: list[str] = []
         self._deaths = 0
@@ -232,6 +233,8 @@ class Supervisor:
         elif message.kind == "serving":
             self._expected = values["current"]
             self._expect_answer(each)
+        elif message.kind == "links":
+            self._links.look_up()
         elif message.kind == "ready":
             each.serves, each.since = True, time.monotonic()
             if each.role == NEXT:
@@ -289,7 +292,7 @@ class Supervisor:
         assert self._store is not None
         _log.info("%s is left to the next start", self._plan.mountpoint)
         self._finish(0)
-        self._watchdog.close()
+        self._stop_asking()
         for each in self._company:
             each.kill()
             each.has_ended(_END_SECONDS)
@@ -304,6 +307,10 @@ class Supervisor:
         """A worker says that it serves: does it? The first is asked what `current` says, which must be as expected."""
         worker.serves = True
         self._watchdog.ask("status" if self._served or not self._expected else "current")
+
+    def _stop_asking(self) -> None:
+        for each in (self._watchdog, self._links, self._disk):
+            each.close()
 
     def _on_answer(self, verdict: str, said: str) -> None:
         if not self._served:
@@ -391,8 +398,7 @@ class Supervisor:
     def _become_new(self) -> None:
         """Run the new code in this process, which somebody may know by its pid. Worker and standby find that their tie
         is cut, and join again (member.py)."""
-        self._watchdog.close()
-        self._disk.close()
+        self._stop_asking()
         _log.info("process %d becomes the new supervisor", os.getpid())
         logging.shutdown()
         try:
@@ -421,8 +427,7 @@ class Supervisor:
             "detached, and the real link serves"
         )
         _log.critical("%s", words)
-        self._watchdog.close()  # for the descriptors that the rest takes
-        self._disk.close()
+        self._stop_asking()  # for the descriptors that the rest takes
         self._detach()
         note_giving_up(self._estate["state"], words)
         self._finish(EXIT_FAILED, words)
@@ -447,8 +452,7 @@ class Supervisor:
         notify("STOPPING=1")
         if self._store is not None:
             self._store.forget()
-        self._watchdog.close()
-        self._disk.close()
+        self._stop_asking()
         deadline = time.monotonic() + _END_SECONDS
         for each in self._company:
             each.tell("end")

@@ -177,6 +177,28 @@ class Watchdog:
         self._asked = None
 
 
+class Links:
+    """Has the mount asked for second names (fuse/second_names.py). That may take as long as somebody is changing the
+    directory, and nothing follows from it: hence not by who asks whether it answers. Contains nothing that blocks."""
+
+    def __init__(self, mountpoint: str, selector: selectors.BaseSelector) -> None:
+        self._asking = _Asking(lambda: Probe(mountpoint), selector, self._hear)
+        self._is_asked = False
+
+    def look_up(self) -> None:
+        """Once, if that is not being done."""
+        if not self._is_asked:
+            self._is_asked = self._asking.ask("links")
+
+    def _hear(self, _verdict: str, _said: str) -> None:
+        self._is_asked = False
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._asking.close()
+        self._is_asked = False
+
+
 class Disk:
     """Asks the disk that relfs's state is on, when somebody is late. Contains nothing that blocks.
 

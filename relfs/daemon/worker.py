@@ -62,6 +62,7 @@ from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.preview import Preview
 from relfs.fuse.protocol import POSIX_ACL, parse_init, reply_flags
 from relfs.fuse.relay import Relay
+from relfs.fuse.second_names import SecondNames
 from relfs.fuse.teller import Teller
 from relfs.fuse.wakeup import interrupted_reads
 from relfs.journal import Event
@@ -220,7 +221,7 @@ class _Mount:
                 checks=self._config.checks, grace=self._config.grace,
             )  # fmt: skip
             handshake = self._handshake()
-            operations = self._operations(pointer, current, handshake, nursery)
+            operations = self._operations(pointer, sights, current, handshake, nursery)
             if self._adopting:
                 self._restore(current, operations)
             else:
@@ -267,7 +268,7 @@ class _Mount:
         )  # fmt: skip
 
     def _operations(
-        self, pointer: Pointer, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery
+        self, pointer: Pointer, sights: Sights, current: CurrentLink, handshake: Handshake, nursery: trio.Nursery
     ) -> Operations:
         self._table.pin(ROOT, os.dup(self._member[HOME_FD]))
         state_fd = self._deploy.state_fd
@@ -277,13 +278,18 @@ class _Mount:
         abroad = Abroad(self._table, self._member, lambda: self._once.deliver())
         files = Passthrough(self._table, handles, exclusive=self._plan.over, beyond=abroad.beyond)
         preview = Preview(pointer, current, self._table, files, show=self._show)
+        second_names = SecondNames(
+            pointer, sights, current, self._table, show=self._show, ask=lambda: self._member.tell("links")
+        )  # fmt: skip
         if self._adopting:
             abroad.restore()
 
         def on_native(name: str) -> None:
             nursery.start_soon(self._attach, name)
 
-        return Operations(self._table, files, current, preview, handshake, on_native, self._guard, self._once, abroad)
+        return Operations(
+            self._table, files, current, preview, second_names, handshake, on_native, self._guard, self._once, abroad
+        )
 
     def _restore(self, current: CurrentLink, operations: Operations) -> None:
         """Know what the worker before this one knew. Contains no `await`."""

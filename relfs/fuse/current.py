@@ -104,6 +104,8 @@ class CurrentLink:
         self._ready_since: Target | None = None
         self._sent_back: tuple[int, InodeT] | None = None
         changes.on_drop = self._ready.clear
+        self.on_forgotten: Callable[[], object] = lambda: None
+        """Called when somebody asks for a link that the kernel has forgotten, though it was not told to."""
 
     # ---- looking: no `await` in here
 
@@ -129,7 +131,10 @@ class CurrentLink:
             self._ready.clear()
             self._ready_since = self._pointer.target
         entry = self._ready.get(target)
-        if entry is None or not self._table.count_link(entry.st_ino):
+        if entry is not None and not self._table.count_link(entry.st_ino):
+            entry = None
+            self.on_forgotten()
+        if entry is None:
             self._ready[target] = entry = self.attributes(self._table.link(os.fsencode(self._show(target))))
             self._table.count_link(entry.st_ino)
         entry.entry_timeout = self._kept_for()

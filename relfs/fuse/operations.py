@@ -40,6 +40,7 @@ from relfs.fuse.passthrough import ACCESS_LIST, Passthrough
 from relfs.fuse.plain import Plain
 from relfs.fuse.preview import Preview
 from relfs.fuse.protocol import BATON
+from relfs.fuse.second_names import SecondNames
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE
 from relfs.store import TEMPORARY
 from relfs.threads import in_thread
@@ -94,6 +95,7 @@ class Operations(pyfuse3.Operations):
         files: Passthrough,
         current: CurrentLink,
         preview: Preview,
+        second_names: SecondNames,
         handshake: Handshake,
         on_native: Callable[[str], None],
         guard: Guard,
@@ -108,6 +110,7 @@ class Operations(pyfuse3.Operations):
         self._files = files
         self._current = current
         self._preview = preview
+        self._second_names = second_names
         self._handshake = handshake
         self._on_native = on_native
         self._guard = guard
@@ -132,7 +135,8 @@ class Operations(pyfuse3.Operations):
 
     def _lookup_top(self, name: bytes) -> EntryAttributes:
         if name.startswith(_HIDDEN):
-            raise FUSEError(errno.ENOENT)
+            self.requests["lookup"] -= 1  # the only one who asks for these is relfs
+            return self._second_names.lookup(name)
         native = self._native_entry(name) if name in NATIVE else None
         if native is not None:
             return native

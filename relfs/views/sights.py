@@ -8,6 +8,7 @@ that is inherited is borne by a process that is new.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from relfs.layout import Target
@@ -37,6 +38,12 @@ class Sights:
     def __bool__(self) -> bool:
         """Whether anybody may see something else than everybody."""
         return bool(self.pins) or self.canary.stage is not None
+
+    def targets(self) -> Iterator[Target]:
+        """What somebody may see instead of what everybody does."""
+        if self.canary.stage is not None:
+            yield self.canary.stage.target
+        yield from (pin.target for pin in self.pins)
 
     def seen_by(self, tid: int, uid: int, gid: int) -> Target | None:
         """What thread `tid`, which acts as `uid` and `gid`, sees; None: what everybody does."""
