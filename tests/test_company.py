@@ -124,8 +124,11 @@ def test_who_cannot_be_watched_over_is_ended(
         worker = Comrade(WORKER, tie)
         company.add(worker)
         monkeypatch.setattr(os, "pidfd_open", pidfd_open)
-        company.identify(worker, who_is(process.pid))
-        assert process.wait(60) == -signal.SIGKILL
+        try:
+            company.identify(worker, who_is(process.pid))
+            assert process.wait(60) == -signal.SIGKILL
+        finally:
+            process.kill()
     assert ended == [worker]
     assert company.get(WORKER) is None
     assert os.strerror(errno.EMFILE) in caplog.text
