@@ -221,6 +221,14 @@ class Supervisor:
         if told:
             self._company.add(Comrade(WORKER, ours))
 
+    def _be_refused(self, worker: Comrade, why: str) -> None:
+        """The standby cannot fork it. One of new code is sent away, which leaves a process to the old one. That is
+        asked again in a while."""
+        self._reloading.refuse(worker, why)
+        if self._company.has(worker):
+            self._company.dismiss(worker)
+            self._note_nobody_comes(why)
+
     # ---- listening
 
     def _obey(self, each: Comrade, message: Message) -> None:
@@ -236,8 +244,7 @@ class Supervisor:
         elif message.kind == "hello":
             self._company.identify(each, Who(values["pid"], values["start"]))
         elif message.kind == "refused":
-            self._company.dismiss(each)
-            self._note_nobody_comes(str(values["words"]))
+            self._be_refused(each, str(values["words"]))
         elif message.kind == "serving":
             self._expected = values["current"]
             self._expect_answer(each)
