@@ -109,8 +109,8 @@ class Member:
         self._tied = True
         self._welcome = True
         self._turns = 0
-        self._attempts = 0
-        self._rest = 0
+        self._rest = 0  # turns until a supervisor may be started
+        self._next_rest = 1
         self._complaint = Complaint(_log)
         self._stopped: dict[int, int] = {}  # by pid, for how many turns
         self._telling = Telling(estate, channel, names=())
@@ -179,7 +179,7 @@ class Member:
 
     def _be_welcome(self) -> None:
         self._welcome = True
-        self._attempts = self._rest = 0
+        self._rest, self._next_rest = 0, 1
         self._complaint.end(f"the {self._role} has a supervisor again")
 
     def _lose(self) -> None:
@@ -268,8 +268,7 @@ class Member:
         else:
             self._bequest = Telling(self.estate, tie, last="all")
             self._pass_on()
-        self._rest = min(1 << self._attempts, _REST_TURNS)
-        self._attempts += 1
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _REST_TURNS)
 
     def _start_supervisor(self, baton: int) -> Channel:
         """The tie by which it gets the estate. The baton is its own from now on. Raises OSError."""
