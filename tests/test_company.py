@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
+import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
-from relfs.daemon.member import Telling, myself
+from relfs.daemon.member import Telling, myself, who_is
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
@@ -104,6 +107,32 @@ def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:
     for each in (outbox, theirs):
         each.close()
     os.close(reading)
+
+
+def test_who_cannot_be_watched_over_is_ended(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no descriptor for that: should it go on, another worker would serve beside it."""
+
+    def pidfd_open(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ended: list[Comrade] = []
+    tie, theirs = pair()
+    with selectors.DefaultSelector() as selector, subprocess.Popen(["sleep", "infinity"]) as process:
+        company = Company(estate, new_ledger(), selector, _ignore, ended.append)
+        worker = Comrade(WORKER, tie)
+        company.add(worker)
+        monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+        try:
+            company.identify(worker, who_is(process.pid))
+            assert process.wait(60) == -signal.SIGKILL
+        finally:
+            process.kill()
+    assert ended == [worker]
+    assert company.get(WORKER) is None
+    assert os.strerror(errno.EMFILE) in caplog.text
+    theirs.close()
 
 
 def _join(estate: Estate) -> Channel:

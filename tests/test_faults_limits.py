@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 import trio
 from cgroups import Group, control_group
 from clients import SECONDS, ctl, running
-from crew import whole
+from crew import expect_deaths, whole
 from mounting import Mounts, relfs_command, wait_for
 from readers import reading
 from test_survival import replacing
@@ -163,6 +164,35 @@ def test_a_limit_of_threads(app: Path, mounts: Mounts) -> None:
         assert (seen.failed, seen.neither) == ({}, 0)
         assert mount.status()["worker_pid"] == pid
         mount.terminate()
+
+
+def test_a_limit_of_processes(app: Path, mounts: Mounts) -> None:
+    """While nobody can be started, who is dead is not replaced, which is said once; then all come at once, and the
+    standby that could not fork is still the same."""
+    with control_group("pids") as group:
+        mount = mounts.start(app, command=lambda *words: group.command(*relfs_command(*words)))
+        before = whole(mount)
+        expect_deaths(mount)
+        mount.expect_log(f"can be started: {os.strerror(errno.EAGAIN)}$")
+        assert before.supervisor is not None
+        assert before.worker is not None
+        with reading(app / "current/index.html", "40", "41", session=True) as readers, replacing(app):
+            group.limit(1)
+            os.kill(before.supervisor, signal.SIGKILL)
+            wait_for(lambda: "no supervisor can be started" in mount.log.read_text(), "it is said")
+            group.limit(None)
+            between = whole(mount, gone=(before.supervisor,))
+            group.limit(1)
+            os.kill(before.worker, signal.SIGKILL)
+            wait_for(lambda: "nor worker can be started" in mount.log.read_text(), "it is said")
+            group.limit(None)
+            after = whole(mount, gone=(before.worker,))
+            seen = readers.stop()
+        assert (seen.failed, seen.neither) == ({}, 0)
+        assert between.standby == before.standby
+        assert after.standby == before.standby
+        assert mount.log.read_text().count("no supervisor can be started") <= 2, "each of two says it once"
+        assert mount.relfsctl("unmount").returncode == 0
 
 
 def _swap(app: Path, text: str) -> None:

@@ -204,6 +204,7 @@ def test_new_code_takes_over(mount: Mount) -> None:
 _UNFIT = {
     "does not start": ("daemon/start.py", "import logging", "raise SystemExit(1)", "its standby has ended"),
     "other memory": ("survival/ledger.py", "VERSION = 1", "VERSION = 2", "the state is of version 1, not 2"),
+    "no process": ("daemon/standby.py", "pid = os.fork()", "raise OSError(11, 'no process')", "loaded: no process"),
     "other words": ("fuse/handshake.py", "= CACHE_SYMLINKS |", "= ", "negotiates otherwise than the one that mounted"),
 }
 """New code that cannot take over: a file of it, what is in it, what then is, and what is said."""

@@ -58,9 +58,11 @@ def test_starting_over_a_mount_that_is_broken(site: Site) -> None:
     """The guards, who would have detached it, are dead, too."""
     site.mount()
     before = _mounted(site)
-    for pid in (*site.guards(), *site.processes()):
-        with suppress(ProcessLookupError):  # the probe ends with its supervisor
-            os.kill(pid, signal.SIGKILL)
+    everybody = (*site.guards(), *site.processes())
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # before anybody can start somebody
+        for pid in everybody:
+            with suppress(ProcessLookupError):  # the probe ends with its supervisor
+                os.kill(pid, number)
     wait_for(lambda: _is_broken(site.app), "the mount is broken")
     site.mount()
     assert site.page.read_text().strip() == FIRST

@@ -15,6 +15,7 @@ joins, before it is asked to fork.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import selectors
@@ -25,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from relfs.daemon.member import Telling, is_alive, is_working, who_is
+from relfs.errors import reason
 from relfs.processes import state_of
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.estate import Estate
@@ -173,7 +175,9 @@ class Company:
         """Now it is known which process it is."""
         try:
             pidfd = os.pidfd_open(who.pid)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                _end_unwatched(each.role, who, error)
             self.lose(each)
             return
         if who.start and who_is(who.pid) != who:
@@ -312,3 +316,10 @@ class Company:
         worker = self._members.get(WORKER)
         if role == WORKER and worker is not None:
             worker.kill()
+
+
+def _end_unwatched(role: str, who: Who, error: OSError) -> None:
+    """Nobody would learn of its end, and another one must not serve beside it."""
+    _log.warning("the %s (process %d) cannot be watched over, and is ended: %s", role, who.pid, reason(error))
+    with suppress(ProcessLookupError):
+        os.kill(who.pid, signal.SIGKILL)

@@ -15,14 +15,19 @@ that gets it starts a supervisor, and gives it all that it holds itself. The sta
 what was open when it was made, and what it opened since, which is all that matters too: but it has readers to serve, so
 it comes in only when the standby is dead, or has had its chance.
 
+Where there is no process or descriptor to be had for it, they go on as they are, and try again, at first at every turn
+and then less often.
+
 A supervisor that is stopped (SIGSTOP, a debugger) watches over nobody. Its members cannot make it go on, so they end
 it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +35,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from relfs.daemon.command import start
+from relfs.daemon.complaint import Complaint
+from relfs.errors import reason
 from relfs.processes import is_exiting, process, shows_us, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair
 from relfs.survival.estate import Estate
@@ -42,6 +49,8 @@ _PATIENCE = {"standby": 0, "worker": 10}
 """Turns that a member whose tie was cut leaves to others."""
 
 _STOPPED_TURNS = 4
+_REST_TURNS = 50
+"""The most between two attempts to start a supervisor. The rest is twice as long after each, until one has answered."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,18 +103,29 @@ class Member:
     def __init__(self, role: str, estate: Estate, ledger: Ledger, channel: Channel) -> None:
         self.estate = estate
         self.ledger = ledger
+        self.who = myself()
         self._role = role
         self._channel = channel
+        self._tied = True
         self._welcome = True
         self._turns = 0
+        self._rest = 0  # turns until a supervisor may be started
+        self._next_rest = 1
+        self._complaint = Complaint(_log)
         self._stopped: dict[int, int] = {}  # by pid, for how many turns
         self._telling = Telling(estate, channel, names=())
         self._bequest: Telling | None = None
         self._started: list[subprocess.Popen[bytes]] = []
 
     def fileno(self) -> int:
-        """What becomes readable when the supervisor says something; another one after the tie was cut."""
-        return self._channel.fileno()
+        """What becomes readable when the supervisor says something; another one after the tie was cut. While there is
+        no tie, the outbox, by which nobody ever says anything."""
+        return self._channel.fileno() if self._tied else self.estate["outbox"]
+
+    @property
+    def pause(self) -> float:
+        """For how many seconds fileno() may be waited for before it is to be asked for again."""
+        return math.inf if self._tied else TICK
 
     # ---- the estate: fuse/handles.py's Keeper
 
@@ -146,32 +166,57 @@ class Member:
         """What the supervisor has said. If the tie is cut, a new one is made."""
         said: list[Message] = []
         with suppress(BlockingIOError):
-            while (message := self._channel.receive()) is not None:
+            while self._tied:
+                message = self._channel.receive()
+                if message is None:
+                    self._lose()
+                    break
                 if message.kind == "welcome":
-                    self._welcome = True
+                    self._be_welcome()
                 else:
                     said.append(message)
-            self._lose()
         return said
 
+    def _be_welcome(self) -> None:
+        self._welcome = True
+        self._rest, self._next_rest = 0, 1
+        self._complaint.end(f"the {self._role} has a supervisor again")
+
     def _lose(self) -> None:
-        """The supervisor is gone: tell whoever comes next who we are, and what we hold."""
+        """The supervisor is gone."""
         self._channel.close()
-        self._channel, theirs = pair()
-        self._welcome = False
+        self._tied = self._welcome = False
         self._turns = 0
-        who = myself()
-        outbox = channel_of(os.dup(self.estate["outbox"]))
+        self._tie_anew()
+
+    def _tie_anew(self) -> None:
+        """Tell whoever comes next who we are, and what we hold; if there is no descriptor for that, the next turn tries
+        again."""
         try:
-            outbox.send("join", theirs.fileno(), role=self._role, pid=who.pid, start=who.start)
-        except ConnectionError:
-            pass  # nobody holds the inbox, ourselves included: cannot be
-        finally:
-            outbox.close()
-            theirs.close()
+            self._channel = self._join()
+        except OSError as error:
+            self._complaint.say(f"the next supervisor cannot be told of the {self._role}: {reason(error)}")
+            return
+        self._tied = True
         if self._role == "worker":
             self._telling = Telling(self.estate, self._channel, last="kept")
             self._go_on_telling()
+
+    def _join(self) -> Channel:
+        """Leave one end of a new tie in the inbox; the other. Raises OSError."""
+        ours, theirs = pair()
+        outbox = channel_of(self.estate["outbox"])
+        who = self.who
+        try:
+            if not outbox.offer("join", theirs.fileno(), role=self._role, pid=who.pid, start=who.start):
+                raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            outbox.detach()
+            theirs.close()
+        return ours
 
     def _go_on_telling(self) -> None:
         with suppress(ConnectionError):  # hear() finds out
@@ -179,6 +224,8 @@ class Member:
 
     def turn(self) -> None:
         """To be called every TICK seconds."""
+        if not self._tied:
+            self._tie_anew()
         with suppress(ConnectionError):
             self._channel.flush()
         self._go_on_telling()
@@ -188,7 +235,8 @@ class Member:
         if self._welcome:
             return
         self._turns += 1
-        if self._bequest is None and self._turns > self._patience:
+        self._rest = max(self._rest - 1, 0)
+        if self._bequest is None and self._turns > self._patience and not self._rest:
             self._succeed()
 
     @property
@@ -210,23 +258,33 @@ class Member:
 
     def _succeed(self) -> None:
         """Start a supervisor if there is none."""
-        baton = take_baton(self.estate["baton"])
-        if baton is None:
-            return
-        ours, theirs = pair()
         try:
-            self._started.append(
-                start("succeed", str(theirs.fileno()), str(baton), fds=[theirs.fileno(), baton])
-            )  # fmt: skip
+            baton = take_baton(self.estate["baton"])
+            if baton is None:
+                return
+            tie = self._start_supervisor(baton)
         except OSError as error:
-            _log.error("no supervisor can be started: %s", error)
-            ours.close()
-            return
+            self._complaint.say(f"no supervisor can be started: {reason(error)}")
+        else:
+            self._bequest = Telling(self.estate, tie, last="all")
+            self._pass_on()
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _REST_TURNS)
+
+    def _start_supervisor(self, baton: int) -> Channel:
+        """The tie by which it gets the estate. The baton is its own from now on. Raises OSError."""
+        try:
+            ours, theirs = pair()
+            try:
+                started = start("succeed", str(theirs.fileno()), str(baton), fds=[theirs.fileno(), baton])
+            except OSError:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
         finally:
-            theirs.close()
             os.close(baton)
-        self._bequest = Telling(self.estate, ours, last="all")
-        self._pass_on()
+        self._started.append(started)
+        return ours
 
     def _pass_on(self) -> None:
         """Give the supervisor that was started what it has room for."""
@@ -290,11 +348,13 @@ class Telling:
 
 
 def take_baton(baton: int) -> int | None:
-    """The baton, locked, as a descriptor of its own; None if somebody is the supervisor."""
+    """The baton, locked, as a descriptor of its own; None if somebody is the supervisor. Raises OSError."""
     own = os.open(f"/proc/self/fd/{baton}", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(own)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return own

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.session import begin_logging, load_session
-from relfs.errors import EXIT_FAILED
+from relfs.errors import EXIT_FAILED, reason
 from relfs.survival.channel import Channel, Message, channel_of, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import Ledger
@@ -52,14 +52,23 @@ def take_in(estate: Estate, channel: Channel) -> list[Message]:
         message = channel.receive()
         if message is None:
             raise EOFError("the supervisor has ended before it had told everything")
-        if message.kind == "keep":
-            estate.put(str(message.values["name"]), message.fds[0])
-        elif message.kind == "drop":
-            estate.drop(str(message.values["name"]))
-        elif message.kind == "all":
+        if message.kind == "all":
             return said
-        else:
+        if not _apply(estate, message):
             said.append(message)
+
+
+def _apply(estate: Estate, message: Message) -> bool:
+    """Do what the message says about the estate; whether it says anything about that. A descriptor that there was no
+    room for is lost on the way (unix(7), MSG_CTRUNC): nothing has its name then, and who needs it opens it again."""
+    if message.kind not in ("keep", "drop"):
+        return False
+    name = str(message.values["name"])
+    if message.fds:
+        estate.put(name, message.fds[0])
+    else:
+        estate.drop(name)
+    return True
 
 
 class _Standby:
@@ -78,17 +87,20 @@ class _Standby:
         return 0
 
     def _obey(self, message: Message) -> None:
-        if message.kind == "keep":
-            self._member.estate.put(str(message.values["name"]), message.fds[0])
-        elif message.kind == "drop":
-            self._member.estate.drop(str(message.values["name"]))
-        elif message.kind == "fork":
+        if _apply(self._member.estate, message):
+            return
+        if message.kind == "fork" and message.fds:
             self._fork(message)
         elif message.kind == "end":
             self._over = True
 
     def _fork(self, message: Message) -> None:
-        if os.fork() == 0:
+        try:
+            pid = os.fork()
+        except OSError as error:  # a limit of processes: the supervisor asks again
+            _refuse(channel_of(message.fds[0]), reason(error))
+            return
+        if pid == 0:
             self._be_worker(message)
         message.close()
 
@@ -107,6 +119,13 @@ class _Standby:
             status = run_worker(member, adopting=bool(message.values["adopting"]))
         finally:
             os._exit(status)
+
+
+def _refuse(channel: Channel, words: str) -> None:
+    """Tell the supervisor, instead of a worker, that there is none."""
+    with suppress(ConnectionError):
+        channel.send("refused", words=words)
+    channel.close()
 
 
 def _reap() -> None:

@@ -188,7 +188,11 @@ def _become_orphan() -> None:
     """Go on as a child of process 1: a service manager learns how its main process ends only if that is its child, and
     would take the death of all for a service that is done."""
     parent = os.getpid()
-    if os.fork():
+    try:
+        child = os.fork()
+    except OSError:  # a limit of processes. It is that child once its parent has ended, too
+        return
+    if child:
         os._exit(0)
     while os.getppid() == parent:
         time.sleep(_ORPHAN_SECONDS)

@@ -24,6 +24,7 @@ import time
 from relfs.daemon.background import Answer
 from relfs.daemon.command import become, start
 from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
+from relfs.daemon.complaint import Complaint
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.fdstore import store_of_unit
 from relfs.daemon.gaveup import note_giving_up
@@ -77,6 +78,7 @@ class Supervisor:
         self._disk = Disk(plan.deploy_path, estate["state"], self._selector, self._forgive)
         self._expected: list[str] = []
         self._deaths = 0
+        self._complaint = Complaint(_log)
         self._not_before = 0.0
         self._served = False
         self._leaving = False
@@ -137,7 +139,7 @@ class Supervisor:
         try:
             self._bring_up_members()
         except OSError as error:
-            self._note_nobody_comes(error)
+            self._note_nobody_comes(reason(error))
 
     def _bring_up_members(self) -> None:
         forker = self._company.get(self._reloading.forker)
@@ -191,9 +193,9 @@ class Supervisor:
             theirs.close()
         self._give_to_standby(role, child, ours)
 
-    def _note_nobody_comes(self, error: OSError) -> None:
+    def _note_nobody_comes(self, why: str) -> None:
         """As long as a worker serves, it is tried again and again; without one, not for ever."""
-        _log.error("neither standby nor worker can be started: %s", reason(error))
+        self._complaint.say(f"neither standby nor worker can be started: {why}")
         self._not_before = time.monotonic() + _BACKOFF_SECONDS[-1]
         if self._company.get(WORKER) is None:
             self._deaths += 1
@@ -210,11 +212,23 @@ class Supervisor:
         """Have a standby fork a worker. It does so when it has taken in all that it was sent before. Raises OSError."""
         ours, theirs = pair()
         adopting = self._served or bool(self._ledger.reply.load())
-        if forker.tell("fork", theirs.fileno(), adopting=adopting):
+        told = False
+        try:
+            told = forker.tell("fork", theirs.fileno(), adopting=adopting)
+        finally:
+            theirs.close()
+            if not told:
+                ours.close()
+        if told:
             self._company.add(Comrade(WORKER, ours))
-        else:
-            ours.close()
-        theirs.close()
+
+    def _be_refused(self, worker: Comrade, why: str) -> None:
+        """The standby cannot fork it. One of new code is sent away, which leaves a process to the old one. That is
+        asked again in a while."""
+        self._reloading.refuse(worker, why)
+        if self._company.has(worker):
+            self._company.dismiss(worker)
+            self._note_nobody_comes(why)
 
     # ---- listening
 
@@ -230,6 +244,8 @@ class Supervisor:
             self._drop_strays(each)
         elif message.kind == "hello":
             self._company.identify(each, Who(values["pid"], values["start"]))
+        elif message.kind == "refused":
+            self._be_refused(each, str(values["words"]))
         elif message.kind == "serving":
             self._expected = values["current"]
             self._expect_answer(each)
@@ -237,6 +253,7 @@ class Supervisor:
             self._links.look_up()
         elif message.kind == "ready":
             each.serves, each.since = True, time.monotonic()
+            self._complaint.end("a standby has come")
             if each.role == NEXT:
                 self._reloading.retire_worker()
         elif message.kind == "reload":
@@ -306,6 +323,7 @@ class Supervisor:
     def _expect_answer(self, worker: Comrade) -> None:
         """A worker says that it serves: does it? The first is asked what `current` says, which must be as expected."""
         worker.serves = True
+        self._complaint.end("a worker has come")
         self._watchdog.ask("status" if self._served or not self._expected else "current")
 
     def _stop_asking(self) -> None:

@@ -35,7 +35,7 @@ from relfs.daemon.canarying import Canarying
 from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.copying import Copied
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
-from relfs.daemon.member import TICK, Member, myself
+from relfs.daemon.member import TICK, Member
 from relfs.daemon.methods import Mounted, clean, methods
 from relfs.daemon.nested import HOME_FD, TREE_FD, attach_nested
 from relfs.daemon.pinning import Pinning
@@ -92,7 +92,7 @@ _LISTENER_FD = "listener"
 def run_worker(member: Member, *, adopting: bool) -> int:
     """Serve until the mount is gone, and tell the supervisor how it ended. To be called in a process of its own."""
     drop()  # before there is a thread, and the log has one
-    who = myself()
+    who = member.who
     member.ledger.note("worker", who)
     member.tell("hello", pid=who.pid, start=who.start)
     try:
@@ -572,7 +572,8 @@ class _Mount:
                 elif message.kind == "end":
                     pyfuse3.terminate()
                     return
-            await trio.lowlevel.wait_readable(self._member)
+            with trio.move_on_after(self._member.pause):
+                await trio.lowlevel.wait_readable(self._member)
 
     async def _retire(self, changes: Changes) -> None:
         """Make room for a worker of another version, which finds all as a dead one would leave it; but what is being
