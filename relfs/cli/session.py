@@ -255,17 +255,23 @@ def _change_here(place: Place, method: str, params: dict[str, Any], request_id: 
             return pointer.confirm(release, this_actor(), request_id)
         if method == "rollback":
             event = pointer.rollback(release, this_actor(), request_id, show=say_error)
-            aftermath.tell(event, say_error)
+            _tell_hook(aftermath, event)
             return event
         event = pointer.switch(
             release, this_actor(), request_id,
             force=params.get("force", False), confirm=params.get("confirm"), show=say_error,
         )  # fmt: skip
-        aftermath.tell(event, say_error)
+        _tell_hook(aftermath, event)
         why = aftermath.verify(event, say_error)
         if why is not None:
             aftermath.take_back(event, why)
         return event
+
+
+def _tell_hook(aftermath: Aftermath, event: Event) -> None:
+    failed = aftermath.tell(event, say_error)
+    if failed is not None:
+        say_error(failed)
 
 
 @contextmanager
@@ -291,7 +297,7 @@ def _pointer_and_more(place: Place) -> Iterator[tuple[Pointer, Aftermath]]:
         pointer = Pointer(deploy, config=config)
         aftermath = Aftermath(pointer, config)
         if pointer.taken_back is not None:
-            aftermath.tell(pointer.taken_back, say_error)
+            _tell_hook(aftermath, pointer.taken_back)
         yield pointer, aftermath
     finally:
         deploy.close()
