@@ -340,10 +340,14 @@ def test_the_link_is_as_it_is_now(app: Path, tmp_path: Path, mounts: Mounts) -> 
 
 @pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
 def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> None:
-    """It goes on seeing what it saw, but for the moment in which it has removed the name."""
-    script = f"R=releases/41; D={mount.app}; {how}; readlink $D/current; touch -h $D/current || echo refused"
+    """It goes on seeing what it saw, but for the moment in which it has removed the name; and whose the link is, and
+    of when, is the real link's, for it as for all."""
+    then = "chown -h 12:34 $D/current && touch -hd @1000 $D/current && stat -c '%N %u %g %Y' $D/current"
+    script = f"R=releases/41; D={mount.app}; {how}; {then}"
     done = mount.relfsctl("run", "--release", "42", "--", "sh", "-c", script)
-    assert done.stdout.split() == ["releases/42", "refused"], done.stderr
+    assert done.stdout == f"'{mount.app}/current' -> 'releases/42' 12 34 1000\n", done.stderr
+    found = os.lstat(mount.app / "current")
+    assert (found.st_uid, found.st_gid, found.st_mtime) == (12, 34, 1000)
     assert os.readlink(mount.app / "current") == "releases/41"
     assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
 
