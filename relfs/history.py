@@ -14,11 +14,12 @@ from datetime import datetime
 from relfs.errors import RefusedError, UsageError
 from relfs.journal import IMPORTED, Event
 from relfs.layout import RELEASES, Release
+from relfs.names import FOR_ALL
 
 ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
 """The actions, in the journal, that make something current."""
 
-WORDS = ("@current", "@previous", "@latest", "@last-good")
+WORDS = (FOR_ALL, "@previous", "@latest", "@last-good")
 """The references whose meaning changes with what happens here."""
 
 CONFIRM = "confirm"

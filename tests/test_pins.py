@@ -352,6 +352,20 @@ def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> N
     assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
 
 
+def test_relfsctl_tells_a_pinned_process_what_is_current_for_all(mount: Mount) -> None:
+    """Likewise where `current` is not there for it, as it is about to replace that."""
+    ask = " && ".join(
+        f'"$@" {words}' for words in ("path @current", "--json releases", "--json prune --keep 1 --dry-run")
+    )
+    for script in (ask, f"rm {mount.app}/current && {{ {ask}; }}"):
+        command = ["sh", "-c", script, "sh", *relfsctl_command(mount.app)]
+        done = mount.relfsctl("run", "--release", "42", "--", *command)
+        path, releases, pruned = done.stdout.splitlines()
+        assert path == f"{mount.app}/releases/40"
+        assert [each["name"] for each in json.loads(releases) if "current" in each["states"]] == ["40"]
+        assert [each["name"] for each in json.loads(pruned)["decisions"] if each["why"] == "current"] == ["40"]
+
+
 def test_a_users_own_mount(app: Path, open_place: Path, mounts: Mounts) -> None:
     place, live = open_place / "app", open_place / "live"
     app.rename(place)

@@ -198,7 +198,10 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
     aliases = (place.mountpoint,) if place.mountpoint not in (None, place.deploy_path) else ()
-    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases)
+    return open_deploy_path(
+        place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases,
+        mounted=place.mountpoint == place.deploy_path,
+    )  # fmt: skip
 
 
 def configuration(place: Place) -> Config:
