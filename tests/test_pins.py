@@ -352,6 +352,20 @@ def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> N
     assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
 
 
+def test_nobody_waits_for_a_switch_to_be_pinned(mount: Mount, tmp_path: Path) -> None:
+    """Whose hook takes longer than that: it would be refused if it took too long."""
+    asked, go = tmp_path / "asked", tmp_path / "go"
+    hook = mount.app / ".relfs/hooks/pre-switch"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {asked}; until [ -e {go} ]; do sleep 0.1; done\n")
+    hook.chmod(0o755)
+    with subprocess.Popen(relfsctl_command(mount.app, "switch", "41"), env=environment()) as switching:
+        wait_for(asked.exists, "the hook is asked")
+        done = mount.relfsctl("run", "--", "readlink", f"{mount.app}/current")
+        go.touch()
+    assert (switching.returncode, done.stdout) == (0, "releases/40\n")
+
+
 def test_relfsctl_tells_a_pinned_process_what_is_current_for_all(mount: Mount) -> None:
     """Likewise where `current` is not there for it, as it is about to replace that."""
     ask = " && ".join(

@@ -192,8 +192,9 @@ class Changes:
         await self._run(seal)
 
     async def keep_sealed(self, target: Target, *, anew: bool) -> bool:
-        """Seals.hold()."""
-        return await self._run(partial(self._seals.hold, target, anew=anew))
+        """Seals.hold(). Where nothing is sealed, no change is waited for: a hook that is asked before it may take long,
+        and those who pin themselves want to begin."""
+        return self._seals.begun and await self._run(partial(self._seals.hold, target, anew=anew))
 
     async def unseal(self, target: Target) -> None:
         """Seals.let_go(), for somebody who does not see it any more."""
