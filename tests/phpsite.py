@@ -109,7 +109,7 @@ user {user};
 worker_processes 3;
 pid {directory}/pid;
 error_log {directory}/error.log;
-events {{ worker_connections 128; }}
+events {{ worker_connections 512; }}
 http {{
     access_log off;
     client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};

@@ -350,6 +350,8 @@ def test_what_cannot_be(mount: Mount) -> None:
     assert done.stdout == f"42 is current for user {me[1]}; `relfsctl canary promote` or `canary abort` ends that\n"
     done = mount.relfsctl("canary", "41", *me)
     assert (done.returncode, "promote" in done.stderr) == (3, True)
+    listed = json.loads(mount.relfsctl("--json", "releases").stdout)
+    assert [each["states"] for each in listed] == [["current"], [], ["canary"]], "though we see it as current"
     status = json.loads(mount.relfsctl("--json", "status").stdout)
     assert [view["reason"] for view in status["views"]] == ["canary 42"]
 
