@@ -35,15 +35,15 @@ class Aftermath:
         self._pointer = pointer
         self._config = config
 
-    def tell(self, event: Event, show: Show | None = None) -> None:
-        """Run post-switch. That it fails is logged, and in the journal, and changes nothing."""
+    def tell(self, event: Event, show: Show | None = None) -> str | None:
+        """Run post-switch. That it fails is in the journal, and changes nothing; a line that says so, for whoever reads
+        the log here, or has asked for the switch."""
         try:
             if self._outcome(event, POST_SWITCH) is None and self._has_hook(POST_SWITCH):
                 self._remarked(event, POST_SWITCH, lambda: self._run(POST_SWITCH, event, show))
         except RelfsError as error:
-            _log.warning("%s is current; but %s", event.release, error)
-            if show is not None:
-                show(f"{event.release} is current; but {error}")
+            return f"{event.release} is current; but {error}"
+        return None
 
     def verify(self, event: Event, show: Show | None = None) -> str | None:
         """Why the release that `event` made current is not good, if it is not: that nobody could be asked, too."""

@@ -267,7 +267,10 @@ def _tools() -> Iterator[Finding]:
 
 def _deploy_path(place: Place) -> Iterator[Finding]:
     try:
-        deploy = open_deploy_path(place.deploy_path, state_dir=place.state_dir, create_state=False)
+        deploy = open_deploy_path(
+            place.deploy_path, state_dir=place.state_dir, create_state=False,
+            mounted=place.mountpoint == place.deploy_path,
+        )  # fmt: skip
     except RelfsError as error:
         yield Finding("fail", "deploy path", str(error))
         return

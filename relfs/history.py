@@ -5,6 +5,7 @@ Pure: events go in, answers come out. Nothing here reads or writes a file.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from datetime import datetime
 from relfs.errors import RefusedError, UsageError
 from relfs.journal import IMPORTED, Event
 from relfs.layout import RELEASES, Release
+from relfs.names import FOR_ALL
 
 ACTIVATIONS = frozenset({"switch", "rollback", "adopt", "follow"})
 """The actions, in the journal, that make something current."""
 
-WORDS = ("@current", "@previous", "@latest", "@last-good")
+WORDS = (FOR_ALL, "@previous", "@latest", "@last-good")
 """The references whose meaning changes with what happens here."""
 
 CONFIRM = "confirm"
@@ -158,11 +160,16 @@ def resolve(
     current: str | None,
     releases: Iterable[Release],
     is_good: Callable[[str], bool] = lambda _: True,
+    *,
+    now: Callable[[], float] = time.time,
 ) -> str:
     """The release that `reference` names: itself, or what an `@` name stands for. Of `@` names, the words come first,
     then the releases' own names, then moments: a release that is called 20260901 is what @20260901 means.
 
-    `is_good` tells of what is in a release whether it speaks against going back there.
+    A moment that is still to come stands for nothing: who names one has mistaken the day or the time zone, and is not
+    to get what happens to be current.
+
+    `is_good` tells of what is in a release whether it speaks against going back there; `now` is the time.
 
     Raises UsageError for an unknown `@` name, RefusedError for one that stands for nothing now.
     """
@@ -179,12 +186,21 @@ def resolve(
 
     def release_or_moment() -> str | None:
         name = reference[1:]
-        return name if name in existing else history.at(_moment(reference))
+        return name if name in existing else history.at(_past(reference, history, now()))
 
     release = meanings.get(reference, release_or_moment)()
     if release is None or "/" in release:  # a link text that led elsewhere is no release
         raise RefusedError(f"{reference}: stands for no release here; `relfsctl log` shows the history")
     return release
+
+
+def _past(reference: str, history: History, now: float) -> float:
+    """The moment. Where the clock was set back, what has happened counts as past."""
+    moment = _moment(reference)
+    if moment > now and all(moment > each.time for each in history.activations[-1:]):
+        shown = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
+        raise RefusedError(f"{reference}: is still to come, it is {shown} here; nobody knows what is current then")
+    return moment
 
 
 def _moment(reference: str) -> float:

@@ -24,7 +24,7 @@ from typing import Literal
 
 from relfs.errors import RefusedError, RelfsError, UsageError, reason
 from relfs.libc import syncfs
-from relfs.names import CURRENT, RELEASES, SHARED, STATE
+from relfs.names import CURRENT, FOR_ALL, RELEASES, SHARED, STATE
 
 __all__ = ["CURRENT", "RELEASES", "SHARED", "STATE", "DeployPath", "LinkStyle", "Release", "Target"]
 __all__ += ["BAD_MARKER", "UNFINISHED_MARKER", "check_name", "find_marker", "is_empty", "make_state"]
@@ -85,7 +85,8 @@ class DeployPath:
     INVARIANT: `fd` is a descriptor of the directory that `path` named when it was opened, and stays open for as
     long as this object is used; `state_fd` likewise for `state_path` (None: there is no state directory, nothing was
     ever recorded). `aliases` are other absolute paths under which the same directory is seen (a mountpoint), so
-    that links written through them are understood.
+    that links written through them are understood. `link` is the name that says what is current for everybody: in a
+    mount, `current` says what is so for whoever asks.
     """
 
     path: str
@@ -93,6 +94,7 @@ class DeployPath:
     state_path: str
     state_fd: int | None
     aliases: tuple[str, ...] = field(default=())
+    link: str = CURRENT
 
     def close(self) -> None:
         if self.state_fd is not None:
@@ -297,9 +299,15 @@ class DeployPath:
 
 
 def open_deploy_path(
-    path: str, *, state_dir: str | None = None, create_state: bool = True, aliases: tuple[str, ...] = ()
+    path: str,
+    *,
+    state_dir: str | None = None,
+    create_state: bool = True,
+    aliases: tuple[str, ...] = (),
+    mounted: bool = False,
 ) -> DeployPath:
-    """Open `path`, and its state directory, which is made (mode 0755) if `create_state` and it is missing.
+    """Open `path`, and its state directory, which is made (mode 0755) if `create_state` and it is missing. `mounted`:
+    it is seen through a mount.
 
     Raises RelfsError if either cannot be used.
     """
@@ -313,7 +321,8 @@ def open_deploy_path(
         os.close(fd)
         raise
     given = os.path.abspath(path)  # through a link, perhaps, and deploy tools write that into theirs
-    return DeployPath(real, fd, state_path, state_fd, aliases if given == real else (*aliases, given))
+    named = aliases if given == real else (*aliases, given)
+    return DeployPath(real, fd, state_path, state_fd, named, FOR_ALL if mounted else CURRENT)
 
 
 def _resolve(path: str) -> str:

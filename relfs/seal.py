@@ -56,7 +56,8 @@ class Seals:
 
     LOCK ORDERING: the pointer's locks, then `_lock`. It is not held while a release is sealed, which may take as long
     as reading all of it.
-    GUARDED BY _lock: everything. `sealed` and `left` may be read without it, being references to immutable values.
+    GUARDED BY _lock: everything. `sealed`, `left` and `begun` may be read without it, being references to immutable
+    values.
     INVARIANT: from begin() on, what is live or about to be, or held, is in `sealed`; nothing is in `sealed` and `left`.
     """
 
@@ -101,6 +102,11 @@ class Seals:
         with self._lock:
             self._coming = {**self._coming, target: name}
             self._replaced -= {name}
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is ever sealed."""
+        return self._sealer is not None
 
     def hold(self, target: Target, *, anew: bool) -> bool:
         """Keep what somebody sees, besides those who see what is live, sealed until let_go(); seal it, if it is not and

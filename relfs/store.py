@@ -184,7 +184,17 @@ def open_store(deploy: DeployPath) -> Store:
 def peek(deploy: DeployPath) -> str | None:
     """The target's text, for readers: what `open_store` would tell, without trying anything. Raises as `read` does."""
     kept = FileStore(deploy.state_fd).read() if deploy.state_fd is not None else None
+    kept = kept if kept is not None else _for_all(deploy)
     return kept if kept is not None else LinkStore(deploy).read()
+
+
+def _for_all(deploy: DeployPath) -> str | None:
+    """What a mount says that everybody sees, though we may be pinned, of a canary's audience, or called by who has just
+    removed `current`. None: there is no mount any more, or what is current is no release, and has no such name."""
+    if deploy.link != CURRENT:
+        with contextlib.suppress(OSError):
+            return os.readlink(deploy.link, dir_fd=deploy.fd)
+    return None
 
 
 def current_release(deploy: DeployPath) -> str | None:

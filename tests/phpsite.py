@@ -5,12 +5,16 @@ Which process looks `current` up is `Decides`: nginx, with its $realpath_root, o
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import subprocess
+import tempfile
 import threading
 import time
+import urllib.request
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +40,13 @@ for ($part = 0; $part < {PARTS}; $part++) {{
 }}
 """
 
+_MEET = """<?php
+touch($_GET['at'] . '/' . getmypid());
+flock(fopen($_GET['at'] . '/over', 'r'), LOCK_SH);
+echo getmypid(), ' ', basename(__DIR__);
+"""
+"""Who is asked for it is busy until the meeting is over."""
+
 
 class Decides(Enum):
     """Who resolves `current`: the value is what nginx tells PHP of the root."""
@@ -52,6 +63,7 @@ def make_php_site(path: Path) -> Path:
         parts = app / "releases" / release / "parts"
         parts.mkdir()
         (parts.parent / "page.php").write_text(_PAGE)
+        (parts.parent / "meet.php").write_text(_MEET)
         for part in range(PARTS):
             (parts / f"data{part}").write_text(f"{release}\n")
             for kind in ("near", "far", "real"):
@@ -64,10 +76,13 @@ def make_php_site(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Pool:
-    """`name` is that of the pool; its processes are `user`'s."""
+    """`name` is that of the pool; its processes are `user`'s, so many `workers`, of whom each is replaced by another
+    one after so many `requests`."""
 
     name: str
     user: str
+    workers: int = 3
+    requests: int = 300
 
 
 _FPM = """
@@ -82,8 +97,8 @@ user = {pool.user}
 listen = {directory}/{pool.name}.socket
 listen.mode = 0666
 pm = static
-pm.max_children = 3
-pm.max_requests = 300
+pm.max_children = {pool.workers}
+pm.max_requests = {pool.requests}
 {settings}
 """
 
@@ -94,7 +109,7 @@ user {user};
 worker_processes 3;
 pid {directory}/pid;
 error_log {directory}/error.log;
-events {{ worker_connections 64; }}
+events {{ worker_connections 512; }}
 http {{
     access_log off;
     client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
@@ -109,6 +124,7 @@ _NGINX_SERVER = """
         location ~ \\.php$ {{
             fastcgi_pass unix:{socket};
             fastcgi_param REQUEST_METHOD $request_method;
+            fastcgi_param QUERY_STRING $query_string;
             fastcgi_param SCRIPT_NAME $fastcgi_script_name;
             fastcgi_param SCRIPT_FILENAME {decides.value}$fastcgi_script_name;
             fastcgi_param DOCUMENT_ROOT {decides.value};
@@ -153,6 +169,11 @@ def _php_fpm_program() -> str:
     return str(max(Path("/usr/sbin").glob("php-fpm*")))
 
 
+def php_fpm_name() -> str:
+    """What all of its processes are called."""
+    return Path(_php_fpm_program()).name
+
+
 @contextmanager
 def nginx(
     directory: Path, root: Path, sockets: Sequence[Path], decides: Decides, *, user: str = "www-data"
@@ -167,6 +188,26 @@ def nginx(
     configuration.write_text(_NGINX.format(directory=directory, user=user, servers="".join(servers)))
     with running(["nginx", "-e", directory / "error.log", "-c", configuration], directory / "pid"):
         yield addresses
+
+
+def meet(address: str, count: int, place: Path) -> dict[int, str]:
+    """Ask so many workers of php-fpm at once, each of them once: their pids, and the release that each is in. Everybody
+    may write in `place`."""
+    with tempfile.TemporaryDirectory(dir=place) as name, ThreadPoolExecutor(count) as threads:
+        at = Path(name)
+        at.chmod(0o777)
+        with (at / "over").open("w") as over:
+            fcntl.flock(over, fcntl.LOCK_EX)
+            answers = [threads.submit(_get, f"http://{address}/meet.php?at={at}") for _ in range(count)]
+            wait_for(lambda: len(list(at.iterdir())) == count + 1, "each has a worker of its own")
+        told = [each.result().split() for each in answers]
+    return {int(pid): release for pid, release in told}
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 # ---- visitors

@@ -17,6 +17,7 @@ from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, relfsctl, wait_for
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
+from relfs.processes import descendants
 from relfs.survival.copies import read_copy
 from relfs.views.mark import mark_of
 
@@ -127,6 +128,14 @@ def test_for_a_process_and_what_it_has_started(mount: Mount) -> None:
         assert family.sees() == "40"
         canary(mount, "42", "--pid", str(family.pid))
         assert (family.sees(), other.sees()) == ("42", "40")
+
+
+def test_who_was_to_see_one_that_is_refused_bears_no_mark_of_it(mount: Mount) -> None:
+    with reader(mount, before=("sh", "-c", '"$@"; :', "sh")) as family:
+        assert family.sees() == "40"
+        for release, status in (("40", 3), ("99", 3), ("a/b", 2)):
+            assert mount.relfsctl("canary", release, "--pid", str(family.pid)).returncode == status
+            assert [mark_of(pid) for pid in (family.pid, *(each.pid for each in descendants(family.pid)))] == [0, 0]
 
 
 def test_a_second_one_takes_nobody_from_the_first(mount: Mount) -> None:
@@ -396,6 +405,8 @@ def test_what_cannot_be(mount: Mount) -> None:
     assert done.stdout == f"42 is current for user {me[1]}; `relfsctl canary promote` or `canary abort` ends that\n"
     done = mount.relfsctl("canary", "41", *me)
     assert (done.returncode, "promote" in done.stderr) == (3, True)
+    listed = json.loads(mount.relfsctl("--json", "releases").stdout)
+    assert [each["states"] for each in listed] == [["current"], [], ["canary"]], "though we see it as current"
     status = json.loads(mount.relfsctl("--json", "status").stdout)
     assert [view["reason"] for view in status["views"]] == ["canary 42"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +216,21 @@ def test_pruning_that_is_interrupted_is_left_to_the_next_one(directory: int) -> 
     world = world.raised_from_the_dead()
     assert "that is done now" in str(settle(world, directory))
     assert world.calls == ["prune"]
+
+
+def test_nothing_is_pruned_later_either_if_that_is_said(directory: int) -> None:
+    """Whenever it is killed, at its end too, when what was begun is to be forgotten."""
+    for at in range(len(_CALLS) - 1):
+        world = World(at=at, after=True)
+        world.happens = world.die
+        with pytest.raises(Killed):
+            deploy(world, directory, replace(_REQUEST, prune=False), "42")
+        later = world.raised_from_the_dead()
+        settle(later, directory)
+        assert "prune" not in (*world.calls, *later.calls)
+    world = World()
+    assert deploy(world, directory, replace(_REQUEST, prune=False), "42") == "43"
+    assert (world.calls, read_deployment(directory)) == (list(_CALLS[:-1]), None)
 
 
 # ---- the note -------------------------------------------------------------------------------------------------------

@@ -172,12 +172,24 @@ def meaning(reference: str, *words: str) -> str:
         ("@2026-09-01T12:00", "40"),
         ("@2026-09-01T12:01:30", "41"),
         ("@2026-09-01 12:02", "40"),
-        ("@2030-01-01", "40"),
+        ("@2026-09-01T13:00", "40"),
         ("@42", "42"),
     ],
 )
 def test_what_a_reference_stands_for(reference: str, release: str) -> None:
     assert meaning(reference, "40", "41", "40") == release
+
+
+def test_a_moment_that_is_still_to_come_stands_for_nothing() -> None:
+    """But where the clock was set back, what has happened is over."""
+    history = History(happened("40", "41", start=1000.0))
+    reference = f"@{datetime.fromtimestamp(1061).isoformat()}"
+    assert resolve(reference, history, "41", [], now=lambda: 1061.0) == "41"
+    with pytest.raises(RefusedError, match=r"is still to come, it is .* here") as caught:
+        resolve(reference, history, "41", [], now=lambda: 1060.5)
+    assert caught.value.status == EXIT_REFUSED
+    latest = f"@{datetime.fromtimestamp(1060).isoformat()}"
+    assert resolve(latest, history, "41", [], now=lambda: 500.0) == "41"
 
 
 def test_a_time_with_a_zone() -> None:

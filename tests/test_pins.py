@@ -350,12 +350,44 @@ def test_the_link_is_as_it_is_now(app: Path, tmp_path: Path, mounts: Mounts) -> 
 
 @pytest.mark.parametrize("how", ["rm $D/current; ln -s $R $D/current", "ln -s $R $D/new; mv -T $D/new $D/current"])
 def test_a_tool_that_is_pinned_swaps_for_the_others(mount: Mount, how: str) -> None:
-    """It goes on seeing what it saw, but for the moment in which it has removed the name."""
-    script = f"R=releases/41; D={mount.app}; {how}; readlink $D/current; touch -h $D/current || echo refused"
+    """It goes on seeing what it saw, but for the moment in which it has removed the name; and whose the link is, and
+    of when, is the real link's, for it as for all."""
+    then = "chown -h 12:34 $D/current && touch -hd @1000 $D/current && stat -c '%N %u %g %Y' $D/current"
+    script = f"R=releases/41; D={mount.app}; {how}; {then}"
     done = mount.relfsctl("run", "--release", "42", "--", "sh", "-c", script)
-    assert done.stdout.split() == ["releases/42", "refused"], done.stderr
+    assert done.stdout == f"'{mount.app}/current' -> 'releases/42' 12 34 1000\n", done.stderr
+    found = os.lstat(mount.app / "current")
+    assert (found.st_uid, found.st_gid, found.st_mtime) == (12, 34, 1000)
     assert os.readlink(mount.app / "current") == "releases/41"
     assert os.listdir(mount.app / "releases/42") == ["index.html"], "the link was not made inside"
+
+
+def test_nobody_waits_for_a_switch_to_be_pinned(mount: Mount, tmp_path: Path) -> None:
+    """Whose hook takes longer than that: it would be refused if it took too long."""
+    asked, go = tmp_path / "asked", tmp_path / "go"
+    hook = mount.app / ".relfs/hooks/pre-switch"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {asked}; until [ -e {go} ]; do sleep 0.1; done\n")
+    hook.chmod(0o755)
+    with subprocess.Popen(relfsctl_command(mount.app, "switch", "41"), env=environment()) as switching:
+        wait_for(asked.exists, "the hook is asked")
+        done = mount.relfsctl("run", "--", "readlink", f"{mount.app}/current")
+        go.touch()
+    assert (switching.returncode, done.stdout) == (0, "releases/40\n")
+
+
+def test_relfsctl_tells_a_pinned_process_what_is_current_for_all(mount: Mount) -> None:
+    """Likewise where `current` is not there for it, as it is about to replace that."""
+    ask = " && ".join(
+        f'"$@" {words}' for words in ("path @current", "--json releases", "--json prune --keep 1 --dry-run")
+    )
+    for script in (ask, f"rm {mount.app}/current && {{ {ask}; }}"):
+        command = ["sh", "-c", script, "sh", *relfsctl_command(mount.app)]
+        done = mount.relfsctl("run", "--release", "42", "--", *command)
+        path, releases, pruned = done.stdout.splitlines()
+        assert path == f"{mount.app}/releases/40"
+        assert [each["name"] for each in json.loads(releases) if "current" in each["states"]] == ["40"]
+        assert [each["name"] for each in json.loads(pruned)["decisions"] if each["why"] == "current"] == ["40"]
 
 
 def test_a_users_own_mount(app: Path, open_place: Path, mounts: Mounts) -> None:

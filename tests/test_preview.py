@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -84,8 +84,9 @@ def test_a_moment_shows_what_was_current_then(mount: Mount) -> None:
         moments[datetime.now().isoformat()] = release
     for moment, release in moments.items():
         assert seen(mount, f"@{moment}") == release
-    with pytest.raises(FileNotFoundError):
-        seen(mount, "@1999-12-31T23:59")
+    for unknown in ("@1999-12-31T23:59", f"@{(datetime.now() + timedelta(hours=1)).isoformat()}"):
+        with pytest.raises(FileNotFoundError):
+            seen(mount, unknown)
 
 
 def test_a_name_that_stands_for_nothing_is_not_there(mount: Mount) -> None:

@@ -10,12 +10,25 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, wait_for
-from phpsite import PREPEND, Decides, Pool, Sight, Visit, Visitors, make_php_site, nginx, php_fpm
+from phpsite import (
+    PREPEND,
+    Decides,
+    Pool,
+    Sight,
+    Visit,
+    Visitors,
+    make_php_site,
+    meet,
+    nginx,
+    php_fpm,
+    php_fpm_name,
+)
 
 from relfs.control import Connection, change
 
@@ -191,6 +204,29 @@ def test_a_canary_for_the_user_of_an_nginx(site: Mount, open_place: Path, place:
             server = nginx(directory, site.app / "current", sockets, Decides.NGINX, user=pool.user)
             addresses += stack.enter_context(server)
         assert_each_sees_its_own(stack.enter_context(show(site, FOR_MINE, addresses)), visits_wanted)
+
+
+def test_a_quarter_of_64_workers_of_a_pool(site: Mount, place: Path) -> None:
+    """Are 16, the same ones to their ends, and still 16 when each has been replaced. Their master has their name, asks
+    for nothing, and so is not counted."""
+    pool = Pool("large", "www-data", workers=64, requests=3)
+    with php_fpm(place, [pool], AS_DOCUMENTED) as sockets, nginx(
+        place, site.app / "current", sockets, Decides.PHP
+    ) as (address,):  # fmt: skip
+        done = site.relfsctl("canary", "42", "--percent", "25", "--of", php_fpm_name())
+        assert done.returncode == 0, done.stderr
+        seen = [meet(address, 64, place)]
+        meet(address, 32, place)
+        assert site.relfsctl("switch", "41").returncode == 0
+        seen += [meet(address, 64, place) for _ in range(3)]
+        # 32 had answered three times after the second meeting, and the others after the third
+        assert [len(before.keys() & after) for before, after in pairwise(seen)] == [64, 32, 32]
+        assert seen[0].keys().isdisjoint(seen[3])
+        chosen = [{pid for pid, release in each.items() if release == "42"} for each in seen]
+        assert [len(each) for each in chosen] == [16] * 4
+        for others, now, pids in zip(("40", "41", "41", "41"), seen, chosen, strict=True):
+            assert set(now.values()) == {"42", others}
+            assert pids == now.keys() & set().union(*chosen)
 
 
 @pytest.mark.parametrize(

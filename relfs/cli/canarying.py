@@ -13,7 +13,7 @@ from relfs.audience import Audience, audience_of
 from relfs.cli.pinning import ask_mount
 from relfs.cli.session import ask, is_mounted, pointer_here, refuse_behind_mount, refuse_in_hook
 from relfs.control import NoDaemon, change
-from relfs.errors import RefusedError, UsageError
+from relfs.errors import LockedError, RefusedError, UsageError
 from relfs.locate import Place
 
 _ID_MAX = (1 << 32) - 2  # -1 means none (setreuid(2))
@@ -33,7 +33,11 @@ def begin_canary(
     audience_of(audience.as_json())  # what is wrong with it is said before anybody is asked, or marked
     others = sum(_mark(place, pids, mark) for mark in audience.marks)
     params = {"release": release, "audience": audience.as_json(), "force": force, "for": seconds}
-    event: dict[str, Any] = ask_mount(place, "canary", params)
+    try:
+        event: dict[str, Any] = ask_mount(place, "canary", params)
+    except (LockedError, RefusedError, UsageError):  # of anything else, it is not known whether it was begun
+        _take_off(audience.marks)
+        raise
     return event, others
 
 
@@ -100,3 +104,13 @@ def _mark(place: Place, pids: Collection[int], mark: int) -> int:
         if mark_of(pid) in pinned:
             raise RefusedError(f"process {pid}: is pinned; `relfsctl pin --end --pid {pid}` ends that")
     return sum(mark_family(pid, mark, leave=pinned) for pid in processes)
+
+
+def _take_off(marks: Collection[int]) -> None:
+    """Let nobody bear them any more."""
+    from relfs.views.bearers import bearers
+    from relfs.views.mark import take_off_mark
+
+    for pids in bearers(marks).values() if marks else ():
+        for pid in pids:
+            take_off_mark(pid)

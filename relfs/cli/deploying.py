@@ -58,7 +58,7 @@ def deploy_here(place: Place, wanted: Wanted) -> Deployed:
     with _steps(place, wanted) as steps:
         steps.require_no_tool()
         _settle(steps)
-        request = Request(os.urandom(16).hex(), wanted.source.label, this_actor().user, time.time())
+        request = Request(os.urandom(16).hex(), wanted.source.label, this_actor().user, time.time(), wanted.prune)
         steps.done.previous = steps.current()
         steps.done.release = deploy(steps, steps.state_fd, request, steps.done.previous)
         return steps.done
@@ -149,8 +149,6 @@ class _Steps:
     def prune(self) -> None:
         from relfs.cli.pruning import prune
 
-        if self._wanted is not None and not self._wanted.prune:
-            return
         try:
             pruned = prune(self._place)
         except RelfsError as error:

@@ -198,7 +198,10 @@ def open_here(place: Place, *, create_state: bool) -> DeployPath:
     if state_dir is None and place.mountpoint not in (None, place.deploy_path) and not os.path.isdir(own):
         state_dir = f"{place.mountpoint}/{STATE}"
     aliases = (place.mountpoint,) if place.mountpoint not in (None, place.deploy_path) else ()
-    return open_deploy_path(place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases)
+    return open_deploy_path(
+        place.deploy_path, state_dir=state_dir, create_state=create_state, aliases=aliases,
+        mounted=place.mountpoint == place.deploy_path,
+    )  # fmt: skip
 
 
 def configuration(place: Place) -> Config:
@@ -255,17 +258,23 @@ def _change_here(place: Place, method: str, params: dict[str, Any], request_id: 
             return pointer.confirm(release, this_actor(), request_id)
         if method == "rollback":
             event = pointer.rollback(release, this_actor(), request_id, show=say_error)
-            aftermath.tell(event, say_error)
+            _tell_hook(aftermath, event)
             return event
         event = pointer.switch(
             release, this_actor(), request_id,
             force=params.get("force", False), confirm=params.get("confirm"), show=say_error,
         )  # fmt: skip
-        aftermath.tell(event, say_error)
+        _tell_hook(aftermath, event)
         why = aftermath.verify(event, say_error)
         if why is not None:
             aftermath.take_back(event, why)
         return event
+
+
+def _tell_hook(aftermath: Aftermath, event: Event) -> None:
+    failed = aftermath.tell(event, say_error)
+    if failed is not None:
+        say_error(failed)
 
 
 @contextmanager
@@ -291,7 +300,7 @@ def _pointer_and_more(place: Place) -> Iterator[tuple[Pointer, Aftermath]]:
         pointer = Pointer(deploy, config=config)
         aftermath = Aftermath(pointer, config)
         if pointer.taken_back is not None:
-            aftermath.tell(pointer.taken_back, say_error)
+            _tell_hook(aftermath, pointer.taken_back)
         yield pointer, aftermath
     finally:
         deploy.close()

@@ -87,7 +87,7 @@ class Changes:
 
     async def _and_verify(self, call: Callable[[], Event], owner: Owner | None, show: Show | None) -> Event:
         event = await self._then_tell(call)
-        await in_thread(self._aftermath.tell, event, show, abandon_on_cancel=True)
+        await self._tell_hook(event, show)
         why = await in_thread(self._aftermath.verify, event, show, abandon_on_cancel=True)
         if why is not None:
             await self._then_tell(partial(self._aftermath.take_back, event, why, owner))
@@ -100,7 +100,7 @@ class Changes:
         event = await self._then_tell(
             partial(self._pointer.rollback, reference, actor, request_id, owner=owner, show=show)
         )  # fmt: skip
-        await in_thread(self._aftermath.tell, event, show, abandon_on_cancel=True)
+        await self._tell_hook(event, show)
         return event
 
     async def confirm(self, release: str | None, actor: Actor, request_id: str) -> Event:
@@ -138,12 +138,24 @@ class Changes:
         """Pointer.take_stock(), and what follows if something was taken back."""
         event = await self._then_tell(self._pointer.take_stock)
         if event is not None:
-            await in_thread(self._aftermath.tell, event, abandon_on_cancel=True)
+            await self._tell_hook(event)
 
     async def follow_up(self, event: Event) -> None:
         """What follows a tool's swap, of which nobody waits for the end."""
         await self.drop_current()
-        await in_thread(self._aftermath.tell, event, abandon_on_cancel=True)
+        await self._tell_hook(event)
+
+    async def _tell_hook(self, event: Event, show: Show | None = None) -> None:
+        """Aftermath.tell(). That it fails is logged, and shown to whoever waits."""
+
+        def tell() -> None:
+            failed = self._aftermath.tell(event, show)
+            if failed is not None:
+                _log.warning("%s", failed)
+                if show is not None:
+                    show(failed)
+
+        await in_thread(tell, abandon_on_cancel=True)
 
     async def replace(self, text: str, actor: Actor, request_id: str, *, owner: Owner) -> Event:
         """Pointer.replace(), for a request handler: the kernel is not told, its caller holds the directory."""
@@ -180,8 +192,9 @@ class Changes:
         await self._run(seal)
 
     async def keep_sealed(self, target: Target, *, anew: bool) -> bool:
-        """Seals.hold()."""
-        return await self._run(partial(self._seals.hold, target, anew=anew))
+        """Seals.hold(). Where nothing is sealed, no change is waited for: a hook that is asked before it may take long,
+        and those who pin themselves want to begin."""
+        return self._seals.begun and await self._run(partial(self._seals.hold, target, anew=anew))
 
     async def unseal(self, target: Target) -> None:
         """Seals.let_go(), for somebody who does not see it any more."""

@@ -46,12 +46,14 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be deployed, by whom; `id` is made by whoever asks, `since` in seconds since the epoch."""
+    """What is to be deployed, by whom, and whether what is old goes then; `id` is made by whoever asks, `since` in
+    seconds since the epoch."""
 
     id: str
     source: str
     user: str
     since: float
+    prune: bool = True
 
 
 def deploy(steps: Steps, directory: int, request: Request, previous: str | None) -> str:
@@ -69,7 +71,10 @@ def deploy(steps: Steps, directory: int, request: Request, previous: str | None)
         note.step("switching")
         steps.switch(note.name, request.id)
     name = note.name
-    _prune(steps, note)
+    if request.prune:
+        _prune(steps, note)
+    else:
+        note.forget()
     return name
 
 

@@ -88,7 +88,7 @@ def put_mark(pid: int, mark: int) -> None:
 
 
 def take_off_mark(pid: int) -> None:
-    """Let process `pid`, which is ours, bear none."""
+    """Let process `pid`, which is ours to mark, bear none."""
     with suppress(OSError):  # it has ended
         if mark_of(pid):
             hard = resource.prlimit(pid, _RLIMIT_LOCKS)[1]

@@ -15,7 +15,10 @@ from relfs.layout import DeployPath
 @click.option("--size", "with_size", is_flag=True, help="Add what each takes on disk (reads every directory).")
 @pass_session
 def command(session: Session, with_size: bool) -> None:
-    """List the releases, oldest first: name, created, states (current, previous, bad, dirty, unfinished), revision."""
+    """List the releases, oldest first: name, created, states, revision.
+
+    The states are current, previous, unconfirmed, canary, bad, dirty and unfinished.
+    """
     deploy = open_here(session.place(), create_state=False)
     try:
         listing = _listing(deploy, with_size=with_size)
@@ -51,6 +54,7 @@ def _listing(deploy: DeployPath, *, with_size: bool) -> list[dict[str, Any]]:
             "current": release.name == current,
             "previous": release.name == history.previous,
             "unconfirmed": history.unconfirmed is not None and release.name == history.unconfirmed.release,
+            "canary": history.canary is not None and release.name == history.canary.release,
             "bad": release.name in history.bad or deploy.is_marked_bad(release.name),
             "dirty": deploy.is_dirty(release.name),
             "unfinished": deploy.unfinished_marker(release.name, markers) is not None,
