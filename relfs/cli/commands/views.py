@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from relfs.cli.output import moment, say_error, show_json, show_table
-from relfs.cli.session import Session, ask, pass_session
+from relfs.cli.session import Session, ask, open_here, pass_session, refuse_behind_mount
+from relfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from relfs.locate import Place
 
 _SHOWN = 8
 """Processes of a view that people are shown; programs are told of all (--json)."""
@@ -23,27 +27,30 @@ def command(session: Session, name: str | None) -> None:
     """Every view: the release that somebody sees, why, since when, who asked for it, and the processes. With NAME: all
     processes of that name, those that see what everybody sees as well.
     """
-    if name is not None:
-        _show_all_of(session, name)
-        return
     place = session.place()
-    found = ask(place, "views")
-    views = found or []
-    if session.json:
-        show_json(views)
-        return
-    if found is None:
-        say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
-    show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in views])
-
-
-def _show_all_of(session: Session, name: str) -> None:
-    found = ask(session.place(), "sees", {"name": name}) or []
+    found = _asked(place, name)
     if session.json:
         show_json(found)
-        return
-    rows = [[str(each["pid"]), each["release"] or "", each["reason"]] for each in found]
-    show_table(["PID", "RELEASE", "REASON"], rows)
+    elif name is not None:
+        rows = [[str(each["pid"]), each["release"] or "", each["reason"]] for each in found]
+        show_table(["PID", "RELEASE", "REASON"], rows)
+    else:
+        show_table(["RELEASE", "REASON", "SINCE", "BY", "PROCESSES"], [_row(view) for view in found])
+
+
+def _asked(place: Place, name: str | None) -> list[dict[str, Any]]:
+    """What the mount tells: nothing, where there is none, which is said. Raises RelfsError if it does not answer, or
+    there is no deploy path at all."""
+    if name == "":
+        raise UsageError(f"{name!r}: no name that a process has; `ps -eo comm` shows them")
+    found = ask(place, "views") if name is None else ask(place, "sees", {"name": name})
+    if found is not None:
+        told: list[dict[str, Any]] = found
+        return told
+    refuse_behind_mount(place)
+    open_here(place, create_state=False).close()
+    say_error(f"{place.deploy_path}: is not mounted, so everybody sees what the real link says")
+    return []
 
 
 def _row(view: dict[str, Any]) -> list[str]:
