@@ -113,6 +113,31 @@ def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
     assert read_current(mount.app) == "41"
 
 
+INTERRUPT = """
+import sys
+class _Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            import os, signal
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, _Interrupting())
+"""
+"""Ctrl-C at the moment in which a module is looked for (site.py)."""
+
+
+@pytest.mark.parametrize("module", ["relfs.pointer", "relfs.daemon.supervisor"])
+def test_ctrl_c_before_it_is_mounted(app: Path, tmp_path: Path, module: str) -> None:
+    """It ends without a word, as commands do, and nothing is mounted."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT.format(module=module))
+    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    done = subprocess.run(
+        relfs_command("-f", app), capture_output=True, text=True, env=environment(PYTHONPATH=path), cwd="/", check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert not is_mounted(app)
+
+
 def test_unmount_command(mount: Mount) -> None:
     done = mount.relfsctl("unmount")
     assert (done.returncode, done.stderr) == (0, "")

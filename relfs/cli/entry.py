@@ -9,9 +9,7 @@ from typing import NoReturn
 import click
 
 from relfs.cli.output import say_error
-from relfs.errors import RelfsError
-
-_INTERRUPTED = 130
+from relfs.errors import EXIT_INTERRUPTED, RelfsError
 
 
 def run_command(name: str, command: click.Command) -> NoReturn:
@@ -30,7 +28,7 @@ def run_command(name: str, command: click.Command) -> NoReturn:
         say_error(f"{name}: {error.format_message().rstrip('.')}; `{shows}` shows how")
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        status = _INTERRUPTED
+        status = EXIT_INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)
 
 

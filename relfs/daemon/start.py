@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from relfs.daemon.service import require_common_mounts, scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
-from relfs.errors import EXIT_FAILED, RelfsError
+from relfs.errors import EXIT_FAILED, EXIT_INTERRUPTED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         status = _PARTS[part.removeprefix("relfs-")](*arguments)
     except KeyboardInterrupt:
-        pass
+        status = EXIT_INTERRUPTED
     except EOFError as error:
         _log.info("%s", error)
     sys.exit(status)
@@ -78,6 +79,7 @@ def main() -> None:
 
 def _mount(plan: str, answer_fd: str) -> int:
     """Mount, and tell whoever waits: the command that runs in the background by a pipe, else standard error."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # background.py has it wait until here
     answer = Answer(int(answer_fd) if answer_fd else None)
     try:
         return _mount_as(plan_of(plan), answer, foreground=not answer_fd)
