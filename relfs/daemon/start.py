@@ -122,7 +122,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
     assert deploy.state_fd is not None
     if not foreground:
-        log_to_state(deploy.state_fd)
+        log_to_state(deploy.state_fd, deploy.state_path)
     config = load_config(deploy.state_fd, deploy.state_path)
     lock = take_daemon_lock(plan, deploy.state_fd)
     pointer = Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint)
