@@ -18,7 +18,7 @@ import itertools
 import os
 import posixpath
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,7 +85,8 @@ class DeployPath:
     INVARIANT: `fd` is a descriptor of the directory that `path` named when it was opened, and stays open for as
     long as this object is used; `state_fd` likewise for `state_path` (None: there is no state directory, nothing was
     ever recorded). `aliases` are other absolute paths under which the same directory is seen (a mountpoint), so
-    that links written through them are understood.
+    that links written through them are understood. `told` tells the text of `current` where the link itself does not:
+    a mount may show us another release than everybody, or none (None: the link does; raises OSError, RelfsError).
     """
 
     path: str
@@ -93,6 +94,7 @@ class DeployPath:
     state_path: str
     state_fd: int | None
     aliases: tuple[str, ...] = field(default=())
+    told: Callable[[], str | None] | None = field(default=None, compare=False)
 
     def close(self) -> None:
         if self.state_fd is not None:

@@ -182,7 +182,10 @@ def open_store(deploy: DeployPath) -> Store:
 
 
 def peek(deploy: DeployPath) -> str | None:
-    """The target's text, for readers: what `open_store` would tell, without trying anything. Raises as `read` does."""
+    """The target's text, for readers: what `open_store` would tell, without trying anything, or DeployPath.told. Raises
+    as `read` does."""
+    if deploy.told is not None:
+        return deploy.told()
     kept = FileStore(deploy.state_fd).read() if deploy.state_fd is not None else None
     return kept if kept is not None else LinkStore(deploy).read()
 

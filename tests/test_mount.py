@@ -201,7 +201,8 @@ def test_background_with_a_fifo_for_a_log(app: Path) -> None:
     done = subprocess.run(
         relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=30
     )
-    assert (done.returncode, done.stderr) == (1, f"relfs: {app}/.relfs/log: cannot be written: No such device or address\n")
+    said = f"relfs: {app}/.relfs/log: cannot be written: No such device or address\n"
+    assert (done.returncode, done.stderr) == (1, said)
     assert not is_mounted(app)
 
 

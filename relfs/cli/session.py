@@ -11,7 +11,8 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -188,8 +189,26 @@ def in_hook(place: Place) -> str | None:
 def open_here(place: Place, *, create_state: bool) -> DeployPath:
     """The deploy path, for working on it directly. Raises RelfsError.
 
-    Its state may be elsewhere, and then a mount shows where.
+    Its state may be elsewhere, and then a mount shows where. One that is mounted over shows us what we see, who may be
+    pinned, of a canary's audience, or replacing the link: then its daemon tells what is current.
     """
+    deploy = _open_here(place, create_state=create_state)
+    covered = place.mountpoint == place.deploy_path
+    return replace(deploy, told=partial(_current_of_all, place, deploy)) if covered else deploy
+
+
+def _current_of_all(place: Place, deploy: DeployPath) -> str | None:
+    """The text of `current`: the daemon's, as long as there is one. Raises OSError, RelfsError."""
+    from relfs.store import peek
+
+    status = ask(place, "status")
+    if status is None:
+        return peek(deploy)
+    text: str | None = status["target"]
+    return text
+
+
+def _open_here(place: Place, *, create_state: bool) -> DeployPath:
     from relfs.layout import open_deploy_path
     from relfs.names import STATE
 
@@ -284,7 +303,7 @@ def _pointer_and_more(place: Place) -> Iterator[tuple[Pointer, Aftermath]]:
     from relfs.pointer import Pointer
 
     logging.basicConfig(level=logging.WARNING, format="relfsctl: %(message)s")
-    deploy = open_here(place, create_state=True)
+    deploy = _open_here(place, create_state=True)
     try:
         assert deploy.state_fd is not None, "it was made"
         config = load_config(deploy.state_fd, deploy.state_path)

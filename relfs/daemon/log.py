@@ -51,8 +51,8 @@ def log_to_stderr() -> None:
 
 
 def log_to_state(state_fd: int, state_path: str) -> None:
-    """To `log` in the state directory, of at most twice a megabyte. By descriptor: the path may lead through the mount by
-    now, and is for people.
+    """To `log` in the state directory, of at most twice a megabyte. By descriptor: the path, which is for people, may
+    lead through the mount by now.
 
     Raises RelfsError for something else in its place; a full disk is none of that.
     """
