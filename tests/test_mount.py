@@ -16,6 +16,10 @@ import pytest
 from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
+from relfs.daemon import preflight
+from relfs.daemon.plan import Plan
+from relfs.errors import RelfsError
+from relfs.layout import DeployPath
 from relfs.mountinfo import Mount as MountInfo
 from relfs.mountinfo import mount_at, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
@@ -111,6 +115,19 @@ def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
     assert not is_mounted(mount.app)
     assert mount_at(str(mount.app / "releases")) is None
     assert read_current(mount.app) == "41"
+
+
+def test_mounted_by_another_name(deploy: DeployPath, app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the deploy path is bound in elsewhere: no mount that is seen says that it is of this one."""
+    monkeypatch.setattr(preflight, "_PREDECESSOR_SECONDS", 0)
+    assert deploy.state_fd is not None
+    plan = Plan(str(app), str(app))
+    lock = preflight.take_daemon_lock(plan, deploy.state_fd)
+    try:
+        with pytest.raises(RelfsError, match="already mounted by another name, or in another mount name space"):
+            preflight.take_daemon_lock(plan, deploy.state_fd)
+    finally:
+        os.close(lock)
 
 
 INTERRUPT = """
