@@ -33,9 +33,13 @@ def run_command(name: str, command: click.Command) -> NoReturn:
 
 
 def _command_of(error: click.ClickException) -> tuple[str, ...]:
-    """The command of ours that was used wrongly, if it came to that."""
+    """The command of ours that was used wrongly, if it came to that, after those that it is one of."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return (context.info_name,) if context is not None and context.parent is not None and context.info_name else ()
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name or "")
+        context = context.parent
+    return tuple(names)
 
 
 def _open_standard_streams() -> None:
