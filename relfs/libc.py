@@ -13,6 +13,7 @@ _libc.syscall.restype = ctypes.c_long
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 
 NO_RENAME_FLAGS = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """What renameat2() fails with where there is no such call, or the file system does not know the flag."""

@@ -416,8 +416,21 @@ def test_without_a_mount(app: Path) -> None:
     assert done.returncode == 1
     assert "is not mounted" in done.stderr
     assert subprocess.check_output(["cat", str(app / "current/index.html")]) == b"40"
-    done = relfsctl(app, "views")
-    assert (done.returncode, done.stdout, "is not mounted" in done.stderr) == (0, "", True)
+    for arguments in (["views"], ["views", "--of", "php-fpm"]):
+        done = relfsctl(app, *arguments)
+        assert (done.returncode, done.stdout, "is not mounted" in done.stderr) == (0, "", True)
+
+
+@pytest.mark.parametrize("arguments", [["views"], ["views", "--of", "php-fpm"]])
+def test_of_no_deploy_path_there_are_no_views(tmp_path: Path, arguments: list[str]) -> None:
+    done = relfsctl(tmp_path / "none", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"relfsctl: {tmp_path}/none: no such deploy path; `relfsctl init` makes one\n"
+
+
+def test_views_of_processes_without_a_name(app: Path) -> None:
+    done = relfsctl(app, "views", "--of", "")
+    assert (done.returncode, done.stderr) == (2, "relfsctl: '': no name that a process has; `ps -eo comm` shows them\n")
 
 
 def test_taken_back_without_a_mount(mount: Mount, mounts: Mounts) -> None:

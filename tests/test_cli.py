@@ -300,6 +300,19 @@ def test_wrong_usage(settled: Path, arguments: list[str], words: str) -> None:
     assert snapshot(settled) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["-C"], "relfsctl"),
+        (["frobnicate"], "relfsctl"),
+        (["log", "-n"], "relfsctl log"),
+        (["shared", "check", "--frob"], "relfsctl shared check"),
+    ],
+)
+def test_wrong_usage_tells_whose_help_shows_how(arguments: list[str], command: str) -> None:
+    assert_one_line(ctl(*arguments), 2, f"; `{command} --help` shows how")
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     done = ctl()
     assert done.status == 2

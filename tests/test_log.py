@@ -166,7 +166,7 @@ def test_a_child_begins_anew(tmp_path: Path) -> None:
     """It has neither its parent's thread nor its parent's lines, and both arrive."""
     program = (
         "import logging, os, sys; import relfs.daemon.log as lines; lines._FLUSH_SECONDS = 60\n"
-        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY)); log = logging.getLogger('t')\n"
+        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY), sys.argv[1]); log = logging.getLogger('t')\n"
         "log.info('parent'); pid = os.fork(); log.info('child' if pid == 0 else 'parent again')\n"
         "if pid: os.waitpid(pid, 0)\n"
     )

@@ -16,6 +16,10 @@ import pytest
 from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
+from relfs.daemon import preflight
+from relfs.daemon.plan import Plan
+from relfs.errors import RelfsError
+from relfs.layout import DeployPath
 from relfs.mountinfo import Mount as MountInfo
 from relfs.mountinfo import mount_at, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
@@ -113,6 +117,44 @@ def test_signals_unmount_cleanly(mount: Mount, number: signal.Signals) -> None:
     assert read_current(mount.app) == "41"
 
 
+def test_mounted_by_another_name(deploy: DeployPath, app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the deploy path is bound in elsewhere: no mount that is seen says that it is of this one."""
+    monkeypatch.setattr(preflight, "_PREDECESSOR_SECONDS", 0)
+    assert deploy.state_fd is not None
+    plan = Plan(str(app), str(app))
+    lock = preflight.take_daemon_lock(plan, deploy.state_fd)
+    try:
+        with pytest.raises(RelfsError, match="already mounted by another name, or in another mount name space"):
+            preflight.take_daemon_lock(plan, deploy.state_fd)
+    finally:
+        os.close(lock)
+
+
+INTERRUPT = """
+import sys
+class _Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            import os, signal
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, _Interrupting())
+"""
+"""Ctrl-C at the moment in which a module is looked for (site.py)."""
+
+
+@pytest.mark.parametrize("module", ["relfs.pointer", "relfs.daemon.supervisor"])
+def test_ctrl_c_before_it_is_mounted(app: Path, tmp_path: Path, module: str) -> None:
+    """It ends without a word, as commands do, and nothing is mounted."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT.format(module=module))
+    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    done = subprocess.run(
+        relfs_command("-f", app), capture_output=True, text=True, env=environment(PYTHONPATH=path), cwd="/", check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert not is_mounted(app)
+
+
 def test_unmount_command(mount: Mount) -> None:
     done = mount.relfsctl("unmount")
     assert (done.returncode, done.stderr) == (0, "")
@@ -176,7 +218,8 @@ def test_background_with_a_fifo_for_a_log(app: Path) -> None:
     done = subprocess.run(
         relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=30
     )
-    assert (done.returncode, done.stderr) == (1, "relfs: .relfs/log: cannot be written: No such device or address\n")
+    said = f"relfs: {app}/.relfs/log: cannot be written: No such device or address\n"
+    assert (done.returncode, done.stderr) == (1, said)
     assert not is_mounted(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ from deploying import in_shell
 from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import be_patient
+
+from relfs.libc import AT_FDCWD, RENAME_WHITEOUT, renameat2
 
 
 @pytest.fixture
@@ -111,3 +114,12 @@ def test_what_is_no_replacement(mount: Mount, command: str, words: str) -> None:
     assert mount.terminate() == 0
     assert os.readlink(mount.app / "current") == "releases/40"
     assert os.listdir(mount.app / "releases/40") == ["index.html"]
+
+
+def test_a_rename_that_leaves_a_device_behind(mount: Mount) -> None:
+    """As overlayfs does it with what is below: that is no way to begin a replacement."""
+    with pytest.raises(OSError, match="Invalid argument") as refused:
+        renameat2(AT_FDCWD, bytes(mount.app / "current"), AT_FDCWD, bytes(mount.app / "moved"), RENAME_WHITEOUT)
+    assert refused.value.errno == errno.EINVAL
+    assert os.readlink(mount.app / "current") == "releases/40"
+    assert not os.path.lexists(mount.app / "moved")

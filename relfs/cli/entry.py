@@ -9,9 +9,7 @@ from typing import NoReturn
 import click
 
 from relfs.cli.output import say_error
-from relfs.errors import RelfsError
-
-_INTERRUPTED = 130
+from relfs.errors import EXIT_INTERRUPTED, RelfsError
 
 
 def run_command(name: str, command: click.Command) -> NoReturn:
@@ -30,14 +28,18 @@ def run_command(name: str, command: click.Command) -> NoReturn:
         say_error(f"{name}: {error.format_message().rstrip('.')}; `{shows}` shows how")
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        status = _INTERRUPTED
+        status = EXIT_INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _command_of(error: click.ClickException) -> tuple[str, ...]:
-    """The command of ours that was used wrongly, if it came to that."""
+    """The command of ours that was used wrongly, if it came to that, after those that it is one of."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return (context.info_name,) if context is not None and context.parent is not None and context.info_name else ()
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name or "")
+        context = context.parent
+    return tuple(names)
 
 
 def _open_standard_streams() -> None:

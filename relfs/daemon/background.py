@@ -18,9 +18,16 @@ _READY = b"ready"
 
 
 def run_in_foreground(plan: Plan) -> None:
-    """Become the supervisor of the mount. Never returns. Raises OSError."""
+    """Become the supervisor of the mount. Never returns. Raises OSError.
+
+    Ctrl-C waits until that has its modules, and can end without a traceback (start.py).
+    """
     command = start_command("mount", as_text(plan), "")
-    os.execv(command[0], command)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        os.execv(command[0], command)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def run_in_background(plan: Plan) -> int:

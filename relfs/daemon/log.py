@@ -28,7 +28,6 @@ from typing import Protocol
 
 from relfs.beneath import open_file
 from relfs.errors import RelfsError, reason
-from relfs.names import STATE
 
 LOG = "log"
 
@@ -51,8 +50,9 @@ def log_to_stderr() -> None:
     _begin(LossyHandler(_Stream(2)))
 
 
-def log_to_state(state_fd: int) -> None:
-    """To `.relfs/log`, of at most twice a megabyte. By descriptor: the path may lead through the mount by now.
+def log_to_state(state_fd: int, state_path: str) -> None:
+    """To `log` in the state directory, of at most twice a megabyte. By descriptor: the path, which is for people, may
+    lead through the mount by now.
 
     Raises RelfsError for something else in its place; a full disk is none of that.
     """
@@ -61,7 +61,7 @@ def log_to_state(state_fd: int) -> None:
         file.check()
     except OSError as error:
         if error.errno not in _PASSING:
-            raise RelfsError(f"{STATE}/{LOG}: cannot be written: {reason(error)}") from error
+            raise RelfsError(f"{state_path}/{LOG}: cannot be written: {reason(error)}") from error
     _begin(LossyHandler(file))
 
 

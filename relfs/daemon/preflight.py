@@ -101,7 +101,7 @@ def take_daemon_lock(plan: Plan, state_fd: int) -> int:
         while not _try_lock(fd):
             where = [mount.target for mount in relfs_mounts() if mount.source == plan.deploy_path]
             if where or time.monotonic() > deadline:
-                shown = f"at {where[0]}" if where else "in another mount name space"
+                shown = f"at {where[0]}" if where else "by another name, or in another mount name space"
                 raise RelfsError(f"{plan.deploy_path}: already mounted {shown}; `relfsctl unmount` ends that")
             time.sleep(_PAUSE)
     except BaseException:

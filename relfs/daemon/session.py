@@ -85,4 +85,4 @@ def begin_logging(session: Session, estate: Estate) -> None:
         log_to_stderr()
     else:
         with suppress(RelfsError):
-            log_to_state(estate["state"])
+            log_to_state(estate["state"], session.state_path)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from relfs.daemon.service import require_common_mounts, scope_of_its_own
 from relfs.daemon.session import Session, begin_logging, load_session, store_session
 from relfs.daemon.standby import take_in
 from relfs.daemon.supervisor import Supervisor
-from relfs.errors import EXIT_FAILED, RelfsError
+from relfs.errors import EXIT_FAILED, EXIT_INTERRUPTED, RelfsError
 from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         status = _PARTS[part.removeprefix("relfs-")](*arguments)
     except KeyboardInterrupt:
-        pass
+        status = EXIT_INTERRUPTED
     except EOFError as error:
         _log.info("%s", error)
     sys.exit(status)
@@ -78,6 +79,7 @@ def main() -> None:
 
 def _mount(plan: str, answer_fd: str) -> int:
     """Mount, and tell whoever waits: the command that runs in the background by a pipe, else standard error."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # background.py has it wait until here
     answer = Answer(int(answer_fd) if answer_fd else None)
     try:
         return _mount_as(plan_of(plan), answer, foreground=not answer_fd)
@@ -120,7 +122,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     deploy = open_deploy_path(plan.deploy_path, state_dir=plan.state_dir, aliases=aliases)
     assert deploy.state_fd is not None
     if not foreground:
-        log_to_state(deploy.state_fd)
+        log_to_state(deploy.state_fd, deploy.state_path)
     config = load_config(deploy.state_fd, deploy.state_path)
     lock = take_daemon_lock(plan, deploy.state_fd)
     pointer = Pointer(deploy, style=plan.link, config=config, hide=plan.mountpoint)

@@ -284,6 +284,8 @@ class CurrentLink:
         if flags & libc.RENAME_EXCHANGE:
             await self._take(request, parent, directory, name, flags, context)
             return
+        if flags & ~libc.RENAME_NOREPLACE:  # RENAME_WHITEOUT wants a device in the link's place
+            raise FUSEError(errno.EINVAL)
         if self._once.begun(request) is not None and self.replacements and self.hidden_from(context):
             return
         with self._once.held(request):
