@@ -5,9 +5,10 @@ Asked twice
 Some facts. The kernel has one dentry `current`. While it depends on who asks, it keeps it for no time: each resolution
 is a LOOKUP, to hear whether what it has is right (fuse_dentry_revalidate() in fs/fuse/dir.c). If the answer has another
 nodeid, it takes only that, drops the dentry (d_invalidate() in lookup_fast(), fs/namei.c), and asks what is right
-(fuse_lookup()). So where processes that see different releases take turns, a resolution is two LOOKUPs; any other
-answer to the first leads to the second as well, or fails the caller. The one dentry that is dropped without being asked
-about is one of an older epoch (FUSE_NOTIFY_INC_EPOCH), but so are those that native directories are mounted on.
+(fuse_lookup()). So where processes that see different releases take turns, a resolution is two LOOKUPs, and more only
+if somebody else's answer has come first meanwhile (__lookup_slow()); any other answer to the first leads to the second
+as well, or fails the caller. The one dentry that is dropped without being asked about is one of an older epoch
+(FUSE_NOTIFY_INC_EPOCH), but so are those that native directories are mounted on.
 
 A link with its last dentry dropped is gone, and the text that was kept with it: hence a READLINK each time, and two
 FORGETs, and the inode is another one to us when it is asked for next.
