@@ -87,6 +87,21 @@ def test_a_reader_that_misses_a_release_and_sees_the_old_one_again_is_found() ->
     assert not judge.judge_reads([told], "1", switches).kept
 
 
+_VIEWS = {"reader": "7"}
+
+
+def test_who_has_a_view_may_see_it_whatever_is_current() -> None:
+    assert judge.judge_views([_seen("7", Span(1.0, 2.0), Span(30.0, 31.0))], _VIEWS).kept
+
+
+@pytest.mark.parametrize("seen", ["1", "70", ""])
+def test_who_sees_something_else_than_his_view_is_found(seen: str) -> None:
+    """Once, and amid reads that are right."""
+    told = Told("reader", runs=[Run(each, Span(1.0, 2.0), Span(1.0, 2.0), 1) for each in ("7", seen, "7")])
+    wrong = judge.judge_views([told], _VIEWS).wrong
+    assert wrong == (f"reader: 1 reads saw {seen or 'nothing'} instead of 7",)
+
+
 def test_the_reader_sees_the_gap_of_a_plain_directory(app: Path, cast: Cast, reader: str) -> None:
     cast.start("reader", [reader, str(app / "current/index.html"), "0"])
     (app / "current").unlink()
@@ -257,6 +272,7 @@ def test_a_short_soak(tmp_path: Path) -> None:
     assert set(outcome["blows"]) == set(KINDS)
     assert outcome["reads"]["reads"] > 1000
     assert outcome["switches"] > 0
+    assert any("pinned" in verdict["promise"] for verdict in outcome["verdicts"])
     assert all(outcome["calls"][call] > 0 for call in ("append", "rename", "mkdir", "rmdir", "create", "unlink"))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,8 @@
-"""The actors of a soak: which there are, and how they begin and end. What they told is kept in a file each."""
+"""The actors of a soak: which there are, and how they begin and end. What they told is kept in a file each.
+
+Two readers see another release than everybody: one is pinned, one is all of a canary's audience. While they are there,
+the kernel keeps nothing of `current` for anybody: every resolution, whoever's it is, needs an answer of relfs's.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,23 @@ from pathlib import Path
 
 from soak import evidence
 from soak.evidence import Told
-from soak.site import Site, SoakError
+from soak.site import CANARY, PINNED, Site, SoakError
 
 READERS = ("reader-0", "reader-1", "reader-2")
+VIEWERS = {"pinned": PINNED, "canary": CANARY}
+"""Readers, and the one release that each is to see."""
+
 OBSERVER = "observer"
 
 _HERE = Path(__file__).resolve().parent
 _PAUSES = ("50", "300", "2000")
 """Of the readers, in microseconds: together they leave room for relfs and for everybody else on two processors."""
+
+_VIEWERS_PAUSE = "5000"
+"""Likewise. After each of their reads, the kernel asks for the next one of somebody else twice."""
+
+_OF_AUDIENCE = '"$0" -C "$1" canary "$2" --pid $$ >/dev/null && shift 2 && exec "$@"'
+"""A shell that becomes one of a canary's audience, and then the reader, which so never sees anything else."""
 
 _READY_SECONDS = 30.0
 _END_SECONDS = 60.0
@@ -91,6 +104,9 @@ def start_actors(cast: Cast, site: Site, reader: str, seed: int) -> None:
     app = str(site.app)
     for name, pause in zip(READERS, _PAUSES, strict=True):
         cast.start(name, [reader, str(site.page), pause])
+    view = [reader, str(site.page), _VIEWERS_PAUSE]
+    cast.start("pinned", [site.relfsctl, "-C", app, "run", "--release", PINNED, "--", *view])
+    cast.start("canary", ["sh", "-c", _OF_AUDIENCE, site.relfsctl, app, CANARY, *view])
     cast.start("appender", python_actor("appender", f"{app}/appended"))
     for work in ("rename", "directories", "files"):
         cast.start(work, python_actor("shuffler", work, app))
@@ -102,7 +118,7 @@ def start_observer(cast: Cast, site: Site, reader: str) -> None:
     cast.start(OBSERVER, [reader, "current/index.html", "1000"], cwd=site.app)
 
 
-ACTORS = ("switcher", OBSERVER, *READERS, "appender", "rename", "directories", "files")
+ACTORS = ("switcher", OBSERVER, *READERS, *VIEWERS, "appender", "rename", "directories", "files")
 """In the order in which they end: the readers see the last switch."""
 
 

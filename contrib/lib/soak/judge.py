@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,6 +70,18 @@ def _activations(first: str, switches: Sequence[Switch]) -> dict[str, list[Span]
 
 def _covers(activation: Span, run: Run) -> bool:
     return activation.start <= run.first.end and run.last.start <= activation.end
+
+
+def judge_views(told: Iterable[Told], views: Mapping[str, str]) -> Verdict:
+    """Every read of an actor that is pinned, or of a canary's audience, shows its release, whatever is current. `views`
+    has that by the actor's name."""
+    wrong = [
+        f"{each.actor}: {run.reads} reads saw {run.release or 'nothing'} instead of {views[each.actor]}"
+        for each in told
+        for run in each.runs
+        if run.release != views[each.actor]
+    ]
+    return Verdict("who is pinned, or a canary is for, sees that release only", tuple(wrong))
 
 
 def judge_appends(content: bytes, appended: int) -> Verdict:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak.cast import ACTORS, OBSERVER, READERS, Cast, compile_reader, start_actors, start_observer
+from soak.cast import ACTORS, OBSERVER, READERS, VIEWERS, Cast, compile_reader, start_actors, start_observer
 from soak.chaos import Chaos, Kind, Struck, plan
 from soak.evidence import Told
 from soak.judge import (
@@ -22,6 +22,7 @@ from soak.judge import (
     judge_log,
     judge_reads,
     judge_switches,
+    judge_views,
     latency_of,
 )
 from soak.site import FIRST, Site, SoakError, new_site
@@ -147,7 +148,7 @@ class _Reign:
 
 def _outcome(order: Order, site: Site, cast: Cast, reign: _Reign) -> Outcome:
     told = {name: cast.told(name) for name in ACTORS}
-    readers = [told[name] for name in READERS]
+    readers, viewers = ([told[name] for name in names] for names in (READERS, VIEWERS))
     switches = told["switcher"].switches
     shown, journal = _readlink(site.app / "current"), site.journal()
     left = _leave(site)
@@ -155,6 +156,7 @@ def _outcome(order: Order, site: Site, cast: Cast, reign: _Reign) -> Outcome:
         judge_calls(told.values()),
         judge_ends(told.values()),
         judge_reads([*readers, told[OBSERVER]], FIRST, switches),
+        judge_views(viewers, VIEWERS),
         judge_appends((site.app / "appended").read_bytes(), told["appender"].counts.get("append", 0)),
         judge_switches(switches, journal, shown, _readlink(site.app / "current")),
         *reign.verdicts(),
@@ -165,7 +167,7 @@ def _outcome(order: Order, site: Site, cast: Cast, reign: _Reign) -> Outcome:
         seconds=reign.seconds,
         seed=order.seed,
         blows=dict(Counter(struck.kind for struck in reign.chaos.struck)),
-        reads=latency_of(readers),
+        reads=latency_of([*readers, *viewers]),
         baseline=latency_of([told[OBSERVER]]),
         calls={what: number for each in told.values() for what, number in each.counts.items()},
         switches=len(switches),

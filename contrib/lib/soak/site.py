@@ -27,6 +27,9 @@ from soak.actors.switcher import RELEASES
 FIRST = "1"
 """The release that is current at first."""
 
+PINNED, CANARY = str(RELEASES + 1), str(RELEASES + 2)
+"""Two more that are never current: who sees one of them has been given it."""
+
 _PYTHON = os.path.realpath(sys.executable)
 _BIN = Path(sys.prefix) / "bin"
 _MARKER = "RELFS_SOAK"
@@ -160,10 +163,10 @@ def new_site(directory: Path, variables: dict[str, str]) -> Iterator[Site]:
     """A deploy path `app` with many releases in the existing `directory`; not mounted. At the end, it is not either."""
     app = directory / "app"
     app.mkdir()
-    for number in range(1, RELEASES + 1):
-        release = app / "releases" / str(number)
+    for name in (*map(str, range(1, RELEASES + 1)), PINNED, CANARY):
+        release = app / "releases" / name
         release.mkdir(parents=True)
-        (release / "index.html").write_text(f"{number}\n")
+        (release / "index.html").write_text(f"{name}\n")
     (app / "shared").mkdir()
     (app / "current").symlink_to(f"releases/{FIRST}")
     (app / ".relfs").mkdir()

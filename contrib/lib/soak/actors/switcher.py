@@ -2,7 +2,7 @@
 
 RELFSCTL is the command. In turns: by relfsctl; by `rm; ln -s` in a shell; and by a replacement that is held for
 seconds: this process removes the link, and makes it again at last, while relfsctl switches as well. As long as that is
-so, every reader's resolution asks the daemon (entry timeouts are 0), and this process alone must not see the name.
+so, this process alone must not see the name.
 
 It is the only one that switches, so that each switch has its place in one order, and `current` must lead to the last
 one when it has been answered. Releases are APP/releases/1 to RELEASES, in turns: none comes back soon.
