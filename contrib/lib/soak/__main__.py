@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="another one has other moments (%(default)s)")
     parser.add_argument("--without", action="append", choices=KINDS, default=[], help="leave that out; repeatable")
     parser.add_argument("--kill-all", type=_positive, metavar="N", help="instead: kill everything at once, N times")
+    parser.add_argument("--no-views", action="store_true", help="no pin and no canary: the kernel keeps links")
     parser.add_argument("--relay", action="store_true", help="as on a kernel without a safe FUSE_NOTIFY_RESEND")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where to work (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave the evidence, the log and the deploy path there")
@@ -66,7 +67,8 @@ def _run(options: argparse.Namespace, place: Path) -> Outcome | Deaths:
 
     if options.kill_all:
         return kill_all(options.kill_all, place, variables, say)
-    return soak(Order(options.seconds, options.seed, tuple(options.without), variables), place, say)
+    order = Order(options.seconds, options.seed, tuple(options.without), variables, views=not options.no_views)
+    return soak(order, place, say)
 
 
 def _print(result: Outcome | Deaths, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from soak import evidence
@@ -79,6 +79,10 @@ class Cast:
                 raise SoakError(f"the {name} does not begin")
             time.sleep(0.01)
 
+    def started(self, names: Iterable[str]) -> list[str]:
+        """Those of them that there are, in this order."""
+        return [name for name in names if name in self._running]
+
     def end(self, name: str) -> None:
         """Tell an actor to end, and wait for it. One that hangs is killed, and its last line is missing."""
         process = self._running[name]
@@ -104,13 +108,17 @@ def start_actors(cast: Cast, site: Site, reader: str, seed: int) -> None:
     app = str(site.app)
     for name, pause in zip(READERS, _PAUSES, strict=True):
         cast.start(name, [reader, str(site.page), pause])
-    view = [reader, str(site.page), _VIEWERS_PAUSE]
-    cast.start("pinned", [site.relfsctl, "-C", app, "run", "--release", PINNED, "--", *view])
-    cast.start("canary", ["sh", "-c", _OF_AUDIENCE, site.relfsctl, app, CANARY, *view])
     cast.start("appender", python_actor("appender", f"{app}/appended"))
     for work in ("rename", "directories", "files"):
         cast.start(work, python_actor("shuffler", work, app))
     cast.start("switcher", python_actor("switcher", app, str(seed), site.relfsctl))
+
+
+def start_viewers(cast: Cast, site: Site, reader: str) -> None:
+    """Those who see what is not current: from their first read on, so nothing else of them is right."""
+    words = [reader, str(site.page), _VIEWERS_PAUSE]
+    cast.start("pinned", [site.relfsctl, "-C", str(site.app), "run", "--release", PINNED, "--", *words])
+    cast.start("canary", ["sh", "-c", _OF_AUDIENCE, site.relfsctl, str(site.app), CANARY, *words])
 
 
 def start_observer(cast: Cast, site: Site, reader: str) -> None:

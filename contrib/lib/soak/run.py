@@ -10,7 +10,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak.cast import ACTORS, OBSERVER, READERS, VIEWERS, Cast, compile_reader, start_actors, start_observer
+from soak.cast import (
+    ACTORS,
+    OBSERVER,
+    READERS,
+    VIEWERS,
+    Cast,
+    compile_reader,
+    start_actors,
+    start_observer,
+    start_viewers,
+)
 from soak.chaos import Chaos, Kind, Struck, plan
 from soak.evidence import Told
 from soak.judge import (
@@ -38,12 +48,13 @@ _STALLS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for. `variables` are for relfs's environment."""
+    """What is asked for. `variables` are for relfs's environment; without `views`, everybody sees what is current."""
 
     seconds: float
     seed: int
     without: tuple[Kind, ...]
     variables: dict[str, str]
+    views: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,12 @@ def soak(order: Order, directory: Path, say: Callable[[str], None]) -> Outcome:
     with new_site(directory, order.variables) as site, Cast(directory) as cast:
         start_observer(cast, site, reader)
         site.mount()
+        if order.views:
+            start_viewers(cast, site, reader)
         start_actors(cast, site, reader, order.seed)
         reign = _Reign(order, site, say)
         reign.run()
-        for name in ACTORS:
+        for name in cast.started(ACTORS):
             cast.end(name)
         return _outcome(order, site, cast, reign)
 
@@ -147,8 +160,9 @@ class _Reign:
 
 
 def _outcome(order: Order, site: Site, cast: Cast, reign: _Reign) -> Outcome:
-    told = {name: cast.told(name) for name in ACTORS}
-    readers, viewers = ([told[name] for name in names] for names in (READERS, VIEWERS))
+    told = {name: cast.told(name) for name in cast.started(ACTORS)}
+    readers = [told[name] for name in READERS]
+    viewers = [told[name] for name in cast.started(VIEWERS)]
     switches = told["switcher"].switches
     shown, journal = _readlink(site.app / "current"), site.journal()
     left = _leave(site)
@@ -156,7 +170,7 @@ def _outcome(order: Order, site: Site, cast: Cast, reign: _Reign) -> Outcome:
         judge_calls(told.values()),
         judge_ends(told.values()),
         judge_reads([*readers, told[OBSERVER]], FIRST, switches),
-        judge_views(viewers, VIEWERS),
+        *((judge_views(viewers, VIEWERS),) if viewers else ()),
         judge_appends((site.app / "appended").read_bytes(), told["appender"].counts.get("append", 0)),
         judge_switches(switches, journal, shown, _readlink(site.app / "current")),
         *reign.verdicts(),
