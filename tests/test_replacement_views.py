@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -220,3 +221,11 @@ def test_a_reused_pid_is_not_its_former_owner(script: Shell) -> None:
         former.start,
     )
     assert not stolen.hides_from(tool)
+
+
+def test_who_gets_the_number_of_who_removed_the_link_within_the_tick_came_later(script: Shell) -> None:
+    """rm has ended, and ln has its number: what runs here is ln, as rm is said to have begun a tick before it."""
+    replacement = begun_by(script.do("start"))
+    remover = replacement.chain[0]
+    replacement.chain = (replace(remover, start=remover.start - 1), *replacement.chain[1:])
+    assert replacement.hides_from(remover.pid)

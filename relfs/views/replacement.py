@@ -93,7 +93,8 @@ class Replacement:
             asking = process(asking.parent) if asking.parent else None
 
     def _was_running(self, asking: Process) -> bool:
-        """Ticks are 10 ms wide, so the list of pids decides within one, and the tick guards against a reused pid."""
+        """Ticks are 10 ms wide, so the list of pids decides within one, and the tick guards against a reused pid. The
+        list lacks who began it: another one who has that number, even within the tick, has come later."""
         return asking.pid in self._running and asking.start <= self._began
 
 
@@ -101,7 +102,7 @@ def begin_replacement(actor: Actor, since: float) -> Replacement:
     """The replacement that process `actor.pid` begins by removing the name. Contains no `await`: a snapshot."""
     first = process(actor.pid)
     chain = _chain(first) if first is not None else ()
-    return Replacement(actor, since, chain, all_pids(), ticks_now())
+    return Replacement(actor, since, chain, all_pids() - {actor.pid}, ticks_now())
 
 
 def replacement_of(told: dict[str, Any]) -> Replacement:
