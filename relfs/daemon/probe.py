@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+from contextlib import suppress
 
 from relfs.errors import reason
 from relfs.names import CURRENT
@@ -30,11 +31,12 @@ class Probe:
         with theirs:
             try:
                 self.pid = os.fork()
+                if self.pid == 0:
+                    _ask_on(theirs, mountpoint, disk)
+                self._pidfd = os.pidfd_open(self.pid)
             except OSError:
-                self._socket.close()
+                self._socket.close()  # which ends it, if it is there
                 raise
-            if self.pid == 0:
-                _ask_on(theirs, mountpoint, disk)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -57,13 +59,12 @@ class Probe:
         return state_of(self.pid) == "R"
 
     def close(self) -> None:
-        """End it; if it hangs, it ends once it is answered."""
+        """End it; if it hangs, it ends once it is answered. To reap it, whenever that is, is left to its parent
+        (command.py)."""
         self._socket.close()
-        os.kill(self.pid, signal.SIGKILL)
-        try:
-            os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
 
 
 def _ask_on(endpoint: socket.socket, mountpoint: str, disk: int | None) -> None:

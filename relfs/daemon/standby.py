@@ -11,6 +11,7 @@ import os
 import signal
 from contextlib import suppress
 
+from relfs.daemon.command import reap
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.session import begin_logging, load_session
 from relfs.errors import EXIT_FAILED
@@ -74,7 +75,7 @@ class _Standby:
             until_readable(self._member, TICK)
             said = self._member.hear()
             self._member.turn()
-            _reap()
+            reap()
         return 0
 
     def _obey(self, message: Message) -> None:
@@ -107,10 +108,3 @@ class _Standby:
             status = run_worker(member, adopting=bool(message.values["adopting"]))
         finally:
             os._exit(status)
-
-
-def _reap() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-

@@ -22,7 +22,7 @@ import subprocess
 import time
 
 from relfs.daemon.background import Answer
-from relfs.daemon.command import become, start
+from relfs.daemon.command import become, reap, start
 from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
 from relfs.daemon.endpoint import remove_socket
 from relfs.daemon.fdstore import store_of_unit
@@ -121,6 +121,7 @@ class Supervisor:
         late = self._turn_due and now - self._turn_due > _LATE_SECONDS
         self._turn_due = now + TICK
         self._children = [each for each in self._children if each.poll() is None]
+        reap()
         for each in self._company:
             each.flush()
         if late:
