@@ -22,7 +22,8 @@ _ENDPOINT, _DISK = 3, 4
 
 
 class Probe:
-    """A process that asks. To be made in a process without threads."""
+    """A process that asks. To be made in a process with no thread but the log's: what another thread holds locked at
+    the fork is locked for ever in the copy, which does not log."""
 
     def __init__(self, mountpoint: str, disk: int | None = None) -> None:
         """`disk` is a descriptor of a directory on it, which is relfs's own: it is given a new time. Raises OSError."""

@@ -1,7 +1,7 @@
 """The standby: has all that a worker needs imported, holds the whole estate, and forks a worker when it is told to.
 
-A fork of a process without threads is a worker a millisecond later, and shares its memory with the next one. Nothing is
-ever run in this process but the loop below.
+A fork of it is a worker a millisecond later, and shares its memory with the next one. Nothing is ever run in this
+process but the loop below, and no thread but the log's (log.py), whose lock a fork does not inherit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The supervisor: keeps a mount alive whoever dies, and never serves a request itself.
 
 It holds the estate (survival/estate.py), has a standby ready, which forks workers, and has the mount asked for an
-answer all the time. Only the standard library, no thread, and nothing that blocks: it must answer when others do not.
-What it knows beyond the estate is in the ledger, so that another supervisor can go on from there (member.py).
+answer all the time. Only the standard library, no thread but the log's (log.py), and nothing that blocks before the end
+has come: it must answer when others do not. What it knows beyond the estate is in the ledger, so that another
+supervisor can go on from there (member.py).
 
 Who is dead
 -----------
