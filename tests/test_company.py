@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import selectors
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import relfs
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
 from relfs.daemon.member import Telling, myself
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
@@ -29,6 +32,14 @@ def estate() -> Iterator[Estate]:
     estate.put("outbox", outbox.detach())
     yield estate
     estate.close()
+
+
+def test_the_supervisor_is_of_the_standard_library_alone() -> None:
+    """It starts at once, and nothing that a worker dies of is in it."""
+    root = Path(relfs.__file__).parent.parent
+    command = [sys.executable, "-S", "-c", "import relfs.daemon.start"]  # -S: without what is installed besides
+    done = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_path: Path) -> None:
