@@ -36,10 +36,11 @@ def run_standby(channel_fd: int) -> int:
     gc.freeze()  # a collection in a forked worker would copy all pages
     try:
         ledger = Ledger(estate["ledger"])
+        session = load_session(ledger)
     except ValueError as error:
         channel.send("unfit", words=str(error))
         return EXIT_FAILED
-    begin_logging(load_session(ledger), estate)
+    begin_logging(session, estate)
     member = Member("standby", estate, ledger, channel)
     member.tell("ready")
     return _Standby(member).run(forks)
