@@ -1,5 +1,5 @@
-"""A connection that is made whole or not at all, and the second guard of a mount: it takes away what it was started for,
-and nothing that looks like it.
+"""A connection is made whole or not at all. And the second guard of a mount takes away what it was started for, and
+nothing that looks like it.
 
 That the guards uncover the real link, however relfs ended, is in test_mount.py and test_survival_end.py.
 """
