@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import relfs
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
 from relfs.daemon.member import Telling, myself
+from relfs.daemon.reloading import outcome_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
@@ -93,6 +95,22 @@ def test_a_standby_that_does_not_listen_costs_no_descriptors(estate: Estate) -> 
         assert standby.can_fork
     assert held == {"inbox", "outbox"}
     theirs.close()
+
+
+def test_who_asks_for_a_reload_while_one_is_under_way_has_his_turn() -> None:
+    """And whoever asks again, because the worker that was to tell him is gone, hears how his own went."""
+    ledger = new_ledger()
+    cell = ledger.reload
+
+    def end(outcome: str) -> None:
+        cell.store(json.dumps({**json.loads(cell.load()), "outcome": outcome}).encode())
+
+    assert [outcome_of(cell, "one"), outcome_of(cell, "other")] == [None, None]
+    end("failed: no")
+    assert [outcome_of(cell, "other"), outcome_of(cell, "one")] == [None, "failed: no"]
+    end("done")
+    assert [outcome_of(cell, "one"), outcome_of(cell, "other")] == ["failed: no", "done"]
+    ledger.close()
 
 
 def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:
