@@ -7,6 +7,7 @@ What the real one does with it is in test_systemd.py.
 from __future__ import annotations
 
 import array
+import errno
 import logging
 import os
 import socket
@@ -24,7 +25,7 @@ from mounting import environment, wait_for
 from relfs.daemon import fdstore, restart
 from relfs.daemon.fdstore import Store, inherited, store_of_unit
 from relfs.daemon.plan import Plan
-from relfs.daemon.service import Heartbeat, notify, scope_of_its_own
+from relfs.daemon.service import Heartbeat, notify, require_common_mounts, scope_of_its_own
 from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.ledger import Ledger
 from relfs.survival.memory import new_memory
@@ -230,6 +231,17 @@ def test_without_a_manager_nothing_is_kept_and_that_is_said(
         assert not Store(_UNIT).keep(estate, whole=True)
     assert "a restart will interrupt the mount" in caplog.text
     assert scope_of_its_own("guards") == []
+
+
+def test_who_may_not_look_at_process_1_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit with User=."""
+
+    def refuse(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setenv("RELFS_UNIT", _UNIT)
+    monkeypatch.setattr(os, "readlink", lambda path: refuse(path) if "/1/" in path else path)
+    require_common_mounts()
 
 
 @pytest.mark.parametrize("session", [b"", b"{}"])
