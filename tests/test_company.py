@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import selectors
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mounting import wait_for
 
+import relfs
+from relfs.daemon.background import Answer
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
 from relfs.daemon.member import Telling, myself, who_is
+from relfs.daemon.plan import Plan
+from relfs.daemon.reloading import outcome_of
+from relfs.daemon.supervisor import Supervisor
+from relfs.processes import state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
+from relfs.survival.memory import new_memory
 
 
 def _ignore(*_: object) -> None:
@@ -32,6 +43,14 @@ def estate() -> Iterator[Estate]:
     estate.put("outbox", outbox.detach())
     yield estate
     estate.close()
+
+
+def test_the_supervisor_is_of_the_standard_library_alone() -> None:
+    """It starts at once, and nothing that a worker dies of is in it."""
+    root = Path(relfs.__file__).parent.parent
+    command = [sys.executable, "-S", "-c", "import relfs.daemon.start"]  # -S: without what is installed besides
+    done = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_changed_before_the_standby_joined_it_is_told(estate: Estate, tmp_path: Path) -> None:
@@ -85,6 +104,53 @@ def test_a_standby_that_does_not_listen_costs_no_descriptors(estate: Estate) -> 
         assert standby.can_fork
     assert held == {"inbox", "outbox"}
     theirs.close()
+
+
+def test_who_asks_for_a_reload_while_one_is_under_way_has_his_turn() -> None:
+    """And whoever asks again, because the worker that was to tell him is gone, hears how his own went."""
+    ledger = new_ledger()
+    cell = ledger.reload
+
+    def end(outcome: str) -> None:
+        cell.store(json.dumps({**json.loads(cell.load()), "outcome": outcome}).encode())
+
+    assert [outcome_of(cell, "one"), outcome_of(cell, "other")] == [None, None]
+    end("failed: no")
+    assert [outcome_of(cell, "other"), outcome_of(cell, "one")] == [None, "failed: no"]
+    end("done")
+    assert [outcome_of(cell, "one"), outcome_of(cell, "other")] == ["failed: no", "done"]
+    ledger.close()
+
+
+def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
+    estate: Estate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can ask the mount, which is to go; but readers wait for it."""
+    estate.put("state", os.open(tmp_path, os.O_PATH))
+    ledger, (ours, theirs) = new_ledger(), pair()
+    plan = Plan(str(tmp_path), str(tmp_path))
+    supervisor = Supervisor(plan, estate, ledger, new_memory("relfs-baton"), Answer(None))
+    worker = subprocess.Popen(["sleep", "1000"])
+    try:
+        wait_for(lambda: state_of(worker.pid) == "S", "it does not wait for a processor, which would be no time")
+        supervisor._company.add(Comrade(WORKER, ours), who_is(worker.pid))
+        supervisor._on_signal()
+        said = theirs.receive()
+        assert said is not None
+        assert said.kind == "leave"
+        for later in (0, 1, 9):
+            supervisor._watch(time.monotonic() + later)
+        assert worker.poll() is None
+        supervisor._watch(time.monotonic() + 11)
+        assert worker.wait(60) == -signal.SIGKILL
+    finally:
+        worker.kill()
+        worker.wait()
+    assert "does not come to its end" in caplog.text
+    supervisor._bring_up_members()
+    assert supervisor._outcome == (0, "")
+    theirs.close()
+    ledger.close()
 
 
 def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:

@@ -1,4 +1,5 @@
-"""The second guard of a mount: it takes away what it was started for, and nothing that looks like it.
+"""A connection is made whole or not at all. And the second guard of a mount takes away what it was started for, and
+nothing that looks like it.
 
 That the guards uncover the real link, however relfs ended, is in test_mount.py and test_survival_end.py.
 """
@@ -16,9 +17,23 @@ import pytest
 from mounting import Mount, wait_for
 from opened import opened_by
 
+from relfs.errors import RelfsError
 from relfs.fuse import connection
 from relfs.mountinfo import mount_at
 from relfs.processes import descendants
+
+
+@pytest.mark.parametrize("part", ["_read_init", "_start_second_guard"])
+def test_what_cannot_be_mounted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    def fail(*_: object) -> None:
+        raise RelfsError("no")
+
+    monkeypatch.setattr(connection, part, fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(RelfsError):
+        connection.connect(str(tmp_path), ["fsname=relfs-test", "subtype=relfs-test", "auto_unmount"])
+    assert os.listdir("/proc/self/fd") == before
+    assert mount_at(str(tmp_path)) is None
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""relfs/daemon/fdstore.py and service.py against a manager of the test's own: a socket that hears what systemd would.
+"""relfs/daemon/fdstore.py, restart.py and service.py against a manager of the test's own: a socket that hears what
+systemd would.
 
 What the real one does with it is in test_systemd.py.
 """
@@ -6,6 +7,7 @@ What the real one does with it is in test_systemd.py.
 from __future__ import annotations
 
 import array
+import errno
 import logging
 import os
 import socket
@@ -20,10 +22,12 @@ from threading import Thread
 import pytest
 from mounting import environment, wait_for
 
-from relfs.daemon import fdstore
+from relfs.daemon import fdstore, restart
 from relfs.daemon.fdstore import Store, inherited, store_of_unit
-from relfs.daemon.service import Heartbeat, notify, scope_of_its_own
+from relfs.daemon.plan import Plan
+from relfs.daemon.service import Heartbeat, notify, require_common_mounts, scope_of_its_own
 from relfs.survival.estate import Estate, is_fleeting
+from relfs.survival.ledger import Ledger
 from relfs.survival.memory import new_memory
 
 _UNIT = "relfs@srv-app.service"
@@ -227,6 +231,34 @@ def test_without_a_manager_nothing_is_kept_and_that_is_said(
         assert not Store(_UNIT).keep(estate, whole=True)
     assert "a restart will interrupt the mount" in caplog.text
     assert scope_of_its_own("guards") == []
+
+
+def test_who_may_not_look_at_process_1_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit with User=."""
+
+    def refuse(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setenv("RELFS_UNIT", _UNIT)
+    monkeypatch.setattr(os, "readlink", lambda path: refuse(path) if "/1/" in path else path)
+    require_common_mounts()
+
+
+@pytest.mark.parametrize("session", [b"", b"{}"])
+def test_a_mount_of_code_that_noted_something_else_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, session: bytes
+) -> None:
+    """Its guards take it away, and another one is made."""
+    estate = Estate()
+    for name in restart._NEEDED:
+        estate.put(name, new_memory(name))
+    Ledger(estate["ledger"]).session.store(session)
+    monkeypatch.setattr(restart, "inherited", lambda: estate)
+    monkeypatch.delenv("RELFS_UNIT", raising=False)
+    with caplog.at_level(logging.INFO):
+        assert restart.kept_mount(Plan("/srv/app", "/srv/app")) is None
+    assert "/srv/app: the mount that was kept is not taken over" in caplog.text
+    assert list(estate) == []
 
 
 @pytest.mark.parametrize(

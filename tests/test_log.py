@@ -179,6 +179,23 @@ def test_a_child_begins_anew(tmp_path: Path) -> None:
     assert sorted(said) == ["child", "parent", "parent again"]
 
 
+def test_a_child_of_a_process_that_writes_just_then(tmp_path: Path) -> None:
+    """The lock was held by a thread that the child does not have; it waits for nobody."""
+    program = (
+        "import logging, os, signal, sys, threading; import relfs.daemon.log as lines\n"
+        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY)); changed = logging.getLogger().handlers[0]._changed\n"
+        "writer = threading.Thread(target=changed.acquire); writer.start(); writer.join()\n"
+        "pid = os.fork()\n"
+        "if pid == 0: signal.alarm(20); lines.log_trouble(); logging.shutdown()\n"
+        "os._exit(os.waitpid(pid, 0)[1] if pid else 0)\n"
+    )
+    process = start_python(program, str(tmp_path))
+    try:
+        assert process.wait(SECONDS) == 0
+    finally:
+        end(process)
+
+
 def test_standard_error_that_nobody_reads() -> None:
     """A pipe that is full: the program goes on, and its end waits for a moment only."""
     program = (

@@ -28,6 +28,7 @@ from test_hooks import write_hook
 import relfs
 from relfs.daemon.member import is_alive, who_is
 from relfs.errors import EXIT_LOCKED
+from relfs.processes import descendants
 
 EVERY_BLOW = pytest.mark.parametrize("blow", BLOWS)
 EVERY_DEATH_OF_ONE = pytest.mark.parametrize("part", ["worker", "supervisor"])
@@ -179,7 +180,8 @@ def test_two_die_while_the_third_is_only_starting(mount: Mount) -> None:
 
 
 def test_new_code_takes_over(mount: Mount) -> None:
-    """Nobody notices, as with a death: not who is replacing the link, not who has a file open."""
+    """Nobody notices, as with a death: not who is replacing the link, not who has a file open. And who was there before
+    is gone to the last trace."""
     app, first = mount.app, whole(mount)
     with (
         reading(app / "current/index.html", "40", "41", session=True) as readers,
@@ -199,6 +201,7 @@ def test_new_code_takes_over(mount: Mount) -> None:
     assert second.worker != first.worker
     assert second.standby != first.standby
     assert (app / "current/index.html").read_text() == "41"
+    wait_for(lambda: all(each.alive for each in descendants(second.supervisor or 0)), "who has ended is reaped")
 
 
 _UNFIT = {

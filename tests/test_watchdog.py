@@ -59,6 +59,24 @@ def test_a_loop_that_does_not_go_round_has_a_second(asked: Watchdog, monkeypatch
     assert 101.2 < _ended_at(asked) < 101.5
 
 
+def test_a_loop_that_goes_round_has_six(asked: Watchdog, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is merely slow."""
+
+    def go_round(_pid: int) -> str:
+        ledger.beat.value += 1
+        return "S"
+
+    _seen(monkeypatch, lambda _now: 0)
+    monkeypatch.setattr(watchdog, "state_of", go_round)
+    assert 106 < _ended_at(asked) < 106.3
+
+
+def test_one_that_waits_for_a_disk_has_ten(asked: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    _seen(monkeypatch, lambda _now: 0)
+    monkeypatch.setattr(watchdog, "state_of", lambda _pid: "D")
+    assert 110 < _ended_at(asked) < 110.3
+
+
 def test_no_time_passes_while_it_waits_for_a_processor(asked: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
     """For three seconds it gets none, and has all of its time when that is over."""
     _seen(monkeypatch, lambda now: min(now, 103.2))

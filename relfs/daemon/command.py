@@ -1,4 +1,5 @@
-"""How one process of relfs starts another: a fresh interpreter, with the code that is installed now.
+"""How one process of relfs starts another (a fresh interpreter, with the code that is installed now), and lets go of
+those that have ended.
 
 A forked copy would do for most, but a fresh one holds no more than it needs, and sees a new version of relfs.
 """
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from relfs.survival.estate import Estate
 from relfs.survival.memory import new_memory
@@ -32,6 +34,14 @@ def start(part: str, *arguments: str, fds: Sequence[int]) -> subprocess.Popen[by
     return subprocess.Popen(
         start_command(part, *arguments), pass_fds=fds, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
     )
+
+
+def reap() -> None:
+    """Let go of all children of this process that have ended, whoever has started them: the code that it ran before
+    become() did, or somebody whose own parent has ended, if this process is the first of a container."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def become(part: str, estate: Estate, baton: int) -> None:

@@ -96,7 +96,7 @@ class LossyHandler(logging.Handler):
 
     GUARDED BY _changed: `_entries`, the first of which is being written since `_since` (monotonic seconds); `_lost`,
     how many after the last entry nobody will see, and `_why`, if it was not for want of room in the queue. A forked
-    child begins anew: the thread, and the lines, are its parent's.
+    child begins anew: the thread, and the lines, are its parent's, and whoever holds _changed may be, too.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -113,10 +113,14 @@ class LossyHandler(logging.Handler):
         self._why: str | None = None
         self._thread: threading.Thread | None = None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Never blocks, and never raises."""
+    def _mind_fork(self) -> None:
+        """To be called before _changed is taken."""
         if self._pid != os.getpid():
             self._begin()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never blocks, and never raises."""
+        self._mind_fork()
         line = self._encode(record)
         with self._changed:
             if len(self._entries) >= _LINES_MAX or not self._has_thread():
@@ -127,12 +131,13 @@ class LossyHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all is written, for a moment at the most. logging.shutdown() calls it."""
+        self._mind_fork()
         with self._changed:
-            if self._pid == os.getpid():
-                self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS)
+            self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS)
 
     def trouble(self) -> str | None:
         """What is wrong now, in a line; None: nothing."""
+        self._mind_fork()
         with self._changed:
             lost = self._lost + sum(each.lost for each in self._entries)
             waiting = time.monotonic() - self._since if self._entries else 0.0

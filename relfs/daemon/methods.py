@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from relfs.daemon.member import Member, has_ended
 from relfs.daemon.pinning import Pinning
 from relfs.daemon.plan import Plan
 from relfs.daemon.privileges import present
+from relfs.daemon.reloading import outcome_of
 from relfs.daemon.server import Method, Peer
 from relfs.daemon.viewing import lost, view_methods
 from relfs.errors import RefusedError, RelfsError, reason
@@ -210,16 +210,11 @@ def _reload(mounted: Mounted) -> _Run:
     async def run(peer: Peer, params: dict[str, Any]) -> dict[str, object]:
         if peer.uid not in (0, os.geteuid()):
             raise RefusedError("only root and who runs the mount may reload it: that starts the code that is installed")
-        told = json.loads(cell.load() or b"{}")
-        if told.get("id") != params["request"]:
-            told = {"id": params["request"], "outcome": None}
-            cell.store(json.dumps(told).encode("ascii"))
-        while told["outcome"] is None:
+        while (outcome := outcome_of(cell, params["request"])) is None:
             mounted.member.tell("reload")
             await trio.sleep(_RELOAD_PAUSE)
-            told = json.loads(cell.load())
-        if told["outcome"] != "done":
-            raise RelfsError(f"not reloaded: {str(told['outcome']).removeprefix('failed: ')}; the old version goes on")
+        if outcome != "done":
+            raise RelfsError(f"not reloaded: {outcome.removeprefix('failed: ')}; the old version goes on")
         return {"version": __version__, "worker_pid": os.getpid()}
 
     return run

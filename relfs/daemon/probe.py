@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import socket
+from contextlib import suppress
 
 from relfs.errors import reason
 from relfs.names import CURRENT, SECOND_NAME
@@ -22,7 +23,8 @@ _ENDPOINT, _DISK = 3, 4
 
 
 class Probe:
-    """A process that asks. To be made in a process without threads."""
+    """A process that asks. To be made in a process with no thread but the log's: what another thread holds locked at
+    the fork is locked for ever in the copy, which does not log."""
 
     def __init__(self, mountpoint: str, disk: int | None = None) -> None:
         """`disk` is a descriptor of a directory on it, which is relfs's own: it is given a new time. Raises OSError."""
@@ -31,11 +33,12 @@ class Probe:
         with theirs:
             try:
                 self.pid = os.fork()
+                if self.pid == 0:
+                    _ask_on(theirs, mountpoint, disk)
+                self._pidfd = os.pidfd_open(self.pid)
             except OSError:
-                self._socket.close()
+                self._socket.close()  # which ends it, if it is there
                 raise
-            if self.pid == 0:
-                _ask_on(theirs, mountpoint, disk)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -59,13 +62,12 @@ class Probe:
         return state_of(self.pid) == "R"
 
     def close(self) -> None:
-        """End it; if it hangs, it ends once it is answered."""
+        """End it; if it hangs, it ends once it is answered. To reap it, whenever that is, is left to its parent
+        (command.py)."""
         self._socket.close()
-        os.kill(self.pid, signal.SIGKILL)
-        try:
-            os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
 
 
 def _ask_on(endpoint: socket.socket, mountpoint: str, disk: int | None) -> None:

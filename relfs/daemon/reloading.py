@@ -7,6 +7,9 @@ The choice. A standby of the new code is started beside the old one. Once it is 
 the new standby forks the next. When that has answered, the old standby is dismissed, and the supervisor runs the new
 code in its own process. Whatever fails before that (it does not start, its ledger is of another version, its libfuse
 negotiates otherwise), the old standby is still there.
+
+The worker that is asked for it dies of it, and the supervisor becomes another. So what is asked for, and how it went,
+is in the ledger: a worker writes there only when nothing is under way, and the supervisor only when something is.
 """
 
 from __future__ import annotations
@@ -18,10 +21,31 @@ from typing import Any
 
 from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
 from relfs.survival.ledger import Ledger
+from relfs.survival.memory import Cell
 
 _log = logging.getLogger(__name__)
 
 _SECONDS = 30.0
+
+_EARLIER = 16
+"""How many outcomes are kept for those who ask again, because they have lost the worker that was to tell them."""
+
+
+def outcome_of(cell: Cell, request: str) -> str | None:
+    """How the reload of this id went: "done", or "failed: " and why. None as long as it is under way, or another one
+    is that was asked for before; it is asked for when its turn has come. For the worker. Contains no `await`."""
+    told = _told(cell)
+    outcomes: dict[str, str | None] = {**told["earlier"], told["id"]: told["outcome"]}
+    if request not in outcomes and told["outcome"] is not None:
+        earlier = dict(list(outcomes.items())[-_EARLIER:])
+        cell.store(json.dumps({"id": request, "outcome": None, "earlier": earlier}).encode("ascii"))
+    return outcomes.get(request)
+
+
+def _told(cell: Cell) -> dict[str, Any]:
+    """The `id` of the latest request, its `outcome`, which is null until there is one, and those of `earlier` ones."""
+    told: dict[str, Any] = {"id": "", "outcome": "", "earlier": {}, **json.loads(cell.load() or b"{}")}
+    return told
 
 
 @dataclass
@@ -52,7 +76,7 @@ class Reloading:
 
     def begin(self, now: float) -> bool:
         """Whether one is begun: then the caller starts the next standby. It is under way, or done, otherwise."""
-        if self._reload is not None or self._told().get("outcome", "") is not None:
+        if self._reload is not None or _told(self._ledger.reload)["outcome"] is not None:
             return False
         _log.info("new code is started")
         self._reload = _Reload(now)
@@ -115,9 +139,5 @@ class Reloading:
 
     def _note(self, outcome: str) -> None:
         """For whoever has asked."""
-        self._ledger.reload.store(json.dumps({**self._told(), "outcome": outcome}).encode("ascii"))
-
-    def _told(self) -> dict[str, Any]:
-        """What the worker has written down: the request's `id`, and the `outcome`, which is null until there is one."""
-        told: dict[str, Any] = json.loads(self._ledger.reload.load() or b"{}")
-        return told
+        cell = self._ledger.reload
+        cell.store(json.dumps({**_told(cell), "outcome": outcome}).encode("ascii"))

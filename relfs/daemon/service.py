@@ -43,11 +43,19 @@ def send(*assignments: str, fds: Sequence[int] = ()) -> None:
 
 def require_common_mounts() -> None:
     """Raises RelfsError if our unit has been given a mount name space of its own: nobody would see what is mounted."""
-    if UNIT in os.environ and os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
+    if UNIT in os.environ and _has_mounts_of_its_own():
         raise RelfsError(
             f"{os.environ[UNIT]}: has a mount name space of its own, so that nobody else would see the mount; take "
             "ProtectSystem=, PrivateTmp= and their like out of the unit (docs/service.md lists them)"
         )
+
+
+def _has_mounts_of_its_own() -> bool:
+    """As far as can be seen: who is not root (User=) may not look at process 1 (namespaces(7))."""
+    try:
+        return os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt")
+    except PermissionError:
+        return False
 
 
 def scope_of_its_own(description: str) -> list[str]:

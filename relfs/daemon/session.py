@@ -43,8 +43,15 @@ def _told(session: Session) -> dict[str, object]:
 
 
 def load_session(ledger: Ledger) -> Session:
-    """Raises ValueError if there is none."""
-    told = json.loads(ledger.session.load())
+    """Raises ValueError if there is none, or one that other code has written and this does not understand."""
+    try:
+        return _session(json.loads(ledger.session.load()))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"what was mounted was noted by another version ({error})") from error
+
+
+def _session(told: dict[str, Any]) -> Session:
+    """Raises KeyError and TypeError where something is missing, or too much."""
     return Session(
         plan=plan_of(told["plan"]),
         foreground=told["foreground"],

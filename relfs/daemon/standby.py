@@ -1,7 +1,7 @@
 """The standby: has all that a worker needs imported, holds the whole estate, and forks a worker when it is told to.
 
-A fork of a process without threads is a worker a millisecond later, and shares its memory with the next one. Nothing is
-ever run in this process but the loop below.
+A fork of it is a worker a millisecond later, and shares its memory with the next one. Nothing is ever run in this
+process but the loop below, and no thread but the log's (log.py), whose lock a fork does not inherit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 from contextlib import suppress
 
+from relfs.daemon.command import reap
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.session import begin_logging, load_session
 from relfs.errors import EXIT_FAILED, reason
@@ -35,10 +36,11 @@ def run_standby(channel_fd: int) -> int:
     gc.freeze()  # a collection in a forked worker would copy all pages
     try:
         ledger = Ledger(estate["ledger"])
+        session = load_session(ledger)
     except ValueError as error:
         channel.send("unfit", words=str(error))
         return EXIT_FAILED
-    begin_logging(load_session(ledger), estate)
+    begin_logging(session, estate)
     member = Member("standby", estate, ledger, channel)
     member.tell("ready")
     return _Standby(member).run(forks)
@@ -83,7 +85,7 @@ class _Standby:
             until_readable(self._member, TICK)
             said = self._member.hear()
             self._member.turn()
-            _reap()
+            reap()
         return 0
 
     def _obey(self, message: Message) -> None:
@@ -126,10 +128,3 @@ def _refuse(channel: Channel, words: str) -> None:
     with suppress(ConnectionError):
         channel.send("refused", words=words)
     channel.close()
-
-
-def _reap() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-

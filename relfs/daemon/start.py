@@ -25,7 +25,7 @@ from relfs.daemon.background import Answer
 from relfs.daemon.command import estate_of, start
 from relfs.daemon.gaveup import forget_giving_up
 from relfs.daemon.log import log_to_state, log_to_stderr
-from relfs.daemon.member import take_baton
+from relfs.daemon.member import take_baton, who_is
 from relfs.daemon.nested import set_apart
 from relfs.daemon.plan import Plan, plan_of
 from relfs.daemon.preflight import (
@@ -45,10 +45,9 @@ from relfs.fuse.connection import Connection, connect, escape_option
 from relfs.fuse.resend import survival
 from relfs.layout import DeployPath, open_deploy_path
 from relfs.pointer import Pointer
-from relfs.processes import process
 from relfs.survival.channel import Channel, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
-from relfs.survival.ledger import Ledger, Who
+from relfs.survival.ledger import Ledger
 from relfs.survival.memory import new_memory
 from relfs.views.mark import take_off_mark
 
@@ -135,7 +134,7 @@ def _begin(plan: Plan, standby: Channel, *, foreground: bool) -> tuple[Estate, L
     within = scope_of_its_own(f"takes {plan.mountpoint} away, should relfs be gone")
     connection = connect(plan.mountpoint, _mount_options(plan), within=within, holding=[lock])
     estate, ledger = _settle(deploy, {"lock": lock, **apart}, connection)
-    guards = tuple(map(_who, (connection.helper.pid, connection.second.pid)))
+    guards = tuple(map(who_is, (connection.helper.pid, connection.second.pid)))
     session = Session(
         plan, foreground, deploy.state_path, deploy.aliases, connection.init.raw, guards,
         relayed=survival(connection.init.flags).by == "relay", config=config,
@@ -166,11 +165,6 @@ def _settle(deploy: DeployPath, more: dict[str, int], connection: Connection) ->
     for name, fd in held.items():
         estate.put(name, fd)
     return estate, Ledger(memory)
-
-
-def _who(pid: int) -> Who:
-    found = process(pid)
-    return Who(pid, found.start if found is not None else 0)
 
 
 # ---- succeed

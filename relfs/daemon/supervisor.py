@@ -1,13 +1,14 @@
 """The supervisor: keeps a mount alive whoever dies, and never serves a request itself.
 
 It holds the estate (survival/estate.py), has a standby ready, which forks workers, and has the mount asked for an
-answer all the time. Only the standard library, no thread, and nothing that blocks: it must answer when others do not.
-What it knows beyond the estate is in the ledger, so that another supervisor can go on from there (member.py).
+answer all the time. Only the standard library, no thread but the log's (log.py), and nothing that blocks before the end
+has come: it must answer when others do not. What it knows beyond the estate is in the ledger, so that another
+supervisor can go on from there (member.py).
 
 Who is dead
 -----------
 A worker that has ended is replaced at once. One that is stopped is ended first, and so is one that does not answer
-(watchdog.py).
+(watchdog.py), or that is to unmount and does not get on with it.
 
 What nobody can serve is better uncovered: when `_DEATHS_MAX` workers in a row have ended before the mount answered, it
 is detached, which lets the real link serve, and that is said in the log, by `relfsctl status`, and by the exit status.
@@ -22,7 +23,7 @@ import subprocess
 import time
 
 from relfs.daemon.background import Answer
-from relfs.daemon.command import become, start
+from relfs.daemon.command import become, reap, start
 from relfs.daemon.company import NEXT, STANDBY, WORKER, Company, Comrade
 from relfs.daemon.complaint import Complaint
 from relfs.daemon.endpoint import remove_socket
@@ -124,6 +125,7 @@ class Supervisor:
         late = self._turn_due and now - self._turn_due > _LATE_SECONDS
         self._turn_due = now + TICK
         self._children = [each for each in self._children if each.poll() is None]
+        reap()
         for each in self._company:
             each.flush()
         if late:
@@ -142,22 +144,21 @@ class Supervisor:
             self._note_nobody_comes(reason(error))
 
     def _bring_up_members(self) -> None:
-        forker = self._company.get(self._reloading.forker)
-        if forker is None:
+        forker, worker = self._company.get(self._reloading.forker), self._company.get(WORKER)
+        if worker is None and self._leaving:
+            self._detach()
+            self._finish(0)
+        elif forker is None:
             self._start_standby(STANDBY)
-        elif self._company.get(WORKER) is None and forker.can_fork:
-            if self._leaving:
-                self._detach()
-                self._finish(0)
-            else:
-                self._have_forked(forker)
+        elif worker is None and forker.can_fork:
+            self._have_forked(forker)
 
     # ---- who ends
 
     def _on_end(self, each: Comrade) -> None:
         if self._reloading.explains(each):
             self._watchdog.forget()
-        elif self._outcome is None and not (self._leaving and each.role == STANDBY):
+        elif self._outcome is None and not self._leaving:
             self._count_death(each)
 
     def _count_death(self, each: Comrade) -> None:
@@ -372,7 +373,7 @@ class Supervisor:
             elif each.channel is None and now - each.since > _JOIN_SECONDS:
                 self._end_process(each, "does not answer the supervisor")
         worker = self._company.get(WORKER)
-        if worker is not None and worker.who is not None and not self._leaving:
+        if worker is not None and worker.who is not None:
             self._watch_worker(worker, now)
         self._reloading.watch(now)
 
@@ -394,6 +395,10 @@ class Supervisor:
 
     def _watch_worker(self, worker: Comrade, now: float) -> None:
         assert worker.who is not None
+        if self._leaving:
+            if self._watchdog.stands_still(worker.who.pid, now):
+                self._end_process(worker, "does not come to its end")
+            return
         if worker.serves:
             overdue = self._watchdog.is_overdue(worker.who.pid, now)
             late, why = self._watchdog.is_late(now), "does not answer"

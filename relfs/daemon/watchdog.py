@@ -114,7 +114,7 @@ class Watchdog:
         self._asked: float | None = None
         self.answered = time.monotonic()
         """When it last did, or this process began to watch."""
-        self._beat = (0, 0.0)
+        self._beat = (0, self.answered)
         self._looked: _Look | None = None
 
     def ask(self, what: str) -> None:
@@ -156,14 +156,24 @@ class Watchdog:
         """Whether it has not answered for so long that something must be in the way."""
         return self._asked is not None and now - self._asked > _HUNG_SECONDS
 
+    def stands_still(self, pid: int, now: float) -> bool:
+        """Whether the event loop of process `pid` has not gone round for as long as anything may take; for when the
+        mount cannot be asked any more."""
+        self._look_at_beat(now)
+        self._waited(pid, now)
+        return now - self._beat[1] > _DISK_SECONDS
+
     def _allowed(self, pid: int, now: float) -> float:
         """How many seconds it may take, as it seems to be."""
-        beat = self._ledger.beat.value
-        if beat != self._beat[0]:
-            self._beat = (beat, now)
+        self._look_at_beat(now)
         if state_of(pid) == "D":
             return _DISK_SECONDS
         return _BUSY_SECONDS if now - self._beat[1] < _HUNG_SECONDS else _HUNG_SECONDS
+
+    def _look_at_beat(self, now: float) -> None:
+        beat = self._ledger.beat.value
+        if beat != self._beat[0]:
+            self._beat = (beat, now)
 
     def forgive(self, now: float) -> None:
         """The machine has stood still: nobody could have answered."""

@@ -39,10 +39,10 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from pyfuse3 import EntryAttributes, FUSEError, InodeT
@@ -50,7 +50,7 @@ from pyfuse3 import EntryAttributes, FUSEError, InodeT
 from relfs import libc
 from relfs.descriptors import descriptors, too_many
 from relfs.fuse.guard import Guard
-from relfs.fuse.handles import Handles
+from relfs.fuse.handles import Handles, Keeper
 from relfs.fuse.inodes import ROOT, InodeTable, Node
 from relfs.fuse.once import Once
 from relfs.fuse.passthrough import FOR_EVER, Passthrough
@@ -81,18 +81,6 @@ _UNANSWERED = frozenset({"release", "releasedir"})
 """Nobody waits for these; the kernel wants no more than to hear that they came."""
 
 _ROOT, _LEDGER = "abroad.", "abroad-ledger."
-
-
-class Keeper(Protocol):
-    """Where descriptors are put that shall outlive this process (survival/estate.py)."""
-
-    def __getitem__(self, name: str) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[str, int]]: ...
-
-    def put(self, name: str, fd: int) -> None: ...
-
-    def drop(self, name: str) -> None: ...
 
 
 @dataclass

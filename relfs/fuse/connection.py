@@ -101,15 +101,15 @@ def connect(
         raise RelfsError(f"{mountpoint}: cannot be mounted: {words}{hint}")
     os.set_inheritable(descriptors[0], False)
     assert helper.stderr is not None
-    with helper.stderr:
-        try:
+    try:
+        with helper.stderr:
             init = _read_init(descriptors[0], mountpoint)
-        except BaseException:
-            os.close(descriptors[0])
-            ours.close()
-            helper.wait()
-            raise
-        second, watch = _start_second_guard(helper_path, mountpoint, within, helper.stderr.fileno(), holding)
+            second, watch = _start_second_guard(helper_path, mountpoint, within, helper.stderr.fileno(), holding)
+    except BaseException:
+        os.close(descriptors[0])
+        ours.close()
+        helper.wait()
+        raise
     return Connection(descriptors[0], ours.detach(), watch, helper, second, init)
 
 
@@ -147,6 +147,9 @@ def _start_second_guard(
             cwd="/",
             start_new_session=True,
         )
+    except BaseException:
+        os.close(watch)
+        raise
     finally:
         os.close(waiting)
     return guard, watch

@@ -14,7 +14,8 @@ whole).
 Lookup counts are advisory: a FORGET that a dead worker had read is lost, and a LOOKUP that is done again counts twice.
 Each only keeps a record longer than it is needed.
 
-Another version of relfs may read what this one wrote (relfsctl reload), so `VERSION` changes with the layout.
+Another version of relfs may read what this one wrote (relfsctl reload), so `VERSION` changes with the layout, but for
+what is added at its end.
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ class Who:
 
 
 class Ledger:
-    """GUARDED BY being written by one worker at a time, in its event loop; who is supervisor
-    or standby is written by that supervisor."""
+    """GUARDED BY being written by one worker at a time, in its event loop; `seals` in its threads, under a lock
+    (daemon/seal.py). Who is who is written by the supervisor, and by the worker, of itself, which comes to the same.
+    `reload` is written by the two in turn (daemon/reloading.py)."""
 
     def __init__(self, fd: int) -> None:
         """Map it. Raises OSError, and ValueError if it is of another VERSION."""

@@ -6,7 +6,7 @@
     judge.py     which promises the evidence keeps, and which it breaks: pure
     site.py      the deploy path, and the processes that serve it
     chaos.py     when what is killed, and doing so
-    vitals.py    memory, descriptors, threads and mounts
+    vitals.py    memory, descriptors, threads, zombies and mounts
     run.py       one soak from beginning to end
     killall.py   everything killed at once, again and again
     report.py    the outcome, for people and for programs

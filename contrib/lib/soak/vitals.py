@@ -1,14 +1,16 @@
-"""What the processes of relfs hold: memory, descriptors, threads; and how much is mounted. Between two looks, nothing
-of it may grow."""
+"""What the processes of relfs hold: memory, descriptors, threads, and children that they have not reaped; and how much
+is mounted. Between two looks, nothing of it may grow."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from relfs.mountinfo import mounts
+from relfs.processes import all_pids, process
 from soak.judge import Verdict
 from soak.site import Site
 
@@ -33,6 +35,7 @@ class Vitals:
     `shared_mb`."""
 
     processes: int
+    zombies: int
     pss_mb: float
     shared_mb: float
     descriptors: int
@@ -54,6 +57,7 @@ def _look_once(site: Site) -> Vitals:
     pids = (*site.processes(), *site.guards())
     return Vitals(
         processes=len(pids),
+        zombies=_zombies(pids),
         pss_mb=sum(_pss_mb(pid, "Pss_Anon", "Pss_File") for pid in pids),
         shared_mb=sum(_pss_mb(pid, "Pss_Shmem") for pid in pids),
         descriptors=sum(_entries(pid, "fd") for pid in pids),
@@ -67,12 +71,17 @@ def judge_growth(before: Vitals, after: Vitals) -> Verdict:
     wrong = [
         f"{what} grew from {getattr(before, what):g} to {getattr(after, what):g}"
         for what, slack in (
-            ("processes", 0), ("pss_mb", _SLACK_MB), ("shared_mb", _SLACK_SHARED_MB),
+            ("processes", 0), ("zombies", 0), ("pss_mb", _SLACK_MB), ("shared_mb", _SLACK_SHARED_MB),
             ("descriptors", _SLACK_DESCRIPTORS), ("threads", 1), ("mounts", 0),
         )
         if getattr(after, what) > getattr(before, what) + slack
     ]  # fmt: skip
     return Verdict("nothing grows", tuple(wrong))
+
+
+def _zombies(parents: Collection[int]) -> int:
+    found = map(process, all_pids())
+    return sum(1 for each in found if each is not None and each.parent in parents and not each.alive)
 
 
 def _pss_mb(pid: int, *kinds: str) -> float:
