@@ -214,7 +214,9 @@ def test_switches_that_are_lost_or_doubled_are_found(journal: list[str], shown: 
 
 
 def test_what_grows_is_found() -> None:
-    before = Vitals(processes=4, zombies=0, pss_mb=50.0, shared_mb=20.0, descriptors=60, threads=9, mounts=4)
+    before = Vitals(
+        processes=4, zombies=0, pss_mb=50.0, shared_mb=20.0, descriptors=60, threads=9, idle_threads=2, mounts=4
+    )  # fmt: skip
     assert judge_growth(before, before).kept
     for what in ("processes", "zombies", "pss_mb", "shared_mb", "descriptors", "threads", "mounts"):
         after = Vitals(**{**vars(before), what: getattr(before, what) * 2 + 1})

@@ -69,12 +69,12 @@ def _stall_lines(outcome: Outcome) -> Iterator[str]:
 
 
 def _vitals_lines(vitals: Iterable[Vitals]) -> Iterator[str]:
-    columns = ("processes", "zombies", "PSS, MB", "shared", "files", "threads", "mounts")
+    columns = ("processes", "zombies", "PSS, MB", "shared", "files", "threads", "idle", "mounts")
     yield f"{'':<16}" + "".join(f"{column:>10}" for column in columns)
     for title, look in zip(("after warm-up", "at the end"), vitals, strict=False):
         yield (
             f"{title:<16}{look.processes:>10}{look.zombies:>10}{look.pss_mb:>10.1f}{look.shared_mb:>10.1f}"
-            f"{look.descriptors:>10}{look.threads:>10}{look.mounts:>10}"
+            f"{look.descriptors:>10}{look.threads:>10}{look.idle_threads:>10}{look.mounts:>10}"
         )
 
 

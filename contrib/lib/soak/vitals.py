@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ _SLACK_DESCRIPTORS = 3
 """A file that an actor has open in all looks of the one kind, and in none of the other: a handle that is never closed
 is four."""
 
+_IDLE = "Trio thread"
+
 _LOOKS = 40
 _LOOK_SECONDS = 0.05
 
@@ -32,7 +35,9 @@ _LOOK_SECONDS = 0.05
 @dataclass(frozen=True)
 class Vitals:
     """`pss_mb` divides a page among those that share it (proc(5), smaps_rollup); what is shared memory (memfd) is
-    `shared_mb`."""
+    `shared_mb`. `idle_threads` are those that trio keeps for its next call, and ends after ten seconds: as many as were
+    busy at once just before. What grows is not theirs but `threads`, all others: one that never comes back bears the
+    name of what it does."""
 
     processes: int
     zombies: int
@@ -40,6 +45,7 @@ class Vitals:
     shared_mb: float
     descriptors: int
     threads: int
+    idle_threads: int
     mounts: int
 
 
@@ -55,13 +61,15 @@ def look(site: Site) -> Vitals:
 
 def _look_once(site: Site) -> Vitals:
     pids = (*site.processes(), *site.guards())
+    threads = [name for pid in pids for name in _thread_names(pid)]
     return Vitals(
         processes=len(pids),
         zombies=_zombies(pids),
         pss_mb=sum(_pss_mb(pid, "Pss_Anon", "Pss_File") for pid in pids),
         shared_mb=sum(_pss_mb(pid, "Pss_Shmem") for pid in pids),
         descriptors=sum(_entries(pid, "fd") for pid in pids),
-        threads=sum(_busy_threads(pid) for pid in pids),
+        threads=sum(name != _IDLE for name in threads),
+        idle_threads=sum(name == _IDLE for name in threads),
         mounts=sum(1 for mount in mounts() if f"{mount.target}/".startswith(f"{site.app}/")),
     )
 
@@ -79,20 +87,11 @@ def judge_growth(before: Vitals, after: Vitals) -> Verdict:
     return Verdict("nothing grows", tuple(wrong))
 
 
-def _busy_threads(pid: int) -> int:
-    """All but those that trio keeps for its next call, and ends after ten seconds: of these there are as many as were
-    busy at once since the worker began. One that never comes back bears the name of what it does."""
-    try:
-        return sum(1 for task in os.listdir(f"/proc/{pid}/task") if _is_busy(f"/proc/{pid}/task/{task}/comm"))
-    except OSError:
-        return 0
-
-
-def _is_busy(comm: str) -> bool:
-    try:
-        return not Path(comm).read_text().startswith("Trio thread")
-    except OSError:  # it has just ended
-        return False
+def _thread_names(pid: int) -> Iterator[str]:
+    with suppress(OSError):  # it has just ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            name = Path(f"/proc/{pid}/task/{task}/comm").read_text()
+            yield _IDLE if name.startswith(_IDLE) else name
 
 
 def _zombies(parents: Collection[int]) -> int:
