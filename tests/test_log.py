@@ -183,7 +183,8 @@ def test_a_child_of_a_process_that_writes_just_then(tmp_path: Path) -> None:
     """The lock was held by a thread that the child does not have; it waits for nobody."""
     program = (
         "import logging, os, signal, sys, threading; import relfs.daemon.log as lines\n"
-        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY)); changed = logging.getLogger().handlers[0]._changed\n"
+        "lines.log_to_state(os.open(sys.argv[1], os.O_RDONLY), sys.argv[1])\n"
+        "changed = logging.getLogger().handlers[0]._changed\n"
         "writer = threading.Thread(target=changed.acquire); writer.start(); writer.join()\n"
         "pid = os.fork()\n"
         "if pid == 0: signal.alarm(20); lines.log_trouble(); logging.shutdown()\n"
