@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mounting import Mount, environment, relfsctl_command
@@ -39,7 +40,8 @@ class Reader:
         return self.process.stdout.readline().strip()
 
     def end(self) -> None:
-        self.process.kill()
+        if self.process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
         self.process.communicate()
 
 
@@ -70,14 +72,30 @@ def pids_of(view: dict[str, Any]) -> list[int]:
     return [each["pid"] for each in view["processes"]]
 
 
+_WITH_PID = """
+import ctypes, errno, os, signal, sys, time
+number, command = int(sys.argv[1]), sys.argv[2:]
+libc, wanted = ctypes.CDLL(None, use_errno=True), ctypes.c_int(number)
+words = (0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+for _ in range(6000):
+    pid = libc.syscall(435, (ctypes.c_uint64 * len(words))(*words), 8 * len(words))
+    if pid == 0:
+        os.execvp(command[0], command)
+    if pid > 0 or ctypes.get_errno() != errno.EEXIST:
+        break
+    time.sleep(0.01)
+print(pid, flush=True)
+os.waitpid(pid, 0)
+"""
+"""Runs a command under the number that it is told, once that is free, and says so: clone3(2), set_tid."""
+
+
 def reader_with_pid(mount: Mount, pid: int, *, user: int | None = None) -> Reader:
-    """One whose process has the number `pid`, which is free: the next one is told to be that (pid_namespaces(7)), again
-    and again, until nobody else has come first."""
-    deadline = time.monotonic() + 60
-    while True:
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        started = Reader(reader_command(mount), user=user)
-        if started.pid == pid:
-            return started
-        started.end()
-        assert time.monotonic() < deadline, f"{pid} is always somebody else's"
+    """One whose process has the number `pid`."""
+    become = () if user is None else ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
+    started = Reader([sys.executable, "-c", _WITH_PID, str(pid), *become, *reader_command(mount)])
+    assert started.process.stdout is not None
+    told = started.process.stdout.readline().strip()
+    assert told == str(pid), f"{pid} cannot be had"
+    started.pid = pid
+    return started
