@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relfs.mountinfo import mount_at
-from relfs.mounts import detach
+from relfs.mounts import detach_only
 
 READY_SECONDS = 60
 END_SECONDS = 60
@@ -202,15 +202,15 @@ class Mounts:
                     mount.process.kill()
                     mount.process.wait()
             while (found := mount_at(str(mount.mountpoint))) is not None and found.fstype == "fuse.relfs":
-                detach(str(mount.mountpoint))
+                detach_only(found)
             loud += mount.loud_lines()
         assert not loud, "logged above INFO, unannounced:\n" + "\n".join(loud)
 
 
 def detach_all(place: Path) -> None:
     """Take away whatever is mounted there, one on the other: a mount of relfs, too, that a failed test has left."""
-    while mount_at(str(place)) is not None:
-        detach(str(place))
+    while (found := mount_at(str(place))) is not None:
+        detach_only(found)  # the same one may be taken away by its guard just now
 
 
 def wait_ready(ready: socket.socket, process: Process, log: Path) -> None:

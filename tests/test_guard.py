@@ -9,16 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mounting import Mount, Mounts, detach_all
+from pyfuse3 import FUSEError, InodeT
 from sandbox import add_release, make_app
 from served import behind
 from sidebyside import tree
 
 from relfs.control import change
+from relfs.fuse.guard import Guard
+from relfs.fuse.inodes import RELEASES_NODE, ROOT, InodeTable
+from relfs.survival.ledger import Ledger, new_ledger
 
 
 @pytest.fixture
@@ -252,3 +257,56 @@ def test_changed_behind_the_mount(bare: Mount, tmp_path: Path) -> None:
     behind(tmp_path, bare.app, "echo text > releases/40/new && mv releases/41/index.html releases/40/moved")
     for name in ("new", "moved"):
         assert in_place(bare.app / "releases/40" / name)["chmod"] == "EBUSY"
+
+
+# ---- the next worker. No mount
+
+
+def test_who_takes_over_guards_before_it_has_looked(app: Path) -> None:
+    """Until then, whatever has several names; then what it has sealed, and nothing else that was guarded before."""
+    for name in ("40", "41"):
+        (app / "releases" / name / "linked").write_text("content")
+        os.link(app / "releases" / name / "linked", app / f"other-{name}")
+    (app / "single").write_text("content")
+    ledger = new_ledger()
+    with _guard(app, ledger) as (first, _):
+        for name in ("40", "42"):
+            first.seal(name)
+    with _guard(app, ledger) as (guard, guarded):
+        guard.restore()
+        assert guarded() == {"releases/40/index.html", "releases/42/index.html", "other-40", "other-41"}
+        guard.seal("40")
+        assert guarded() == {"releases/40/index.html", "releases/42/index.html", "other-40", "other-41"}
+        guard.settle()
+        assert guarded() == {"releases/40/index.html", "other-40"}
+    with _guard(app, ledger) as (third, guarded):
+        third.restore()
+        assert guarded() == {"releases/40/index.html", "other-40", "other-41"}
+
+
+@contextmanager
+def _guard(app: Path, ledger: Ledger) -> Iterator[tuple[Guard, Callable[[], set[str]]]]:
+    """A worker's, and what tells which files it guards."""
+    table = InodeTable()
+    home = os.open(app, os.O_RDONLY)
+    table.pin(ROOT, os.dup(home))
+    table.pin(RELEASES_NODE, os.open("releases", os.O_RDONLY, dir_fd=home))
+    guard = Guard(table, home, ledger.seals)
+    files = [file for file in app.rglob("*") if file.is_file() and file.name != "config.toml"]
+    nodes = {str(file.relative_to(app)): table.adopt(os.open(file, os.O_PATH), os.stat(file)) for file in files}
+
+    def is_guarded(nodeid: InodeT) -> bool:
+        try:
+            guard.inode(nodeid)
+        except FUSEError as error:
+            return error.errno == errno.EBUSY
+        return False
+
+    def guarded() -> set[str]:
+        return {name for name, node in nodes.items() if is_guarded(node.id) and not name.endswith("/linked")}
+
+    try:
+        yield guard, guarded
+    finally:
+        table.close()
+        os.close(home)

@@ -131,10 +131,11 @@ def test_what_somebody_is_pinned_to(app: Path, mounts: Mounts, way: Way) -> None
         assert sealed(app) == ["41", "42"]
         one.end()
         wait_for(lambda: len(views(mount)) == 1, "one of both has ended")
-        os.kill(worker := mount.worker_pid, signal.SIGKILL)
-        mount.expect_log(f"worker.*{worker}")
-        assert sealed(app) == ["41", "42"]
-        assert other.sees() == "42"
+        for _ in range(5):
+            os.kill(worker := mount.worker_pid, signal.SIGKILL)
+            mount.expect_log(f"worker.*{worker}")
+            assert sealed(app) == ["41", "42"], "from the next one's first answer on"
+            assert other.sees() == "42"
         mount.kill()
         detach_all(app)
         mount = mounts.start(app, *way.arguments)

@@ -146,7 +146,7 @@ class _Mount:
         self._table = InodeTable(descriptors().inodes, member.ledger)
         self._once = Once(member.ledger)
         self._seals = Seals(deploy)
-        self._guard = Guard(self._table, member[HOME_FD])
+        self._guard = Guard(self._table, member[HOME_FD], member.ledger.seals)
         self._status = 0
         self._every_beat: list[Callable[[], None]] = []
         self._tried: set[str] = set()
@@ -295,6 +295,7 @@ class _Mount:
         """Know what the worker before this one knew. Contains no `await`."""
         operations.pin_native()
         self._table.restore()
+        self._guard.restore()
         operations.restore()
         self._once.restore()
         current.restore()
@@ -461,6 +462,7 @@ class _Mount:
             raise RelfsError(f"{self._deploy.path}/{CURRENT}: {reason(error)}; {_WITHOUT_SEAL}") from error
         for pin in sights.pins:
             self._seal_again(pin)
+        self._guard.settle()
 
     def _seal_again(self, pin: Pin) -> None:
         """Of a pin from before us. What it is pinned to may have been removed while nothing was mounted."""

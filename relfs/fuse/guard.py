@@ -14,12 +14,20 @@ more is free, and so is another file system that is mounted inside of a release.
 being longer than it can say, nothing is changed.
 
 A descriptor that was opened for writing before goes on working.
+
+The next worker
+---------------
+A worker that takes over answers requests at once, long before it has looked at every file of what is live. So it is
+told which releases were guarded, and guards these from its first request on; until it has looked, it takes every file
+with several names for one of theirs.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,58 +38,84 @@ from pyfuse3 import FUSEError, InodeT
 from relfs.fuse.inodes import RELEASES_NODE, InodeTable, Node
 from relfs.layout import RELEASES
 from relfs.mountinfo import mount_id
+from relfs.survival.memory import Cell
 
 _DELETED = b" (deleted)"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GUARDED = "guarded"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 
 @dataclass(frozen=True)
 class _Live:
-    """A sealed release: the mount that it is in, and the inodes of its files that have several names."""
+    """A sealed release: the mount that it is in, and the inodes of its files that have several names (None: nobody has
+    looked yet)."""
 
     mount: int
-    linked: frozenset[tuple[int, int]]
+    linked: frozenset[tuple[int, int]] | None
+
+    def is_linked(self, node: Node) -> bool:
+        """Whether the inode has a name in the release, and others."""
+        if self.linked is not None:
+            return node.key in self.linked
+        status = os.fstat(node.fd)
+        return status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
 
 
 class Guard:
     """A Sealer, and what request handlers ask first; without a sealed release they are told at once.
 
-    GUARDED BY _lock: replacing `_live`, which itself never changes, so that a check needs no lock. Checks run in the
-    event loop and contain no `await`.
+    GUARDED BY _lock: replacing `_live`, which itself never changes, so that a check needs no lock; and `kept`, where
+    its names are for the next worker. Checks run in the event loop and contain no `await`.
     """
 
-    def __init__(self, table: InodeTable, deploy_fd: int) -> None:
+    def __init__(self, table: InodeTable, deploy_fd: int, kept: Cell | None = None) -> None:
+        """Without `kept`, for what is never sealed."""
         self._table = table
         self._deploy_fd = deploy_fd
+        self._kept = kept
         self._live: dict[bytes, _Live] = {}
         self._lock = threading.Lock()
 
     # ---- sealing
 
+    def restore(self) -> None:
+        """Guard what the worker before this one did, until settle(). Contains no `await`, and asks no disk."""
+        told = json.loads(self._kept.load() or b"{}") if self._kept is not None else {}
+        self._live = {os.fsencode(name): _Live(mount, None) for name, mount in told.get(_GUARDED, {}).items()}
+
+    def settle(self) -> None:
+        """What has been sealed by now is all that is live; the rest of what restore() knew is not any more."""
+        for name in [name for name, live in self._live.items() if live.linked is None]:
+            self._put(name, None)
+
     def seal(self, name: str) -> None:
         """See Sealer. Takes as long as a look at every file of the release."""
+        key = os.fsencode(name)
         release = os.open(f"{RELEASES}/{name}", _DIRECTORY, dir_fd=self._deploy_fd)
         try:
             mount = mount_id(release)
-            self._put(name, _Live(mount, frozenset()))
-            self._put(name, _Live(mount, _linked(release, mount)))
+            before = self._live.get(key)
+            self._put(key, _Live(mount, before.linked if before is not None else frozenset()))
+            self._put(key, _Live(mount, _linked(release, mount)))
         except BaseException:
-            self.unseal(name)
+            self._put(key, None)
             raise
         finally:
             os.close(release)
 
     def unseal(self, name: str) -> bool:
         """See Sealer."""
-        self._put(name, None)
+        self._put(os.fsencode(name), None)
         return True
 
-    def _put(self, name: str, live: _Live | None) -> None:
-        key = os.fsencode(name)
+    def _put(self, name: bytes, live: _Live | None) -> None:
         with self._lock:
-            others = {other: each for other, each in self._live.items() if other != key}
-            self._live = others if live is None else {**others, key: live}
+            others = {other: each for other, each in self._live.items() if other != name}
+            self._live = others if live is None else {**others, name: live}
+            if self._kept is not None:
+                guarded = {os.fsdecode(name): live.mount for name, live in self._live.items()}
+                self._kept.store(json.dumps({_GUARDED: guarded}).encode("ascii"))
 
     # ---- asking: each raises FUSEError(EBUSY) for what would change a live release
 
@@ -108,7 +142,7 @@ class Guard:
             raise FUSEError(errno.EXDEV)
 
     def _is_guarded(self, node: Node) -> bool:
-        return any(node.key in live.linked for live in self._live.values()) or self._is_inside(node)
+        return any(live.is_linked(node) for live in self._live.values()) or self._is_inside(node)
 
     def _is_inside(self, node: Node) -> bool:
         if not self._table.is_pinned(RELEASES_NODE):  # nobody has been there yet
