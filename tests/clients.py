@@ -64,8 +64,9 @@ def ctl(
     user: int | None = None,
     groups: list[int] | None = None,
     env: dict[str, str] | None = None,
+    seconds: float = SECONDS,
 ) -> Done:
-    """Run relfsctl with exactly these arguments, as `user` if one is given."""
+    """Run relfsctl with exactly these arguments, as `user` if one is given; after so many `seconds`, it hangs."""
     done = subprocess.run(
         ctl_command(*arguments),
         capture_output=True,
@@ -76,7 +77,7 @@ def ctl(
         group=user,
         extra_groups=(groups or []) if user is not None else None,
         check=False,
-        timeout=SECONDS,
+        timeout=seconds,
     )
     return Done(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 

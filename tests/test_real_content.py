@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import Done, ctl
+from clients import SECONDS, Done, ctl
 from mounting import Mounts
 from trees import described
 
 _SOURCES = Path(sys.prefix, "sources")
 _READ = "Makefile"
+
+_SECONDS = 300.0
+"""What is removed is deleted after everybody else, on a machine that may be busy."""
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_successive_releases_of_real_sources(app: Path, tmp_path: Path, mounts: 
     for name, tree in zip("1234", trees, strict=True):
         assert _below(app / "releases" / name) == _below(tree), name
         assert _done(app, "check", name).status == 0
-    _done(app, "prune", "--keep", "1", "--wait")
+    _done(app, "prune", "--keep", "1", "--wait", seconds=_SECONDS)
     assert {path.name for path in (app / "releases").iterdir()} == {"3", "4"}, "3 is where a rollback leads to"
     assert not list((app / ".relfs/trash").glob("[!.]*"))
     assert _below(app / "releases/4") == _below(trees[3])
@@ -85,8 +88,8 @@ def _deploy(app: Path, source: Path) -> None:
     _done(app, "deploy", *strip, str(source))
 
 
-def _done(app: Path, *arguments: str) -> Done:
-    done = ctl("-C", app, *arguments)
+def _done(app: Path, *arguments: str, seconds: float = SECONDS) -> Done:
+    done = ctl("-C", app, *arguments, seconds=seconds)
     assert (done.status, done.err) == (0, "")
     return done
 
