@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relfs.mountinfo import mount_at
-from relfs.mounts import detach_only
+from relfs.mounts import detach, detach_only
 
 READY_SECONDS = 60
 END_SECONDS = 60
@@ -210,7 +210,10 @@ class Mounts:
 def detach_all(place: Path) -> None:
     """Take away whatever is mounted there, one on the other: a mount of relfs, too, that a failed test has left."""
     while (found := mount_at(str(place))) is not None:
-        detach_only(found)  # the same one may be taken away by its guard just now
+        if found.fstype == "fuse.relfs":
+            detach_only(found)  # the same one may be taken away by its guard just now
+        else:
+            detach(str(place))
 
 
 def wait_ready(ready: socket.socket, process: Process, log: Path) -> None:
