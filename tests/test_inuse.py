@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from sandbox import add_release, end, start_python
 
 from relfs.layout import DeployPath
 from relfs.mounts import detach
-from relfs.processes import is_of_the_kernel
+from relfs.processes import is_exiting, is_of_the_kernel
+from relfs.releases import inuse
 from relfs.releases.inuse import Use, who_uses, why_in_use
 
 NOBODY = 65534
@@ -35,7 +36,7 @@ _WAYS = {
     "open, for its name": "held = os.open(path + '/sub', os.O_PATH)",
     "mapped": "held = os.open(path + '/sub/file', os.O_RDONLY); map_privately(held); os.close(held)",
     "cwd, of a thread": "in_a_thread(lambda: (unshare(), os.chdir(path)))",
-    "open, its first thread has ended": "held = os.open(path + '/sub', os.O_PATH); in_a_thread(wait); exit_thread()",
+    "open, its first thread has ended": "held = os.open(path, os.O_PATH); in_a_thread(after_the_first); exit_this()",
 }
 
 _PROLOGUE = """
@@ -50,12 +51,16 @@ def unshare():
 def in_a_thread(does):
     done = threading.Event()
     threading.Thread(target=lambda: (does(), done.set(), sys.stdin.read())).start()
-    if does is not wait:
+    if does is not after_the_first:
         done.wait()
 def map_privately(fd):
     assert libc.mmap(None, 1, 1, 2, fd, ctypes.c_long(0)) != -1  # PROT_READ, MAP_PRIVATE; Python's own keeps it open
-def exit_thread():
+def exit_this():
     libc.pthread_exit(None)
+def after_the_first():
+    while open(f'/proc/{os.getpid()}/stat').read().rpartition(')')[2].split()[0] != 'Z':
+        time.sleep(0.001)
+    wait()
 """
 
 
@@ -94,6 +99,25 @@ def test_each_way_of_using(deploy: DeployPath, release: Path, way: str) -> None:
         assert by(pid, found(deploy)) == [way.partition(",")[0]]
         assert not found(deploy, "40"), "nobody uses that"
     assert not found(deploy), "it has ended"
+
+
+def test_a_thread_that_ends_while_it_is_looked_at(
+    deploy: DeployPath, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had is others' now."""
+    look, ended = inuse._Look._look_at, set[int]()
+
+    def end_first(self: inuse._Look, pid: int, whole: int, threads: Iterable[int]) -> None:
+        if whole == watched:
+            ended.add(whole)
+            raise ProcessLookupError
+        look(self, pid, whole, threads)
+
+    with using(release, "held = os.open(path + '/sub', os.O_PATH); in_a_thread(lambda: None)") as watched:
+        monkeypatch.setattr(inuse._Look, "_look_at", end_first)
+        monkeypatch.setattr(inuse, "is_exiting", lambda tid: tid in ended or is_exiting(tid))
+        assert by(watched, found(deploy)) == ["open"]
+    assert ended
 
 
 def test_a_program(deploy: DeployPath, release: Path) -> None:

@@ -44,7 +44,7 @@ from relfs.journal import command_line
 from relfs.layout import RELEASES, DeployPath
 from relfs.libc import capabilities_of
 from relfs.mountinfo import FSTYPE, Mount, mount_id, mounts
-from relfs.processes import all_pids, is_of_the_kernel, process, user_of
+from relfs.processes import all_pids, is_exiting, is_of_the_kernel, process, user_of
 from relfs.releases.tree import walk
 from relfs.users import user_name
 
@@ -228,19 +228,30 @@ class _Look:
     def at(self, pid: int) -> None:
         """Look at a process. Threads of the kernel use nothing, though they see the mounts of the host."""
         try:
-            if not is_of_the_kernel(pid):
-                self._look_at(pid)
+            while not (is_of_the_kernel(pid) or self._has_looked_at(pid)):
+                pass
         except PermissionError:
             found = process(pid)
             self.unseen += found is not None and found.alive
         except OSError:
             pass  # it has ended
 
-    def _look_at(self, pid: int) -> None:
+    def _has_looked_at(self, pid: int) -> bool:
+        """False: the thread that was looked at has ended meanwhile (pthread_exit(3)), and had nothing any more, while
+        others go on with what was its. Raises OSError."""
         threads = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
-        whole = next((tid for tid in threads if _readlink(f"/proc/{tid}/ns/mnt")), None)
-        if whole is None:  # the first may have ended (pthread_exit(3)), and have nothing, while the process goes on
-            return
+        whole = next((tid for tid in threads if not is_exiting(tid) and _readlink(f"/proc/{tid}/ns/mnt")), None)
+        if whole is None:
+            return True
+        try:
+            self._look_at(pid, whole, threads)
+        except OSError:
+            if not is_exiting(whole):
+                raise
+        return not is_exiting(whole)
+
+    def _look_at(self, pid: int, whole: int, threads: Iterable[int]) -> None:
+        """`whole` is one of the threads, and has all that they share."""
         names = self._names_of(pid, whole)
         self._note(pid, "exe", f"/proc/{whole}/exe", names)
         for fd in os.listdir(f"/proc/{whole}/fd"):
