@@ -34,6 +34,9 @@ from relfs.survival.memory import Cell
 
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_GONE = (errno.ENOENT, errno.EINVAL)
+"""What umount2(2) and mount_setattr(2) have to say of what is no mount, or none of this mount name space any more."""
+
 
 class Binds:
     """A Sealer. INVARIANT: `_covers` has the mounts made here by release, the topmost last, until they are gone."""
@@ -134,17 +137,18 @@ class Binds:
         return True
 
     def _take_off(self, name: str, top: Cover) -> bool:
-        """Whether the mount is gone, be it that somebody else took it away, or the directory with it. Its id may be
-        another mount's by then."""
-        if not self._open_again(name, top):
-            return not any(each.id == top.id and os.path.basename(each.target) == name for each in all_mounts())
+        """Whether the mount is gone, be it that somebody else took it away, at this moment maybe, or the directory with
+        it. Its id may be another mount's by then."""
         try:
-            libc.unmount(f"/proc/self/fd/{self._attached}/{name}")
+            if self._open_again(name, top):
+                libc.unmount(f"/proc/self/fd/{self._attached}/{name}")
+                return True
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno == errno.EBUSY:
+                return False
+            if error.errno not in _GONE or _is_mounted(name, top):
                 raise
-            return False
-        return True
+        return not _is_mounted(name, top)
 
     def _open_again(self, name: str, top: Cover) -> bool:
         """Make it as writable as it was. False: it is not what one meets there."""
@@ -160,3 +164,7 @@ class Binds:
         finally:
             os.close(found)
         return True
+
+
+def _is_mounted(name: str, cover: Cover) -> bool:
+    return any(each.id == cover.id and os.path.basename(each.target) == name for each in all_mounts())
