@@ -14,7 +14,6 @@ under way, or have a file open through us, are served until the kernel says that
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from relfs.aftermath import Aftermath
 from relfs.daemon.canarying import Canarying
 from relfs.daemon.confirming import take_back_in_time
 from relfs.daemon.copying import Copied
+from relfs.daemon.departure import Departure
 from relfs.daemon.endpoint import listen, remove_socket, run_directory
 from relfs.daemon.member import TICK, Member
 from relfs.daemon.methods import Mounted, clean, methods
@@ -45,7 +45,7 @@ from relfs.daemon.sealing import begin_sealing, choose_sealer
 from relfs.daemon.server import ControlServer, EventHub
 from relfs.daemon.session import Session, deploy_path, load_session
 from relfs.daemon.upkeep import Gone, keep_up, make_state_again
-from relfs.daemon.watcher import follow_link, until_unmounted
+from relfs.daemon.watcher import follow_link
 from relfs.descriptors import descriptors
 from relfs.errors import EXIT_FAILED, RelfsError, reason
 from relfs.fuse.abroad import Abroad
@@ -68,7 +68,6 @@ from relfs.journal import Event
 from relfs.layout import STATE, DeployPath, Target
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import detach_only
 from relfs.pointer import Pointer
 from relfs.seal import Seals
 from relfs.threads import in_thread
@@ -78,9 +77,6 @@ from relfs.views.pins import PINS, Pins, is_pin
 from relfs.views.sights import Sights
 
 _log = logging.getLogger(__name__)
-
-_LINGER_SECONDS = 5.0
-_RETIRE_SECONDS = 5.0
 
 _LISTENER_FD = "listener"
 
@@ -146,7 +142,6 @@ class _Mount:
         self._status = 0
         self._every_beat: list[Callable[[], None]] = []
         self._native = NativeDirectories(member, deploy, session.plan, sealed=session.config.seal)
-        self._leaving = False
         self._canarying: Canarying | None = None
         self._copies = (
             Copied(self._ledger.pins, deploy, PINS, is_pin),
@@ -226,27 +221,25 @@ class _Mount:
             sights.canary.restore()
             pyfuse3.init(operations, handshake.session_path, set())
             session.callback(pyfuse3.close, unmount=False)
-            nursery.start_soon(self._until_disconnected, pyfuse3.main, nursery)
-
-            def leave() -> None:
-                nursery.start_soon(self._leave)
-
+            departure = Departure(self._member, self._plan.mountpoint, self._seals, nursery)
+            nursery.start_soon(self._until_disconnected, pyfuse3.main, departure, nursery)
             mounted = Mounted(
                 self._plan, self._member, pointer, changes, current, sights, pinning, canarying, operations, self._init,
                 handshake.caches_links, self._relayed, self._seals if self._config.seal else None, self._native.names,
-                leave,
+                departure.begin,
             )  # fmt: skip
-            nursery.start_soon(self._obey_signals, leave)
-            nursery.start_soon(self._obey_supervisor, changes, leave)
+            nursery.start_soon(departure.obey_signals, self._signals)
+            nursery.start_soon(departure.obey_supervisor, changes)
             try:
                 await handshake.broker()
                 if self._relayed:
-                    nursery.start_soon(self._until_disconnected, await self._relay(handshake.ours, operations), nursery)
-                await self._bring_up(nursery, mounted)
+                    relay = await self._relay(handshake.ours, operations)
+                    nursery.start_soon(self._until_disconnected, relay, departure, nursery)
+                await self._bring_up(nursery, mounted, departure)
                 await trio.sleep_forever()
             except (RelfsError, OSError, ValueError) as error:
                 if not self._adopting:
-                    await self._detach()
+                    await departure.detach()
                 nursery.cancel_scope.cancel()
                 return error if isinstance(error, RelfsError) else RelfsError(f"{self._plan.mountpoint}: {error}")
         return None
@@ -306,7 +299,7 @@ class _Mount:
         stage = self._canarying.canary.stage if self._canarying is not None else None
         return stage.id if stage is not None else ""
 
-    async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted) -> None:
+    async def _bring_up(self, nursery: trio.Nursery, mounted: Mounted, departure: Departure) -> None:
         nursery.start_soon(self._beat)
         if not self._ledger.mounted:
             found = mount_at(self._plan.mountpoint)
@@ -330,9 +323,9 @@ class _Mount:
         )  # fmt: skip
         nursery.start_soon(server.serve, self._listen())
         make_again = partial(self._make_again, server, nursery)
-        nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, mounted.leave)
+        nursery.start_soon(keep_up, self._deploy, lambda: self._member["lock"], make_again, departure.begin)
         nursery.start_soon(follow_link, self._deploy.fd, mounted.changes)
-        nursery.start_soon(self._notice_unmount, mounted.leave)
+        nursery.start_soon(departure.notice_unmount)
         nursery.start_soon(take_back_in_time, mounted.pointer, mounted.changes, self._every_beat)
         for copy in self._copies:
             copy.write_again()  # whoever died may have had no time for it
@@ -448,86 +441,17 @@ class _Mount:
         relay.expect = operations.expect
         return relay.run
 
-    async def _until_disconnected(self, serve: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
+    async def _until_disconnected(
+        self, serve: Callable[[], Awaitable[None]], departure: Departure, nursery: trio.Nursery
+    ) -> None:
         try:
             await serve()
         except* OSError as errors:  # pyfuse3's come out of a nursery of its own
             error = _first(errors)
-            if not self._is_unmounted(error):
+            if not departure.is_unmounted(error):
                 _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
                 self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
-
-    def _is_unmounted(self, lost: OSError) -> bool:
-        """Whether the connection was `lost` with the mount. The kernel says ENODEV then, but ECONNABORTED in the midst
-        of handing over a request (fuse_dev_do_read() in fs/fuse/dev.c), as it does if somebody aborts the connection
-        of what is mounted."""
-        if lost.errno == errno.ECONNABORTED:
-            return not any(each.id == self._ledger.mounted for each in all_mounts())
-        return lost.errno == errno.ENODEV
-
-    async def _obey_signals(self, leave: Callable[[], None]) -> None:
-        async for _ in self._signals:
-            if self._leaving:  # asked twice: at once
-                pyfuse3.terminate()
-                return
-            leave()
-
-    async def _obey_supervisor(self, changes: Changes, leave: Callable[[], None]) -> None:
-        while True:
-            for message in self._member.hear():
-                message.close()
-                if message.kind == "leave" and self._leaving:
-                    pyfuse3.terminate()
-                    return
-                if message.kind == "leave":
-                    leave()
-                elif message.kind == "retire":
-                    await self._retire(changes)
-                elif message.kind == "end":
-                    pyfuse3.terminate()
-                    return
-            with trio.move_on_after(self._member.pause):
-                await trio.lowlevel.wait_readable(self._member)
-
-    async def _retire(self, changes: Changes) -> None:
-        """Make room for a worker of another version, which finds all as a dead one would leave it; but what is being
-        changed is brought to its end, if that does not take too long."""
-        with trio.move_on_after(_RETIRE_SECONDS):
-            await changes.settle()
-        _log.info("process %d retires", os.getpid())
-        logging.shutdown()
-        os._exit(0)
-
-    async def _notice_unmount(self, leave: Callable[[], None]) -> None:
-        await until_unmounted(self._ledger.mounted)
-        leave()
-
-    async def _leave(self) -> None:
-        """Unmount, and end once nobody needs us any more."""
-        if self._leaving:
-            return
-        self._leaving = True
-        self._member.tell("leaving")
-        _log.info("%s is being unmounted", self._plan.mountpoint)
-        await in_thread(self._seals.end)  # a switch that is still asked for does without
-        await self._detach()
-        await trio.sleep(_LINGER_SECONDS)
-        _log.info("%s: a process still uses what was mounted; it gets errors from now on", self._plan.mountpoint)
-        pyfuse3.terminate()
-
-    async def _detach(self) -> None:
-        """Take our own mount away, with all on it, wherever it has been moved. Ours only: somebody may have mounted
-        over it, or unmounted it."""
-        found = next((each for each in all_mounts() if each.id == self._ledger.mounted), None)
-        if not self._ledger.mounted:
-            found = mount_at(self._plan.mountpoint)
-        if found is None or found.fstype != FSTYPE:
-            return
-        try:
-            await in_thread(detach_only, found)
-        except RelfsError as error:
-            _log.error("%s", error)
 
 
 def _first(errors: BaseExceptionGroup[OSError]) -> OSError:
