@@ -69,7 +69,7 @@ from relfs.journal import Event
 from relfs.layout import CURRENT, RELEASES, STATE, DeployPath, Target
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import attach_and_hold, detach, detach_only
+from relfs.mounts import attach_in, detach, detach_only
 from relfs.pointer import Pointer
 from relfs.seal import Sealer, Seals
 from relfs.survival.ledger import Ledger
@@ -416,18 +416,20 @@ class _Mount:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._tried | self._attached:
+        if not (self._plan.bind or name == STATE) or name in self._tried | self._attached or not self._ledger.mounted:
             return
         if not _is_real_directory(source, path):
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
             attached = await in_thread(
-                attach_and_hold, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
+                attach_in, self._ledger.mounted, self._plan.mountpoint, name, source, path, self._plan.mount_options
             )
         except OSError as error:
             level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
+            return
+        if attached is None:  # there is nothing to be served any more
             return
         self._note_attached(name)
         if name == RELEASES and self._config.seal:
@@ -438,7 +440,7 @@ class _Mount:
     async def _attach_nested(self) -> None:
         """What was mounted below the deploy path before it was covered."""
         trees = {name: fd for name, fd in self._member.estate if name.startswith(TREE_FD)}
-        await in_thread(attach_nested, trees, self._plan.mountpoint)
+        await in_thread(attach_nested, trees, self._ledger.mounted, self._plan.mountpoint)
         for name in trees:
             self._note_attached(name.removeprefix(TREE_FD))
             self._member.drop(name)
