@@ -150,18 +150,27 @@ def detach(mountpoint: str) -> None:
 
 
 def detach_only(mount: Mount) -> None:
-    """The same for this mount, and nothing else that is on top there by now. Raises RelfsError.
+    """The same for this mount, and nothing else that is on top there by now; that somebody else has been faster is no
+    failure. Raises RelfsError.
 
     umount2(2) goes by the path: of two that have seen a mount and detach it, the second takes what was below. A
     descriptor means one mount, which cannot be detached twice, and whose id nobody else gets as long as it is open.
     """
-    mountpoint = mount.target
+    try:
+        _detach_that(mount.id, mount.target)
+    except RelfsError:
+        if any((each.id, each.target) == (mount.id, mount.target) for each in mounts()):
+            raise
+
+
+def _detach_that(number: int, mountpoint: str) -> None:
+    """Raises RelfsError."""
     try:
         place = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
     try:
-        if mount_id(place) == mount.id:
+        if mount_id(place) == number:
             _detach(f"/proc/self/fd/{place}", mountpoint)
     finally:
         os.close(place)

@@ -16,7 +16,7 @@ from relfs.daemon.nested import TREE_FD, attach_nested
 from relfs.errors import RelfsError
 from relfs.layout import DeployPath
 from relfs.mountinfo import mount_at
-from relfs.mounts import attach_in, copy, detach
+from relfs.mounts import attach_in, copy, detach, detach_only
 
 
 def mounted_over(place: Path) -> int:
@@ -72,3 +72,41 @@ def test_something_else_is_mounted_over_it(number: int, app: Path, deploy: Deplo
     with pytest.raises(OSError, match="something is mounted over it") as raised:
         attach_in(number, str(app), "releases", deploy.fd, "releases", ())
     assert raised.value.errno == errno.ENODEV
+
+
+# ---- detaching
+
+
+@pytest.mark.usefixtures("number")
+def test_it_and_its_directory_go_while_it_is_detached(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody was faster, and that is all that was wanted."""
+    found = mount_at(str(app))
+    assert found is not None
+    really = os.open
+
+    def too_late(*arguments: object, **others: object) -> int:
+        if app.exists():
+            detach(str(app))
+            app.rename(app.parent / "moved")
+        return really(*arguments, **others)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", too_late)
+        detach_only(found)
+    assert mount_at(str(app)) is None
+
+
+@pytest.mark.usefixtures("number")
+def test_who_may_not_and_has_been_forestalled(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a mount's guard, say: fusermount3 knows it by its path alone, and finds it gone."""
+    found = mount_at(str(app))
+    assert found is not None
+    really = libc.detach
+
+    def forbidden(path: str) -> None:
+        really(path)
+        raise PermissionError
+
+    monkeypatch.setattr(libc, "detach", forbidden)
+    detach_only(found)
+    assert mount_at(str(app)) is None
