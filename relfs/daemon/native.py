@@ -18,7 +18,7 @@ from relfs.daemon.nested import TREE_FD, attach_nested
 from relfs.daemon.plan import Plan
 from relfs.errors import reason
 from relfs.layout import RELEASES, STATE, DeployPath, Target
-from relfs.mounts import attach_and_hold, detach
+from relfs.mounts import attach_in, detach
 from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ class NativeDirectories:
     def __contains__(self, path: str) -> bool:
         return path in self._attached
 
+    @property
+    def _mounted(self) -> int:
+        """The mount's id, 0 as long as that is not known."""
+        return self._member.ledger.mounted
+
     def names(self) -> tuple[str, ...]:
         """All of them, in order. Contains no `await`."""
         return tuple(sorted(self._attached))
@@ -68,18 +73,20 @@ class NativeDirectories:
         source = self._deploy.state_fd if name == STATE else self._deploy.fd
         assert source is not None
         path = "." if name == STATE else name
-        if not (self._plan.bind or name == STATE) or name in self._tried | self._attached:
+        if not (self._plan.bind or name == STATE) or name in self._tried | self._attached or not self._mounted:
             return
         if not is_real_directory(source, path):
             return
         self._tried.add(name)  # now: attaching looks the name up, which tells us of it again
         try:
             attached = await in_thread(
-                attach_and_hold, source, path, f"{self._plan.mountpoint}/{name}", self._plan.mount_options
+                attach_in, self._mounted, self._plan.mountpoint, name, source, path, self._plan.mount_options
             )
         except OSError as error:
             level = logging.INFO if error.errno == errno.EPERM else logging.WARNING
             _log.log(level, "%s is served by passthrough: it cannot be attached: %s", name, reason(error))
+            return
+        if attached is None:  # there is nothing to be served any more
             return
         self._note(name)
         if name == RELEASES and self._sealed:
@@ -90,7 +97,7 @@ class NativeDirectories:
     async def attach_nested(self) -> None:
         """What was mounted below the deploy path before it was covered."""
         trees = {name: fd for name, fd in self._member.estate if name.startswith(TREE_FD)}
-        await in_thread(attach_nested, trees, self._plan.mountpoint)
+        await in_thread(attach_nested, trees, self._mounted, self._plan.mountpoint)
         for name in trees:
             self._note(name.removeprefix(TREE_FD))
             self._member.drop(name)
