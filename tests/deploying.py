@@ -94,7 +94,7 @@ class _Shell:
     def deploy(self) -> int:
         """Once the reader reads, let the shell deploy; its status."""
         assert self._seen.readline() == READY
-        self._process.communicate(b"go\n", timeout=300)
+        self._process.communicate(b"go\n", timeout=1200)
         return self._process.returncode
 
     def stop_reader(self) -> Seen:

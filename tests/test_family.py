@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from relfs.errors import RefusedError, RelfsError
-from relfs.processes import descendants
+from relfs.processes import descendants, is_of_the_kernel
 from relfs.views import family
 from relfs.views.family import mark_family, whole_process
 from relfs.views.mark import mark_of, new_mark
@@ -36,6 +36,22 @@ def test_somebody_who_is_gone() -> None:
     for pid in (process.pid, 0, -1):
         with pytest.raises(RelfsError, match="there is none"):
             whole_process(pid)
+
+
+def test_somebody_who_ends_while_he_is_looked_at() -> None:
+    """He is not taken for a thread of the kernel."""
+
+    def too_late(pid: int) -> bool:
+        process.kill()
+        process.wait()
+        return is_of_the_kernel(pid)
+
+    with (
+        subprocess.Popen(["sleep", "1000"]) as process,
+        mock.patch.object(family, "is_of_the_kernel", side_effect=too_late),
+        pytest.raises(RelfsError, match="there is none"),
+    ):
+        whole_process(process.pid)
 
 
 def test_all_that_it_has_started() -> None:

@@ -46,8 +46,9 @@ def test_refused_targets(mount: Mount, make: str | None, command: str, words: st
     assert (mount.app / "current/index.html").read_text() == "40"
 
 
-def test_a_tool_that_tries_again_and_again(mount: Mount) -> None:
-    """The journal is told once, and of others no less."""
+def test_a_tool_that_tries_again_and_again(app: Path, mounts: Mounts) -> None:
+    """The journal is told once in a while, and of others no less."""
+    mount = mounts.start(app, patch="from relfs.fuse import current\ncurrent._REPEAT_SECONDS = 300")
     script = "for n in 1 2 3 4 5 6 7 8 9; do ln -sfn releases/gone $D/current; done; ln -sfn releases/lost $D/current"
     assert in_shell(mount.app, script).returncode == 1
     wait_for(lambda: mount.journal()[-1]["release"] == "lost", "the journal tells")

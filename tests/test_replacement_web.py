@@ -66,7 +66,7 @@ def test_the_parents_child(mount: Mount, tmp_path: Path, tool: str) -> None:
         load = Load(tmp_path, web.url)
         try:
             deploying = shell(mount.app, _LOOP % SCRIPTS[tool])
-            assert deploying.communicate(timeout=300)[0] == f"{SWAPS}\n".encode()
+            assert deploying.communicate(timeout=1200)[0] == f"{SWAPS}\n".encode()
             assert_unnoticed(mount, load.stop())
         finally:
             load.end()

@@ -114,6 +114,7 @@ def test_status_under_load(mounted_site: Mount, load: Load) -> None:
     before = mounted_site.requests()
     for _ in range(20):
         assert json.loads(mounted_site.relfsctl("--json", "status").stdout)["current"] == "41"
-    after = mounted_site.requests()
-    assert load.stop().good > 0
-    assert after["readlink"] == before["readlink"]
+    asked = mounted_site.requests()["readlink"] - before["readlink"]
+    good = load.stop().good
+    assert good > 0
+    assert asked * 100 <= good, "what the kernel has forgotten for want of memory, it asks for once again"

@@ -26,10 +26,11 @@ _KTHREADD = 2
 def whole_process(pid: int) -> int:
     """The process that is meant by `pid`, which may be one of its threads. Raises RelfsError if there is none, or
     nobody can mean it and all that it has started, which may be the whole machine."""
+    of_the_kernel = is_of_the_kernel(pid)  # first: it takes who has ended meanwhile for one
     found = process(thread_group(pid))
     if found is None or not found.alive:
         raise RelfsError(f"process {pid}: there is none")
-    if is_of_the_kernel(pid):
+    if of_the_kernel:
         raise RefusedError(f"process {pid}: is a thread of the kernel, which needs no release")
     if pid == _INIT and process(_KTHREADD) is not None and is_of_the_kernel(_KTHREADD):
         raise RefusedError(f"process {pid}: has started all processes of this machine; name one of those")
