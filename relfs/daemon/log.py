@@ -23,6 +23,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -242,12 +243,17 @@ class LogFile:
         os.close(self._open())
 
     def write(self, line: bytes) -> None:
+        while not self._has_taken(line):
+            pass  # the next file is smaller
+
+    def _has_taken(self, line: bytes) -> bool:
+        """Whether the file did; if not, it has become an old one."""
         fd = self._open()
         try:
             if self._rotate(fd):
-                os.close(fd)
-                fd = self._open()
+                return False
             _append(fd, line)
+            return True
         finally:
             os.close(fd)
 
@@ -257,12 +263,13 @@ class LogFile:
 
     def _rotate(self, fd: int) -> bool:
         """Whether the file has become an old one. Under its lock, or two would rotate at once, and lose what was in the
-        first; whoever comes second finds that the name is another's by then."""
+        first; whoever comes second finds that the name is another's by then, or nobody's yet."""
         if os.fstat(fd).st_size < _LOG_BYTES:
             return False
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory)):
-            os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory)):
+                os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         return True
 
 
