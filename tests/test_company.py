@@ -23,7 +23,7 @@ from relfs.daemon.background import Answer
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
 from relfs.daemon.member import Telling, myself, who_is
 from relfs.daemon.plan import Plan
-from relfs.daemon.reloading import outcome_of
+from relfs.daemon.reloading import Reloading, outcome_of
 from relfs.daemon.supervisor import Supervisor
 from relfs.processes import is_killed, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
@@ -120,6 +120,30 @@ def test_who_asks_for_a_reload_while_one_is_under_way_has_his_turn() -> None:
     assert [outcome_of(cell, "other"), outcome_of(cell, "one")] == [None, "failed: no"]
     end("done")
     assert [outcome_of(cell, "one"), outcome_of(cell, "other")] == ["failed: no", "done"]
+    ledger.close()
+
+
+def test_new_code_that_is_heard_only_after_its_end_has_not_died(estate: Estate) -> None:
+    """A supervisor that had no processor meanwhile hears at once that the worker cannot take over, and that it is
+    gone."""
+    ledger, explained, (tie, theirs) = new_ledger(), list[bool](), pair()
+
+    def refuse(each: Comrade, message: Message) -> None:
+        reloading.refuse(each, message.values["words"])
+
+    assert outcome_of(ledger.reload, "one") is None
+    with selectors.DefaultSelector() as selector:
+        company = Company(estate, ledger, selector, refuse, lambda each: explained.append(reloading.explains(each)))
+        reloading = Reloading(company, ledger)
+        assert reloading.begin(0.0)
+        reloading.retire_worker()
+        worker = Comrade(WORKER, tie)
+        company.add(worker)
+        theirs.send("unfit", words="no")
+        theirs.close()
+        company.lose(worker)
+    assert explained == [True]
+    assert outcome_of(ledger.reload, "one") == "failed: no"
     ledger.close()
 
 
