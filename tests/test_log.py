@@ -134,6 +134,30 @@ def test_what_is_missing_is_told_in_its_place(disk: Disk, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
+def test_a_machine_that_stands_still_takes_no_time_from_the_last_line(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the time is over when it goes on, and the thread has had none of it."""
+    disk.moving.clear()
+    handler = handler_for(disk)
+    wait, stood_still = handler._changed.wait_for, list[float]()
+
+    def wait_for(condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        if seconds is None:  # the thread
+            return wait(condition)
+        if not stood_still:
+            stood_still.append(seconds)
+            return condition()
+        disk.moving.set()
+        return wait(condition, SECONDS)
+
+    say(handler, "the last")
+    monkeypatch.setattr(handler._changed, "wait_for", wait_for)
+    handler.flush()
+    assert stood_still
+    assert disk.lines == ["INFO the last"]
+
+
 def test_a_host_without_a_thread_to_give(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = handler_for(disk)
     with monkeypatch.context() as patch:

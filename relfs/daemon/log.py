@@ -41,6 +41,7 @@ _LINE_MAX = 1 << 14
 """Characters; a longer line, of a traceback without an end, is cut. Both bound what a frozen disk costs in memory."""
 
 _FLUSH_SECONDS = 2.0
+_FLUSH_WAITS = 2
 _STALLED_SECONDS = 5.0
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What ends by itself. A daemon starts in spite of it: after a crash it may be the disk that is full."""
@@ -131,10 +132,14 @@ class LossyHandler(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, for a moment at the most. logging.shutdown() calls it."""
+        """Wait until all is written, for a moment at the most: in parts, of which a machine that stands still uses up
+        one. logging.shutdown() calls it."""
         self._mind_fork()
         with self._changed:
-            self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS)
+            any(
+                self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS / _FLUSH_WAITS)
+                for _ in range(_FLUSH_WAITS)
+            )
 
     def trouble(self) -> str | None:
         """What is wrong now, in a line; None: nothing."""
