@@ -156,6 +156,22 @@ def supervisor(estate: Estate, tmp_path: Path) -> Iterator[Supervisor]:
     ledger.close()
 
 
+@pytest.mark.parametrize("switched", [True, False])
+def test_what_the_mount_is_to_say_at_first(supervisor: Supervisor, switched: bool) -> None:
+    """What the worker says that it serves; or what somebody has switched to before the mount was asked."""
+    served, worker = supervisor._ledger.served, Comrade(WORKER, None)
+    served.store(b"40")
+    supervisor._obey(worker, Message("serving", {"current": ["releases/40"], "noted": "40"}))
+    if switched:
+        served.store(b"41")
+    supervisor._on_answer("ok", "releases/41")
+    assert supervisor._served is switched
+    if not switched:
+        assert supervisor._outcome is not None
+        assert "was mounted but current leads to releases/41" in supervisor._outcome[1]
+    supervisor._stop_asking()
+
+
 def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
