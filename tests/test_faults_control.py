@@ -28,6 +28,7 @@ from relfs.daemon import watcher
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
 from relfs.descriptors import Descriptors
+from relfs.mountinfo import FSTYPE
 
 STRANGER = 4711
 
@@ -178,8 +179,10 @@ def test_no_error_of_accept_is_the_end(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_who_cannot_look_is_not_unmounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no descriptor to read mountinfo by (proc(5)): it is read again, and the worker goes on meanwhile."""
-    seen = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), [mock.Mock(id=7)], [mock.Mock(id=8)]]
+    """There is no descriptor to read mountinfo by (proc(5)): it is read again, and the worker goes on meanwhile. When
+    it is gone, another mount has its id."""
+    refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    seen = [refused, [mock.Mock(id=7, fstype=FSTYPE)], [mock.Mock(id=8, fstype=FSTYPE), mock.Mock(id=7)]]
     looks = mock.Mock(side_effect=seen)
     monkeypatch.setattr(watcher, "mounts", looks)
     trio.run(watcher.until_unmounted, 7, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -21,7 +21,7 @@ import trio
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.layout import CURRENT
-from relfs.mountinfo import mounts
+from relfs.mountinfo import FSTYPE, mounts
 from relfs.store import TEMPORARY
 
 _log = logging.getLogger(__name__)
@@ -111,8 +111,9 @@ async def until_unmounted(mount_id: int) -> None:
 
 
 def _is_mounted(mount_id: int) -> bool:
-    """As far as can be seen: where there is no descriptor for a look (EMFILE, ENFILE), nothing is known to be gone."""
+    """As far as can be seen: where there is no descriptor for a look (EMFILE, ENFILE), nothing is known to be gone. And
+    what somebody else mounts next has the same id."""
     try:
-        return any(mount.id == mount_id for mount in mounts())
+        return any(mount.id == mount_id and mount.fstype == FSTYPE for mount in mounts())
     except OSError:
         return True
