@@ -30,7 +30,7 @@ _FURNISH = """
 set -e
 mount -t proc proc /proc
 findmnt --list --noheadings --types fuse.relfs --output TARGET | while IFS= read -r other; do
-    # Of another test; this copy would keep its daemon. Its end, which is seen here as well, may come first.
+    # Of another test; this copy would keep its daemon. None comes later: nothing that is mounted outside is seen here.
     umount --internal-only --lazy "$other" || ! findmnt --types fuse.relfs --mountpoint "$other" >/dev/null
 done
 mount -t tmpfs room "$1"
@@ -104,7 +104,7 @@ def room(
     process = subprocess.Popen(
         [
             *within,
-            "unshare", "--mount", "--pid", "--uts", "--cgroup", "--propagation", "slave", "--fork", "--kill-child",
+            "unshare", "--mount", "--pid", "--uts", "--cgroup", "--propagation", "private", "--fork", "--kill-child",
             "bash", "-c", _FURNISH + init, "room", str(directory), sys.executable, *map(str, arguments),
         ],
         stdin=subprocess.PIPE,

@@ -23,7 +23,7 @@ from relfs.daemon.background import Answer
 from relfs.daemon.company import STANDBY, WORKER, Company, Comrade
 from relfs.daemon.member import Telling, myself, who_is
 from relfs.daemon.plan import Plan
-from relfs.daemon.reloading import outcome_of
+from relfs.daemon.reloading import Reloading, outcome_of
 from relfs.daemon.supervisor import Supervisor
 from relfs.processes import is_killed, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
@@ -123,6 +123,30 @@ def test_who_asks_for_a_reload_while_one_is_under_way_has_his_turn() -> None:
     ledger.close()
 
 
+def test_new_code_that_is_heard_only_after_its_end_has_not_died(estate: Estate) -> None:
+    """A supervisor that had no processor meanwhile hears at once that the worker cannot take over, and that it is
+    gone."""
+    ledger, explained, (tie, theirs) = new_ledger(), list[bool](), pair()
+
+    def refuse(each: Comrade, message: Message) -> None:
+        reloading.refuse(each, message.values["words"])
+
+    assert outcome_of(ledger.reload, "one") is None
+    with selectors.DefaultSelector() as selector:
+        company = Company(estate, ledger, selector, refuse, lambda each: explained.append(reloading.explains(each)))
+        reloading = Reloading(company, ledger)
+        assert reloading.begin(0.0)
+        reloading.retire_worker()
+        worker = Comrade(WORKER, tie)
+        company.add(worker)
+        theirs.send("unfit", words="no")
+        theirs.close()
+        company.lose(worker)
+    assert explained == [True]
+    assert outcome_of(ledger.reload, "one") == "failed: no"
+    ledger.close()
+
+
 @pytest.fixture
 def supervisor(estate: Estate, tmp_path: Path) -> Iterator[Supervisor]:
     """Of nothing that is mounted."""
@@ -130,6 +154,22 @@ def supervisor(estate: Estate, tmp_path: Path) -> Iterator[Supervisor]:
     ledger = new_ledger()
     yield Supervisor(Plan(str(tmp_path), str(tmp_path)), estate, ledger, new_memory("relfs-baton"), Answer(None))
     ledger.close()
+
+
+@pytest.mark.parametrize("switched", [True, False])
+def test_what_the_mount_is_to_say_at_first(supervisor: Supervisor, switched: bool) -> None:
+    """What the worker says that it serves; or what somebody has switched to before the mount was asked."""
+    served, worker = supervisor._ledger.served, Comrade(WORKER, None)
+    served.store(b"40")
+    supervisor._obey(worker, Message("serving", {"current": ["releases/40"], "noted": "40"}))
+    if switched:
+        served.store(b"41")
+    supervisor._on_answer("ok", "releases/41")
+    assert supervisor._served is switched
+    if not switched:
+        assert supervisor._outcome is not None
+        assert "was mounted but current leads to releases/41" in supervisor._outcome[1]
+    supervisor._stop_asking()
 
 
 def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
@@ -145,10 +185,11 @@ def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
         said = theirs.receive()
         assert said is not None
         assert said.kind == "leave"
+        began = supervisor._watchdog.answered  # its clock, whatever that of a busy machine shows by now
         for later in (0, 1, 9):
-            supervisor._watch(time.monotonic() + later)
-        assert worker.poll() is None
-        supervisor._watch(time.monotonic() + 11)
+            supervisor._watch(began + later)
+        assert supervisor._company.get(WORKER) is not None
+        supervisor._watch(began + 11)
         assert worker.wait(60) == -signal.SIGKILL
     finally:
         worker.kill()

@@ -68,7 +68,7 @@ class Manager:
             for fd in self.stored.pop(words["FDNAME"], []):
                 os.close(fd)
         elif "FDSTORE" in words:
-            self.stored.setdefault(words["FDNAME"], []).extend(fds)
+            self.stored[words["FDNAME"]] = [*self.stored.get(words["FDNAME"], []), *fds]  # in one step
         else:
             for fd in fds:
                 os.close(fd)

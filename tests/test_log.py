@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import subprocess
@@ -10,11 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mounting import environment, wait_for
 from sandbox import end, start_python
 
+from relfs import beneath
 from relfs.daemon import log
 from relfs.daemon.log import LogFile, LossyHandler
 
@@ -129,6 +132,30 @@ def test_what_is_missing_is_told_in_its_place(disk: Disk, monkeypatch: pytest.Mo
         "INFO line 0", "INFO line 1", "INFO line 2", "WARNING 2 lines are missing here: too many at once",
         "WARNING 5 lines are missing here: Input/output error", "INFO line 10",
     ]  # fmt: skip
+
+
+def test_a_machine_that_stands_still_takes_no_time_from_the_last_line(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the time is over when it goes on, and the thread has had none of it."""
+    disk.moving.clear()
+    handler = handler_for(disk)
+    wait, stood_still = handler._changed.wait_for, list[float]()
+
+    def wait_for(condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        if seconds is None:  # the thread
+            return wait(condition)
+        if not stood_still:
+            stood_still.append(seconds)
+            return condition()
+        disk.moving.set()
+        return wait(condition, SECONDS)
+
+    say(handler, "the last")
+    monkeypatch.setattr(handler._changed, "wait_for", wait_for)
+    handler.flush()
+    assert stood_still
+    assert disk.lines == ["INFO the last"]
 
 
 def test_a_host_without_a_thread_to_give(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +274,48 @@ def test_two_writers_rotate_once(make_file: Callable[[], LogFile], tmp_path: Pat
     other.write(b"other again\n")
     assert (tmp_path / "log.1").read_bytes() == b"other\n" + b"x" * 100 + b"\n"
     assert (tmp_path / "log").read_bytes() == b"one\nother again\n"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_writer_that_finds_no_log_while_the_other_rotates(
+    make_file: Callable[[], LogFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one has its new name, and the new one is not made yet: nothing is lost."""
+    file = make_file()
+    file.write(b"x" * 100)
+
+    def flock(_fd: int, _how: int) -> None:
+        (tmp_path / "log").rename(tmp_path / "log.1")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file.write(b"one\n")
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+    assert (tmp_path / "log.1").read_bytes() == b"x" * 100
+
+
+@pytest.mark.usefixtures("small")
+def test_a_new_log_that_cannot_be_made_closes_nothing_twice(
+    make_file: Callable[[], LogFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then, the descriptor may be somebody else's."""
+    file = make_file()
+    file.write(b"x" * 100)
+    before = os.listdir("/proc/self/fd")
+    whole, opened, taken = beneath.open_file, list[int](), list[int]()
+
+    def open_file(*what: Any) -> int:
+        if opened:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        opened.append(whole(*what))
+        return opened[0]
+
+    monkeypatch.setattr(log, "open_file", open_file)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        file.write(b"one\n")
+    assert taken == opened, "it has its number"
+    os.close(*taken)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_log_that_was_removed_is_made_again(make_file: Callable[[], LogFile], tmp_path: Path) -> None:

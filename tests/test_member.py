@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ TURNS = 200
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A limit of processes: what nobody can be started to be."""
+    """A limit of processes: what nobody can be started to be. No time passes, in which what was said once would be said
+    again (complaint.py)."""
     tried: list[str] = []
 
     def start(part: str, *_arguments: str, **_fds: object) -> subprocess.Popen[bytes]:
@@ -34,6 +36,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(member, "start", start)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     return tried
 
 

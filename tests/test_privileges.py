@@ -310,8 +310,9 @@ def test_what_a_worker_brings_back_serves_without_them(mount: Mount) -> None:
     has: the filter is still one, and what they start can be taken over, switched and attached."""
     before = mount.status()
     mount.expect_log("the (supervisor|worker) .*takes its place")
-    for who in ("supervisor_pid", "standby_pid"):
-        os.kill(before[who], signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # before the second notices the end of the first
+        for who in ("supervisor_pid", "standby_pid"):
+            os.kill(before[who], number)
     wait_for(lambda: _complete(mount) and mount.status()["supervisor_pid"] != before["supervisor_pid"], "a new company")
     os.kill(mount.status()["worker_pid"], signal.SIGKILL)
     wait_for(lambda: _complete(mount) and mount.status()["worker_pid"] != before["worker_pid"], "a new worker")

@@ -267,7 +267,7 @@ def _soaking(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_short_soak(tmp_path: Path) -> None:
     """The command itself: it keeps every promise for some seconds, and leaves nothing behind."""
     with _soaking(tmp_path, "--seconds", "12") as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (0, ""), out
     outcome = json.loads(out)
     assert outcome["kept"] is True

@@ -153,7 +153,7 @@ def test_a_unit_that_would_hide_the_mount_is_refused(host: Room, unit: Unit) -> 
 def test_stop_uncovers_the_real_link_and_leaves_nothing(host: Room, unit: Unit) -> None:
     unit.systemctl("start")
     host.ok("relfsctl", "-C", unit.app, "switch", "41")
-    assert _guards(host).count(str(unit.app)) == 2
+    wait_for(lambda: _guards(host).count(str(unit.app)) == 2, "the guards are in scopes of their own")
     unit.systemctl("stop")
     assert not host.mounted(unit.app)
     assert unit.processes() == set()

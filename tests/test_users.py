@@ -7,6 +7,7 @@ import pwd
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,25 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "_asking", threading.BoundedSemaphore(4))
 
 
-@pytest.fixture
-def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Nobody answers until this is set; then who is asked for is "late"."""
-    answered = threading.Event()
+@dataclass
+class Silence:
+    """Nobody answers who is `asked` for until `answered` is set; then that is "late"."""
 
-    def ask(_uid: int) -> object:
-        answered.wait()
+    asked: list[int] = field(default_factory=list)
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def getpwuid(self, uid: int) -> object:
+        self.asked.append(uid)
+        self.answered.wait()
         return pwd.struct_passwd(("late", "x", 1, 1, "", "/", "/bin/sh"))
 
-    monkeypatch.setattr(pwd, "getpwuid", ask)
-    yield answered
-    answered.set()
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[Silence]:
+    made = Silence()
+    monkeypatch.setattr(pwd, "getpwuid", made.getpwuid)
+    yield made
+    made.answered.set()
 
 
 def test_a_name_and_a_number_without_one() -> None:
@@ -49,22 +57,22 @@ def test_a_name_and_a_number_without_one() -> None:
     assert users.user_name(4_000_000_000) == "4000000000"
 
 
-def test_who_is_not_known_in_time_goes_by_number(silence: threading.Event) -> None:
+def test_who_is_not_known_in_time_goes_by_number(silence: Silence) -> None:
     assert users.user_name(7) == "7"
     assert users.known_name(7) == "7", "the next one does not wait at all"
-    silence.set()
+    silence.answered.set()
     wait_for(lambda: users.known_name(7) == "late", "the answer is taken all the same")
 
 
-def test_only_so_many_ask(silence: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_ask(silence: Silence, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "_SECONDS", SECONDS)
     askers = [threading.Thread(target=users.user_name, args=(uid,)) for uid in range(100, 104)]
     for each in askers:
         each.start()
-    wait_for(lambda: not users._asking.acquire(blocking=False), "four are asking")
+    wait_for(lambda: len(silence.asked) == len(askers), "four are asking")
     assert users.user_name(104) == "104"
     assert users.known_name(104) is None, "it is asked for once somebody answers"
-    silence.set()
+    silence.answered.set()
     for each in askers:
         each.join()
     assert users.known_name(103) == "late"

@@ -4,10 +4,13 @@ in test_faults_frozen.py.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mounting import wait_for
@@ -54,6 +57,23 @@ def test_who_has_yet_to_ask_tells_nothing_of_the_disk(
         assert all(disk.may_be_to_blame(now) for now in (100.0, 101.0, 102.5, 103.0))
         disk.close()
     assert caplog.text.count("the disk does not answer") == (probe is Silent)
+
+
+def test_nobody_stays_who_has_asked(tmp_path: Path) -> None:
+    """Nothing grows because a machine was busy once."""
+    state = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    with selectors.DefaultSelector() as selector:
+        disk, before = Disk("/srv/app", state, selector, lambda _now: None), os.listdir("/proc/self/fd")
+        assert disk.may_be_to_blame(time.monotonic()), "until it answers"
+        wait_for(lambda: _turn(selector) and not selector.get_map(), "it has answered")
+        assert os.listdir("/proc/self/fd") == before
+    os.close(state)
+
+
+def _turn(selector: selectors.BaseSelector) -> bool:
+    for key, _ in selector.select(0):
+        key.data()
+    return True
 
 
 def test_who_wants_to_run() -> None:

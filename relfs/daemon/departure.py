@@ -108,8 +108,9 @@ class Departure:
         return lost.errno == errno.ENODEV or (lost.errno == errno.ECONNABORTED and self._own() is None)
 
     def _own(self) -> Mount | None:
-        """Our mount, if it is still there."""
-        return next((each for each in all_mounts() if each.id == self._member.ledger.mounted), None)
+        """Our mount, if it is still there: what somebody else mounts next has the same id."""
+        number = self._member.ledger.mounted
+        return next((each for each in all_mounts() if (each.id, each.fstype) == (number, FSTYPE)), None)
 
 
 async def _retire(changes: Changes) -> None:

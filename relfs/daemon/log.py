@@ -23,6 +23,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -40,6 +41,7 @@ _LINE_MAX = 1 << 14
 """Characters; a longer line, of a traceback without an end, is cut. Both bound what a frozen disk costs in memory."""
 
 _FLUSH_SECONDS = 2.0
+_FLUSH_WAITS = 2
 _STALLED_SECONDS = 5.0
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What ends by itself. A daemon starts in spite of it: after a crash it may be the disk that is full."""
@@ -130,10 +132,14 @@ class LossyHandler(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, for a moment at the most. logging.shutdown() calls it."""
+        """Wait until all is written, for a moment at the most: in parts, of which a machine that stands still uses up
+        one. logging.shutdown() calls it."""
         self._mind_fork()
         with self._changed:
-            self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS)
+            any(
+                self._changed.wait_for(lambda: not self._entries, _FLUSH_SECONDS / _FLUSH_WAITS)
+                for _ in range(_FLUSH_WAITS)
+            )
 
     def trouble(self) -> str | None:
         """What is wrong now, in a line; None: nothing."""
@@ -242,12 +248,17 @@ class LogFile:
         os.close(self._open())
 
     def write(self, line: bytes) -> None:
+        while not self._has_taken(line):
+            pass  # the next file is smaller
+
+    def _has_taken(self, line: bytes) -> bool:
+        """Whether the file did; if not, it has become an old one."""
         fd = self._open()
         try:
             if self._rotate(fd):
-                os.close(fd)
-                fd = self._open()
+                return False
             _append(fd, line)
+            return True
         finally:
             os.close(fd)
 
@@ -257,12 +268,13 @@ class LogFile:
 
     def _rotate(self, fd: int) -> bool:
         """Whether the file has become an old one. Under its lock, or two would rotate at once, and lose what was in the
-        first; whoever comes second finds that the name is another's by then."""
+        first; whoever comes second finds that the name is another's by then, or nobody's yet."""
         if os.fstat(fd).st_size < _LOG_BYTES:
             return False
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory)):
-            os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(LOG, dir_fd=self._directory)):
+                os.rename(LOG, _OLD_LOG, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         return True
 
 

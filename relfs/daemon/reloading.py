@@ -68,6 +68,7 @@ class Reloading:
         self._company = company
         self._ledger = ledger
         self._reload: _Reload | None = None
+        self._refused: Comrade | None = None
 
     @property
     def forker(self) -> str:
@@ -93,13 +94,14 @@ class Reloading:
     def refuse(self, each: Comrade, why: str) -> None:
         """A standby or worker says that it cannot take over. Only new code has an old one to go back to."""
         if self._reload is not None and (each.role == NEXT or self._reload.is_new(each)):
+            self._refused = each
             self.undo(why)
 
     def explains(self, ended: Comrade) -> bool:
         """Whether the end of a process belongs to a reload, and is no death: the old worker was told to retire. That of
-        anybody else undoes it."""
+        anybody else undoes it. What somebody has said at last may be heard only now, and has undone it then."""
         if self._reload is None:
-            return ended.role == NEXT
+            return ended.role == NEXT or ended is self._refused
         if ended.role == NEXT:
             self.undo("its standby has ended")
             return True

@@ -54,8 +54,8 @@ _BEGIN_SECONDS = 30.0
 """How long a worker may take before it serves: the first reads all of a release that is to be sealed. And a standby
 before it can fork one."""
 
-_HELLO_SECONDS = 2.0
-_JOIN_SECONDS = 1.0
+_HELLO_SECONDS = 5.0
+_JOIN_SECONDS = 3.0
 _END_SECONDS = 10.0
 _LATE_SECONDS = 0.4
 """If the supervisor itself comes round so much later than it should, nobody else is to blame for being late."""
@@ -79,6 +79,7 @@ class Supervisor:
         self._links = Links(plan.mountpoint, self._selector)
         self._disk = Disk(plan.deploy_path, estate["state"], self._selector, self._forgive)
         self._expected: list[str] = []
+        self._noted = ""
         self._deaths = 0
         self._complaint = Complaint(_log)
         self._not_before = 0.0
@@ -250,7 +251,7 @@ class Supervisor:
         elif message.kind == "refused":
             self._be_refused(each, str(values["words"]))
         elif message.kind == "serving":
-            self._expected = values["current"]
+            self._expected, self._noted = values["current"], str(values.get("noted", ""))
             self._expect_answer(each)
         elif message.kind == "links":
             self._links.look_up()
@@ -345,11 +346,15 @@ class Supervisor:
         where = self._plan.mountpoint
         if verdict == "error":
             self._fail(f"{where}: was mounted but answers: {said}")
-        elif self._expected and said not in self._expected:
+        elif self._expected and said not in self._expected and not self._was_switched():
             self._fail(f"{where}: was mounted but current leads to {said}")
         else:
             self._deaths = 0
             self._begin()
+
+    def _was_switched(self) -> bool:
+        """Whether what is current was changed, by way of the worker, since that has said what it is."""
+        return self._ledger.served.load().decode("ascii") != self._noted
 
     def _begin(self) -> None:
         self._served = True

@@ -239,9 +239,9 @@ class Disk:
         return self._asked is not None
 
     def _hear(self, _verdict: str, _said: str) -> None:
-        """An error is an answer."""
+        """An error is an answer. Who asked is not needed until somebody is late again."""
         self._answered = time.monotonic()
-        self._asked = None
+        self.close()
         if self._said:
             self._said = False
             _log.info("%s: the disk answers again", self._shown)

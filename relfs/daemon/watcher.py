@@ -21,7 +21,7 @@ import trio
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.layout import CURRENT
-from relfs.mountinfo import mounts
+from relfs.mountinfo import FSTYPE, mounts
 from relfs.store import TEMPORARY
 
 _log = logging.getLogger(__name__)
@@ -106,5 +106,14 @@ def _watch_directory(directory: int) -> int | None:
 
 async def until_unmounted(mount_id: int) -> None:
     """Return once the mount with this id (proc(5), mountinfo) is gone from our name space."""
-    while any(mount.id == mount_id for mount in mounts()):
+    while _is_mounted(mount_id):
         await trio.sleep(_MOUNT_SECONDS)
+
+
+def _is_mounted(mount_id: int) -> bool:
+    """As far as can be seen: where there is no descriptor for a look (EMFILE, ENFILE), nothing is known to be gone. And
+    what somebody else mounts next has the same id."""
+    try:
+        return any(mount.id == mount_id and mount.fstype == FSTYPE for mount in mounts())
+    except OSError:
+        return True

@@ -332,7 +332,7 @@ class _Mount:
             nursery.start_soon(copy.run)
         nursery.start_soon(mounted.pinning.run)
         nursery.start_soon(mounted.canarying.decide_in_time, self._every_beat)
-        self._say_serving(mounted.pointer.target, mounted.sights.canary.stage)
+        self._say_serving(mounted.pointer, mounted.sights.canary.stage)
         nursery.start_soon(self._go_on_deleting, mounted)
         if self._adopting:
             await self._take_stock(mounted.changes)
@@ -345,15 +345,18 @@ class _Mount:
         else:
             await changes.drop_current()
 
-    def _say_serving(self, target: Target | None, canary: Stage | None) -> None:
-        """The supervisor sees one of the two, or the other if the canary's time is over just now."""
+    def _say_serving(self, pointer: Pointer, canary: Stage | None) -> None:
+        """The supervisor sees what is current or the canary, or what is current later, if somebody switches just now:
+        `noted` tells it that."""
         if self._adopting:
             _log.info("process %d has taken over %s", os.getpid(), self._plan.mountpoint)
             return
+        noted, target = self._ledger.served.load().decode("ascii"), pointer.target
         label = target.label if target is not None else "nothing yet"
         _log.info("%s is mounted at %s; current is %s", self._plan.deploy_path, self._plan.mountpoint, label)
         targets = (target, canary.target if canary is not None else None)
-        self._member.tell("serving", current=[self._native.show(each) for each in targets if each is not None])
+        current = [self._native.show(each) for each in targets if each is not None]
+        self._member.tell("serving", current=current, noted=noted)
 
     async def _take_stock(self, changes: Changes) -> None:
         """Finish what the worker before this one had begun, once nobody has to wait for it."""
