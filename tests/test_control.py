@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -546,6 +547,32 @@ def _hang_up(rude: socket.socket) -> None:
             rude.accept()[0].close()
         except OSError:
             return
+
+
+def test_a_daemon_that_dies_after_it_has_worked_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook, or the disk, has taken an hour of its time: the next one is asked all the same."""
+    now, passed = time.monotonic, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(passed))
+
+    def dies() -> None:
+        passed.append(3600.0)
+
+    with socket.socket(socket.AF_UNIX) as endpoint, ThreadPoolExecutor(1) as pool:
+        endpoint.bind(str(tmp_path / "control"))
+        endpoint.listen(64)
+        first = pool.submit(_hear_once, endpoint, dies)
+        second = pool.submit(_say_once, endpoint, b'{"jsonrpc": "2.0", "id": 1, "result": "done"}\n')
+        assert change((str(tmp_path),), "switch", {"release": "41"}) == "done"
+        first.result(SECONDS)
+        second.result(SECONDS)
+
+
+def _hear_once(endpoint: socket.socket, then: Callable[[], None]) -> None:
+    endpoint.settimeout(SECONDS)
+    asking, _ = endpoint.accept()
+    with asking:
+        asking.recv(1 << 16)
+        then()
 
 
 @pytest.mark.parametrize("answer", [b"hello\n", b"[]\n", b"{}\n", b'{"id": 1, "error": "x"}\n', b"\xff\n"])
