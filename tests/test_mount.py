@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -130,6 +131,18 @@ def test_mounted_by_another_name(deploy: DeployPath, app: Path, monkeypatch: pyt
         os.close(lock)
 
 
+def test_what_a_killed_daemon_left_is_not_taken_from_its_helper(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine stood still, and the helper with it: that goes by the path, and would come second."""
+    left = MountInfo(1, str(app), "fuse.relfs", str(app), "rw", "0:99", "/")
+    answers, now = iter((True, True, False)), itertools.count(step=1000.0)
+    monkeypatch.setattr(preflight, "_mounted", lambda _path: left)
+    monkeypatch.setattr(preflight, "_is_broken", lambda _path: next(answers))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(preflight, "detach_only", lambda found: pytest.fail(f"{found.target} is detached"))
+    preflight.clear_broken(Plan(str(app), str(app)))
+    assert next(answers, None) is None
+
+
 INTERRUPT = """
 import sys
 class _Interrupting:
@@ -216,7 +229,7 @@ def test_background_with_a_fifo_for_a_log(app: Path) -> None:
     (app / ".relfs").mkdir()
     os.mkfifo(app / ".relfs/log")
     done = subprocess.run(
-        relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=30
+        relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=120
     )
     said = f"relfs: {app}/.relfs/log: cannot be written: No such device or address\n"
     assert (done.returncode, done.stderr) == (1, said)
