@@ -286,7 +286,7 @@ def test_told_once_what_was_left(app: Path, source: Path) -> None:
 def test_one_that_goes_on_is_left_alone(app: Path, source: Path) -> None:
     """Other commands do not take it for interrupted; those that would change what is current are locked out."""
     os.mkfifo(source / "wait")
-    configure(app, '[hooks]\npre_add = "read line < wait"\n')
+    configure(app, '[hooks]\ntimeout = 300\npre_add = "read line < wait"\n')
     os.mkfifo(app / "wait")
     os.unlink(source / "wait")
     with running("-C", app, "deploy", source) as deploying:
