@@ -24,6 +24,7 @@ import relfs
 from relfs.errors import EXIT_FAILED
 from relfs.mountinfo import mount_at
 from relfs.mountinfo import mounts as all_mounts
+from relfs.mounts import detach
 
 _PACKAGE = Path(relfs.__file__).resolve().parent
 
@@ -153,6 +154,21 @@ def test_a_connection_that_was_lost_is_an_end_that_is_said(app: Path, mounts: Mo
     assert mount.process.wait(60) == EXIT_FAILED
     assert mount_at(str(app)) is None
     assert (app / "current/index.html").read_text() == "40"
+
+
+def test_a_connection_that_is_lost_with_the_mount_is_an_end_like_any_other(
+    app: Path, mounts: Mounts, tmp_path: Path
+) -> None:
+    """It is unmounted while a request is being read, and the kernel says the same."""
+    mark = tmp_path / "mark"
+    mount = mounts.start(app, patch=_LOSES_THE_CONNECTION.format(mark=str(mark)))
+    inside = os.open(app, os.O_RDONLY)
+    try:
+        detach(str(app))
+        mark.touch()
+        assert mount.process.wait(60) == 0
+    finally:
+        os.close(inside)
 
 
 def test_a_supervisor_that_can_start_nobody_gives_up_only_if_nobody_serves(app: Path, mounts: Mounts) -> None:

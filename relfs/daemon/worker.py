@@ -548,10 +548,18 @@ class _Mount:
             await serve()
         except* OSError as errors:  # pyfuse3's come out of a nursery of its own
             error = _first(errors)
-            if error.errno != errno.ENODEV:  # unmounted before this worker had taken over
+            if not self._is_unmounted(error):
                 _log.error("%s: the connection to the kernel was lost: %s", self._plan.mountpoint, reason(error))
                 self._status = EXIT_FAILED
         nursery.cancel_scope.cancel()
+
+    def _is_unmounted(self, lost: OSError) -> bool:
+        """Whether the connection was `lost` with the mount. The kernel says ENODEV then, but ECONNABORTED in the midst of
+        handing over a request (fuse_dev_do_read() in fs/fuse/dev.c), as it does if somebody aborts the connection of
+        what is mounted."""
+        if lost.errno == errno.ECONNABORTED:
+            return not any(each.id == self._ledger.mounted for each in all_mounts())
+        return lost.errno == errno.ENODEV
 
     async def _obey_signals(self, leave: Callable[[], None]) -> None:
         async for _ in self._signals:
