@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from relfs.checks import Checks
 from relfs.cli.options import MountOptions, parse_mount_options
 from relfs.config import Config, load_config
 from relfs.control import MESSAGE_MAX, change
+from relfs.daemon import methods
 from relfs.daemon.endpoint import listen
 from relfs.daemon.server import ControlServer, EventHub, Method, Peer
 from relfs.daemon.service import notify
@@ -500,6 +502,27 @@ def test_a_method_that_fails_is_answered(tmp_path: Path) -> None:
         assert b"Input/output error" in answer
 
     serve(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2.0, "does not answer"), (60.0, "")])
+def test_how_long_the_disk_may_take(monkeypatch: pytest.MonkeyPatch, seconds: float, told: str) -> None:
+    """Two seconds. If much more is over then, the machine has stood still, and that was not the disk's fault."""
+    clock, looks = trio.testing.MockClock(), list[float]()
+
+    def look(_mounted: object) -> methods.Seen:
+        looks.append(seconds)
+        if len(looks) == 1:
+            trio.from_thread.run_sync(clock.jump, seconds)
+        return methods.Seen(None, ())
+
+    monkeypatch.setattr(methods, "_look_now", look)
+    mounted: Any = SimpleNamespace(pointer=SimpleNamespace(deploy=SimpleNamespace(path="/app")))
+
+    async def asked() -> methods.Seen:
+        return await methods._look(mounted, trio.CapacityLimiter(1))
+
+    assert told in str(trio.run(asked, clock=clock).health)
+    assert len(looks) == (1 if told else 2)
 
 
 def test_what_is_in_the_place_of_the_socket(tmp_path: Path) -> None:
