@@ -10,6 +10,10 @@ relfs goes away, travels back and unmounts the original network disk (mount_name
 mounts and sends none. The choice: open_tree(2) a detached recursive copy, mount_setattr(2) it to slave, move_mount(2)
 it into place, all by descriptors. Kernels before 5.12 cannot do that; there relfs serves the directory itself, which
 follows nested mounts and costs speed only.
+
+The mount may be taken away in any moment, and what its path leads to then is the directory below it, where what is
+attached would stay. So the place, too, is a descriptor: the root of that very mount, where the kernel attaches nothing
+any more once it is unmounted (EINVAL).
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from relfs import libc
 from relfs.errors import RelfsError, reason
-from relfs.mountinfo import Mount, mount_id
+from relfs.mountinfo import Mount, mount_id, mounts
 
 _ATTRIBUTES = {
     "ro": libc.MOUNT_ATTR_RDONLY,
@@ -42,15 +47,49 @@ def attach(source_dir: int, name: str, target: str, options: Iterable[str] = ())
     os.close(attach_and_hold(source_dir, name, target, options))
 
 
-def attach_and_hold(source_dir: int, name: str, target: str, options: Iterable[str] = ()) -> int:
-    """The same, and returns what is attached as a descriptor (O_PATH): no path is walked to reach it, then."""
+def attach_and_hold(
+    source_dir: int, name: str, target: str, options: Iterable[str] = (), target_dir: int = libc.AT_FDCWD
+) -> int:
+    """The same, and returns what is attached as a descriptor (O_PATH): no path is walked to reach it, then. `target`
+    may be relative to `target_dir`."""
     tree = copy(source_dir, name, options)
     try:
-        libc.move_mount(tree, os.fsencode(target))
+        libc.move_mount(tree, os.fsencode(target), target_dir)
     except BaseException:
         os.close(tree)
         raise
     return tree
+
+
+def attach_in(
+    number: int, mountpoint: str, target: str, source_dir: int, name: str, options: Iterable[str]
+) -> int | None:
+    """The same at `target` in the mount with this id at `mountpoint`. None: that is there no more."""
+    try:
+        with root_of(number, mountpoint) as root:
+            return attach_and_hold(source_dir, name, target, options, root)
+    except OSError:
+        if is_mounted(number):
+            raise
+        return None
+
+
+@contextmanager
+def root_of(number: int, mountpoint: str) -> Iterator[int]:
+    """The root of the mount with this id, as a descriptor. Raises OSError: ENODEV if it is not what is on top at
+    `mountpoint`."""
+    root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if mount_id(root) != number:
+            raise OSError(errno.ENODEV, "it was unmounted, or something is mounted over it")
+        yield root
+    finally:
+        os.close(root)
+
+
+def is_mounted(number: int) -> bool:
+    """Whether there is a mount with this id."""
+    return any(mount.id == number for mount in mounts())
 
 
 @dataclass(frozen=True)
@@ -111,18 +150,27 @@ def detach(mountpoint: str) -> None:
 
 
 def detach_only(mount: Mount) -> None:
-    """The same for this mount, and nothing else that is on top there by now. Raises RelfsError.
+    """The same for this mount, and nothing else that is on top there by now; that somebody else has been faster is no
+    failure. Raises RelfsError.
 
     umount2(2) goes by the path: of two that have seen a mount and detach it, the second takes what was below. A
     descriptor means one mount, which cannot be detached twice, and whose id nobody else gets as long as it is open.
     """
-    mountpoint = mount.target
+    try:
+        _detach_that(mount.id, mount.target)
+    except RelfsError:
+        if any((each.id, each.target) == (mount.id, mount.target) for each in mounts()):
+            raise
+
+
+def _detach_that(number: int, mountpoint: str) -> None:
+    """Raises RelfsError."""
     try:
         place = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise RelfsError(f"{mountpoint}: cannot be unmounted: {reason(error)}") from error
     try:
-        if mount_id(place) == mount.id:
+        if mount_id(place) == number:
             _detach(f"/proc/self/fd/{place}", mountpoint)
     finally:
         os.close(place)

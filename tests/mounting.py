@@ -190,9 +190,10 @@ class Mounts:
         return {"PYTHONPATH": f"{place}:{environment()['PYTHONPATH']}"}
 
     def take_away(self) -> None:
-        """End every daemon, detach every mount, and fail if one had something to say."""
+        """End every daemon, detach every mount, and fail if one had something to say. The last one goes first: it may
+        be where an earlier one was, whose daemon is dead, and its own shall not lose the mount while it is at work."""
         loud = []
-        for mount in self._mounts:
+        for mount in reversed(self._mounts):
             if mount.process.poll() is None:
                 mount.process.send_signal(signal.SIGCONT)
                 mount.process.terminate()

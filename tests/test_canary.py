@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from cgroups import hierarchies, plain_group
 from mounting import Mount, Mounts, relfsctl, wait_for
+from sandbox import be_patient
 from viewers import Reader, pids_of, reader, reader_with_pid, switch, views
 
+from relfs.mountinfo import mount_at
 from relfs.processes import descendants
 from relfs.survival.copies import read_copy
 from relfs.views.mark import mark_of
@@ -272,7 +274,7 @@ def test_the_same_quarter_after_everything_was_killed(mount: Mount, mounts: Moun
         assert seen.count("releases/42") == 2
         wait_for(lambda: len(decided(mount)) == 8, "all are written down")
         mount.kill()
-        wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+        wait_for(lambda: mount_at(str(mount.app)) is None, "the mount is gone")
         again = mounts.start(mount.app)
         assert [each.sees() for each in reversed(first.workers)] == seen[::-1]
         assert sum(each.sees() == "releases/42" for each in (*first.workers, *later.workers)) == 4
@@ -324,7 +326,7 @@ def test_outlives_everything(app: Path, open_place: Path, mounts: Mounts, way: s
         mount.process.wait()
     else:
         mount.kill()
-        wait_for(lambda: not os.path.ismount(place), "the mount is gone")
+        wait_for(lambda: mount_at(str(place)) is None, "the mount is gone")
     mount = mounts.start(place)
     with reader(mount, user=NOBODY) as his, reader(mount) as other:
         assert (his.sees(), other.sees()) == ("42", "40")
@@ -336,7 +338,7 @@ def test_relfs_itself_may_be_of_the_audience(mount: Mount, mounts: Mounts) -> No
     """Who looks whether a new mount shows what it should, is shown the canary."""
     canary(mount, "42", "--uid", str(os.getuid()))
     mount.kill()
-    wait_for(lambda: not os.path.ismount(mount.app), "the mount is gone")
+    wait_for(lambda: mount_at(str(mount.app)) is None, "the mount is gone")
     again = mounts.start(mount.app)
     assert os.readlink(again.app / "current") == "releases/42"
 
@@ -458,14 +460,15 @@ def actions(mount: Mount) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_is_promoted_if_it_verifies(mount: Mount, tmp_path: Path, killed: bool) -> None:
+def test_is_promoted_if_it_verifies(app: Path, mounts: Mounts, tmp_path: Path, killed: bool) -> None:
     """Also where the worker that asks is killed."""
+    mount = mounts.start(be_patient(app))
     asked = tmp_path / "asked"
     hang = f'; [ "$(wc -l <{asked})" -gt 1 ] || sleep 1000'
     hook(mount, "verify", f"echo $RELFS_RELEASE >>{asked}{hang * killed}")
     canary(mount, "42", "--uid", "12345", "--for", "0.01")
     if killed:
-        wait_for(asked.exists, "the hook was asked")
+        wait_for(lambda: asked.exists() and asked.read_text() == "42\n", "the hook was asked")
         worker = mount.worker_pid
         mount.expect_log(f"worker.*{worker}")
         os.kill(worker, signal.SIGKILL)
@@ -482,7 +485,7 @@ def test_is_aborted_if_it_does_not(mount: Mount, program: str | None) -> None:
         hook(mount, "verify", program)
     canary(mount, "42", "--uid", str(os.getuid()), "--for", "0.01")
     wait_for(lambda: [action for action, _ in actions(mount)][-1:] == ["abort"], "the canary is aborted")
-    assert os.readlink(mount.app / "current") == "releases/40"
+    wait_for(lambda: os.readlink(mount.app / "current") == "releases/40", "and seen no more, a moment later")
     assert mount.journal()[-1]["why"]
 
 
@@ -492,10 +495,11 @@ def test_is_aborted_if_its_release_is_gone(mount: Mount) -> None:
     canary(mount, "42", "--uid", str(os.getuid()), "--for", "0.01")
     wait_for(lambda: [action for action, _ in actions(mount)][-1:] == ["abort"], "the canary is aborted")
     assert "releases/42: " in mount.journal()[-1]["why"]
-    assert os.readlink(mount.app / "current") == "releases/40"
+    wait_for(lambda: os.readlink(mount.app / "current") == "releases/40", "and seen no more, a moment later")
 
 
-def test_what_was_decided_meanwhile_counts(mount: Mount, tmp_path: Path) -> None:
+def test_what_was_decided_meanwhile_counts(app: Path, mounts: Mounts, tmp_path: Path) -> None:
+    mount = mounts.start(be_patient(app))
     asked, go = tmp_path / "asked", tmp_path / "go"
     os.mkfifo(go)
     hook(mount, "verify", f"touch {asked}; cat {go}")

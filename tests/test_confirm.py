@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -26,6 +27,7 @@ from relfs.errors import EXIT_REFUSED, EXIT_USAGE, RefusedError, UsageError
 from relfs.history import CONFIRM, History
 from relfs.journal import RECOVERED, Event, Journal
 from relfs.layout import DeployPath
+from relfs.mountinfo import mount_at
 from relfs.pointer import Pointer
 from relfs.processes import boot_id
 from relfs.releases.program import program
@@ -272,8 +274,13 @@ def _waits(pid: int, app: Path) -> bool:
 @pytest.fixture(autouse=True)
 def nobody_waits_for_ever(app: Path) -> Iterator[None]:
     yield
+    end_waiters(app)
+
+
+def end_waiters(app: Path) -> None:
     for pid in waiters(app):
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):  # it has ended by itself since
+            os.kill(pid, 9)
 
 
 def test_somebody_is_left_to_wait(app: Path) -> None:
@@ -350,8 +357,7 @@ def test_who_takes_over_goes_on_waiting(mount: Mount, parts: tuple[str, ...]) ->
     """Nobody but the mount's processes is left to do it."""
     mount.expect_log(TAKEN_BACK)
     assert ctl("-C", mount.app, "switch", "41", "--confirm", "2").status == 0
-    for pid in waiters(mount.app):
-        os.kill(pid, 9)
+    end_waiters(mount.app)
     kill(mount, *parts)
     wait_for(lambda: (mount.app / "current/index.html").read_text() == "40", "it is taken back")
     assert mount.journal()[-1]["release"] == "40"
@@ -361,6 +367,7 @@ def test_all_of_the_mount_is_killed(mount: Mount) -> None:
     mount.expect_log(TAKEN_BACK)
     assert ctl("-C", mount.app, "switch", "41", "--confirm", "3").status == 0
     mount.kill()
+    wait_for(lambda: mount_at(str(mount.app)) is None, "the mount is gone")
     wait_for(lambda: not waiters(mount.app), "who waited has ended")
     assert link_of(mount.app) == "releases/40"
     assert [event["release"] for event in mount.journal()][-2:] == ["41", "40"]

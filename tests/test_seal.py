@@ -70,6 +70,11 @@ def give(place: Path, who: Who) -> None:
         os.chown(path, who.uid, who.gid, follow_symlinks=False)
 
 
+def mounts_at(app: Path) -> list[str]:
+    """Where something is mounted there and below."""
+    return [each.target for each in all_mounts() if each.target.startswith(str(app))]
+
+
 def seals(app: Path) -> list[str]:
     """What is mounted on releases in the mount at `app`, read-only or not."""
     return sorted(os.path.basename(each.target) for each in all_mounts() if each.target.startswith(f"{app}/releases/"))
@@ -88,6 +93,11 @@ def can_write(release: Path) -> bool:
 def sealed(app: Path) -> list[str]:
     """The releases that cannot be written."""
     return [name for name in sorted(os.listdir(app / "releases")) if not can_write(app / "releases" / name)]
+
+
+def wait_for_seals(mount: Mount, names: list[str], what: str) -> None:
+    """These are sealed, and no others, as is found and told. That it can be written again is told a moment later."""
+    wait_for(lambda: sealed(mount.mountpoint) == names and mount.status()["sealed"] == names, what)
 
 
 def switch(app: Path, release: str) -> None:
@@ -363,8 +373,7 @@ def test_every_tool_moves_the_seal(app: Path, mounts: Mounts, way: Way, tool: st
         with pytest.raises(OSError) as raised:
             (app / "current/new").touch()
         assert raised.value.errno == way.errno
-        wait_for(lambda release=release: sealed(app) == [release], "the old release is unsealed")
-    assert mount.status()["sealed"] == ["42"]
+        wait_for_seals(mount, [release], "the old release is unsealed")
 
 
 def test_followed_behind_the_mount(app: Path, mounts: Mounts, tmp_path: Path) -> None:
@@ -372,8 +381,7 @@ def test_followed_behind_the_mount(app: Path, mounts: Mounts, tmp_path: Path) ->
     behind(tmp_path, app, "ln -sfn releases/42 current")
     wait_for(lambda: os.readlink(app / "current") == "releases/42", "the mount follows")
     assert not can_write(app / "current/")
-    wait_for(lambda: sealed(app) == ["42"], "the old release is unsealed")
-    assert mount.status()["sealed"] == ["42"]
+    wait_for_seals(mount, ["42"], "the old release is unsealed")
 
 
 def test_first_deploy(app: Path, mounts: Mounts, way: Way) -> None:
@@ -535,8 +543,8 @@ def test_a_wrong_order_would_be_seen(app: Path, mounts: Mounts, way: Way, order:
 
 def test_back_and_forth_beside_readers(app: Path, mounts: Mounts) -> None:
     """200 switches by relfsctl's own way and by tools; afterwards there are as many mounts as before."""
-    mount = mounts.start(app)
-    before = [each.target for each in all_mounts() if each.target.startswith(str(app))]
+    mounts.start(app)
+    before = mounts_at(app)
     with reading(app / "current/index.html", "40", "41") as readers:
         for number in range(200):
             release = ("41", "40")[number % 2]
@@ -547,8 +555,7 @@ def test_back_and_forth_beside_readers(app: Path, mounts: Mounts) -> None:
         seen = readers.stop()
     assert (seen.failed, seen.neither) == ({}, 0)
     assert seen.contents == {"40", "41"}
-    wait_for(lambda: mount.status()["unsealing"] == [], "no reader is in the old release any more")
-    assert sorted(each.target for each in all_mounts() if each.target.startswith(str(app))) == sorted(before)
+    wait_for(lambda: sorted(mounts_at(app)) == sorted(before), "no reader is in the old release any more")
     assert sealed(app) == ["40"]
 
 
@@ -566,9 +573,8 @@ def test_two_at_once(app: Path, mounts: Mounts) -> None:
     assert run(tool, app=app).returncode == 0
     asking.join()
     live = mount.status()["current"]
-    wait_for(lambda: sealed(app) == [live], "only the live release is sealed")
+    wait_for_seals(mount, [live], "only the live release is sealed")
     assert (app / "current/index.html").read_text() == live
-    assert mount.status()["sealed"] == [live]
     wait_for(lambda: seals(app) == [live], "and only one mount is left")
 
 
@@ -620,7 +626,7 @@ def test_back_to_a_release_that_is_in_use(app: Path, mounts: Mounts) -> None:
         assert (sealed(app), seals(app)) == (["40"], ["40"])
     switch(app, "42")
     wait_for(lambda: seals(app) == ["42"], "nothing is left")
-    assert mount.status()["unsealing"] == []
+    wait_for(lambda: mount.status()["unsealing"] == [], "which is told a moment later")
     assert (app / "releases/40/log").read_text() == "goes on"
 
 
@@ -723,7 +729,7 @@ def test_however_the_release_is_named(app: Path, mounts: Mounts, way: Way, text:
     mount = mounts.start(app, *way.arguments)
     assert run(TOOLS["gnu ln -sfn"], app=app, target=text.format(app=app)).returncode == 0
     wait_for(lambda: can_write(app / "releases/40"), "the old release is unsealed")
-    assert mount.status()["sealed"] == ["41"]
+    wait_for(lambda: mount.status()["sealed"] == ["41"], "which is told a moment later")
     assert not can_write(app / "releases/41")
 
 
@@ -745,8 +751,7 @@ def test_current_leads_elsewhere(app: Path, mounts: Mounts, tmp_path: Path) -> N
     add_release(tmp_path / "elsewhere", "50")
     mount = mounts.start(app)
     assert run(TOOLS["gnu ln -sfn"], app=app, target=str(tmp_path / "elsewhere/releases/50")).returncode == 0
-    wait_for(lambda: sealed(app) == [], "the old release is unsealed")
-    assert mount.status()["sealed"] == []
+    wait_for_seals(mount, [], "the old release is unsealed")
     assert "nothing: " in mount.relfsctl("status").stdout
     assert "is not below releases/" in mount.relfsctl("status").stdout
     switch(app, "41")
@@ -797,8 +802,7 @@ def test_elsewhere_as_root(app: Path, mounts: Mounts, tmp_path: Path, way: Way) 
     assert os.readlink(live / "current") == str(live / "releases/41"), "a link out of the mount would be a way around"
     assert os.readlink(app / "current") == str(app / "releases/41")
     assert not can_write(live / "current/")
-    wait_for(lambda: sealed(live) == ["41"], "the old release is unsealed")
-    assert mount.status()["sealed"] == ["41"]
+    wait_for_seals(mount, ["41"], "the old release is unsealed")
 
 
 def mounted_by_nobody(open_place: Path) -> tuple[Path, Path]:

@@ -26,7 +26,7 @@ from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError, reason
 from relfs.layout import CURRENT, RELEASES, SHARED, STATE, DeployPath
 from relfs.mountinfo import mount_id, mounts
-from relfs.mounts import alone, copy
+from relfs.mounts import alone, copy, root_of
 
 _BROUGHT_ALONG = frozenset({RELEASES, SHARED, STATE, CURRENT})
 
@@ -59,18 +59,19 @@ def _taken_apart(deploy: DeployPath, paths: Sequence[str], options: Sequence[str
     return apart
 
 
-def attach_nested(trees: Mapping[str, int], mountpoint: str) -> None:
-    """Attach in the mount, which must answer, what set_apart() has set apart. Raises RelfsError."""
+def attach_nested(trees: Mapping[str, int], number: int, mountpoint: str) -> None:
+    """Attach in the mount with this id, which must answer, what set_apart() has set apart. Raises RelfsError."""
     attached = {mount.id for mount in mounts()}
     for name, tree in trees.items():
-        target = f"{mountpoint}/{name.removeprefix(TREE_FD)}"
+        path = name.removeprefix(TREE_FD)
         try:
             if mount_id(tree) not in attached:  # a worker that has died since may have done it
-                libc.move_mount(tree, os.fsencode(target))
+                with root_of(number, mountpoint) as root:
+                    libc.move_mount(tree, os.fsencode(path), root)
         except OSError as error:
             raise RelfsError(
-                f"{target}: what is mounted there cannot be attached: {reason(error)}; unmount it, and mount it again "
-                "when relfs is mounted, or use --no-bind"
+                f"{mountpoint}/{path}: what is mounted there cannot be attached: {reason(error)}; unmount it, and "
+                "mount it again when relfs is mounted, or use --no-bind"
             ) from error
 
 
