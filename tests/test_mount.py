@@ -17,7 +17,7 @@ import pytest
 from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
-from relfs.daemon import preflight
+from relfs.daemon import preflight, watcher
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError
 from relfs.layout import DeployPath
@@ -545,6 +545,28 @@ def test_permissions_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> N
     command = f"mount --bind {tmp_path} {behind} && chmod 750 {behind}/app"
     subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-ec", command], check=True)
     wait_for(lambda: os.stat(mount.app).st_mode & 0o777 == 0o750, "the mount shows it")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("touch -d yesterday releases; chmod 700 releases", set()),
+        ("touch -h -d yesterday current", {b"current"}),
+        ("chmod 700 .", {b""}),
+        ("mkdir shared; mv shared elsewhere; rmdir elsewhere", {b"shared", b"elsewhere"}),
+    ],
+)
+def test_what_is_noticed_of_the_deploy_path(app: Path, change: str, told: set[bytes]) -> None:
+    """Its own attributes, and its names; those of what is in it are nothing to it."""
+    directory = os.open(app, os.O_PATH | os.O_DIRECTORY)
+    watch = watcher._watch_directory(directory)
+    assert watch is not None
+    try:
+        subprocess.run(["sh", "-ec", change], cwd=app, check=True)
+        assert watcher._names(os.read(watch, 4096)) == told
+    finally:
+        os.close(watch)
+        os.close(directory)
 
 
 def test_status_fields(mount: Mount) -> None:
