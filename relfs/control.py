@@ -46,6 +46,8 @@ _NOBODY_THERE = frozenset(
 _READ = 1 << 16
 _ANSWER_SECONDS = 10.0
 _RETRY_SECONDS = 10.0
+"""For how long, in all, a daemon that has gone away is waited for."""
+
 _RETRY_PAUSE = 0.05
 
 
@@ -186,7 +188,7 @@ def change(
     RelfsError.
     """
     params = {**params, "request": request_id or os.urandom(16).hex()}
-    deadline = time.monotonic() + _RETRY_SECONDS
+    tries = iter(range(round(_RETRY_SECONDS / _RETRY_PAUSE)))
     connection = Connection(state_paths)
     while True:
         try:
@@ -196,7 +198,7 @@ def change(
             lost = error
         finally:
             connection.close()
-        connection = _reconnect(state_paths, deadline, lost, mounted)
+        connection = _reconnect(state_paths, tries, lost, mounted)
 
 
 def _await_answer(connection: Connection, state_paths: tuple[str, ...], show: Callable[[str], None] | None) -> Any:
@@ -219,9 +221,11 @@ def _require_life(state_paths: tuple[str, ...]) -> None:
 
 
 def _reconnect(
-    state_paths: tuple[str, ...], deadline: float, cause: ConnectionError, mounted: Callable[[], bool]
+    state_paths: tuple[str, ...], tries: Iterator[int], cause: ConnectionError, mounted: Callable[[], bool]
 ) -> Connection:
-    while time.monotonic() < deadline:
+    """As long as there are `tries` left, be it from the last time. They are counted, not timed: for how long a daemon
+    worked before it went away, and a machine stood still, uses up none of them."""
+    for _ in tries:
         time.sleep(_RETRY_PAUSE)
         try:
             return Connection(state_paths)

@@ -54,10 +54,10 @@ def _live_release(deploy: DeployPath, target: Target) -> Iterator[str]:
 
 
 def _left_deployment(deploy: DeployPath) -> Iterator[str]:
-    """One that goes on holds the deploy lock."""
+    """One that goes on holds the deploy lock; and has taken its note away before it ends, and the lock with it."""
     try:
         left = read_deployment(deploy.state_fd)
-        if left is not None and held(deploy.state_fd) is None:
+        if left is not None and held(deploy.state_fd) is None and read_deployment(deploy.state_fd) == left:
             yield f"{left} was interrupted; the next relfsctl that changes something finishes or undoes it"
     except RelfsError as error:
         yield str(error)

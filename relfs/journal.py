@@ -204,13 +204,16 @@ class Journal:
 
 
 def _lines(file: BinaryIO, most: int) -> Iterator[bytes]:
-    """The lines of the last `most` bytes; one that is longer than any of ours comes in pieces, which are none."""
+    """The lines of the last `most` bytes; one that is longer than any of ours comes in pieces, which are none. What has
+    no end is the last: it may be about to be written, and with what comes behind that it would be left out."""
     size = os.fstat(file.fileno()).st_size
     if size > most:
         file.seek(size - most)
         file.readline(_TAIL)
     while line := file.readline(_TAIL):
         yield line
+        if len(line) < _TAIL and not line.endswith(b"\n"):
+            return
 
 
 def _repair(fd: int) -> int:

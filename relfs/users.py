@@ -2,7 +2,9 @@
 
 Names come from wherever the administrator wants them (nsswitch.conf(5)): a directory service may be slow, or gone, and
 getpwuid(3) waits for it. For relfs a name is decoration: what may be done is decided by numbers. So it is asked for in
-a thread, for a second at the most; who is not known by then goes by his number. Standard library only.
+a thread, for a second at the most; who is not known by then goes by his number. A machine may stand still for longer
+than that (a guest that its host does not run), and then nobody had the time to answer: so it is waited for twice, half
+as long each. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import pwd
 import queue
 import threading
 import time
+from contextlib import suppress
 
 _SECONDS = 1.0
+_WAITS = 2
 _FRESH_SECONDS = 60.0
 
 _asking = threading.BoundedSemaphore(4)
@@ -35,10 +39,10 @@ def user_name(uid: int) -> str:
     except RuntimeError:  # no more threads
         _asking.release()
         return str(uid)
-    try:
-        return answers.get(timeout=_SECONDS)
-    except queue.Empty:
-        return _know(uid, str(uid))
+    for _ in range(_WAITS):
+        with suppress(queue.Empty):
+            return answers.get(timeout=_SECONDS / _WAITS)
+    return _know(uid, str(uid))
 
 
 def known_name(uid: int) -> str | None:

@@ -25,6 +25,7 @@ from trees import change_one_in, described, make_archive, make_tree, member, own
 
 from relfs.errors import RefusedError, RelfsError, UsageError
 from relfs.layout import DeployPath, open_deploy_path
+from relfs.releases import adding
 from relfs.releases.adding import Added, add, resume
 from relfs.releases.checking import Difference, check
 from relfs.releases.manifest import read_manifest
@@ -448,6 +449,24 @@ def test_what_was_abandoned_is_removed_by_the_next(deploy: DeployPath, app: Path
     assert record.state == "reserved"
     assert add_from(deploy, tree).name == "44"
     assert_nothing_left(deploy, "40", "41", "42", "44")
+
+
+def test_who_has_just_begun_is_not_taken_for_dead(
+    deploy: DeployPath, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His directory was swept before he had locked it, and he has made another; in the end, his release is there."""
+    monkeypatch.setattr(adding, "sweep", lambda _deploy: ["43"])
+    states = []
+
+    def prepare(_staged: int, _name: str) -> bool:
+        resume(deploy)
+        states.append(Registry(deploy.state_fd).records()[0].state)
+        return False
+
+    add_from(deploy, tree, prepare=prepare)
+    resume(deploy)
+    assert [*states, Registry(deploy.state_fd).records()[0].state] == ["reserved", "finished"]
+    assert check(deploy, "43").differences == ()
 
 
 def test_a_release_that_is_whole_is_noted_as_finished(deploy: DeployPath, tree: Path) -> None:

@@ -15,10 +15,12 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +37,7 @@ from relfs.checks import Checks
 from relfs.cli.options import MountOptions, parse_mount_options
 from relfs.config import Config, load_config
 from relfs.control import MESSAGE_MAX, change
+from relfs.daemon import methods
 from relfs.daemon.endpoint import listen
 from relfs.daemon.server import ControlServer, EventHub, Method, Peer
 from relfs.daemon.service import notify
@@ -501,6 +504,27 @@ def test_a_method_that_fails_is_answered(tmp_path: Path) -> None:
     serve(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(2.0, "does not answer"), (60.0, "")])
+def test_how_long_the_disk_may_take(monkeypatch: pytest.MonkeyPatch, seconds: float, told: str) -> None:
+    """Two seconds. If much more is over then, the machine has stood still, and that was not the disk's fault."""
+    clock, looks = trio.testing.MockClock(), list[float]()
+
+    def look(_mounted: object) -> methods.Seen:
+        looks.append(seconds)
+        if len(looks) == 1:
+            trio.from_thread.run_sync(clock.jump, seconds)
+        return methods.Seen(None, ())
+
+    monkeypatch.setattr(methods, "_look_now", look)
+    mounted: Any = SimpleNamespace(pointer=SimpleNamespace(deploy=SimpleNamespace(path="/app")))
+
+    async def asked() -> methods.Seen:
+        return await methods._look(mounted, trio.CapacityLimiter(1))
+
+    assert told in str(trio.run(asked, clock=clock).health)
+    assert len(looks) == (1 if told else 2)
+
+
 def test_what_is_in_the_place_of_the_socket(tmp_path: Path) -> None:
     """A socket that a dead daemon left, or a link to one, is replaced; anything else is somebody's, and stays."""
 
@@ -546,6 +570,32 @@ def _hang_up(rude: socket.socket) -> None:
             rude.accept()[0].close()
         except OSError:
             return
+
+
+def test_a_daemon_that_dies_after_it_has_worked_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook, or the disk, has taken an hour of its time: the next one is asked all the same."""
+    now, passed = time.monotonic, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(passed))
+
+    def dies() -> None:
+        passed.append(3600.0)
+
+    with socket.socket(socket.AF_UNIX) as endpoint, ThreadPoolExecutor(1) as pool:
+        endpoint.bind(str(tmp_path / "control"))
+        endpoint.listen(64)
+        first = pool.submit(_hear_once, endpoint, dies)
+        second = pool.submit(_say_once, endpoint, b'{"jsonrpc": "2.0", "id": 1, "result": "done"}\n')
+        assert change((str(tmp_path),), "switch", {"release": "41"}) == "done"
+        first.result(SECONDS)
+        second.result(SECONDS)
+
+
+def _hear_once(endpoint: socket.socket, then: Callable[[], None]) -> None:
+    endpoint.settimeout(SECONDS)
+    asking, _ = endpoint.accept()
+    with asking:
+        asking.recv(1 << 16)
+        then()
 
 
 @pytest.mark.parametrize("answer", [b"hello\n", b"[]\n", b"{}\n", b'{"id": 1, "error": "x"}\n', b"\xff\n"])
@@ -1009,8 +1059,9 @@ def _switch_once(mount: Mount, release: str) -> None:
 
 
 def test_the_end_of_a_mount_follows_no_link(app: Path, mounts: Mounts, tmp_path: Path) -> None:
-    """The deploy path's owner may put a link in the socket's place; what it leads to is not the daemon's to remove."""
-    mount = mounts.start(app)
+    """The deploy path's owner may put a link in the socket's place; what it leads to is not the daemon's to remove.
+    (This one ends before it notices that.)"""
+    mount = mounts.start(app, patch="import relfs.daemon.upkeep as u; u.gone = lambda _deploy, _lock: None")
     victim = tmp_path / "dear" / "file"
     victim.parent.mkdir()
     victim.touch()

@@ -16,7 +16,10 @@ from disks import fill, small_disk
 from mounting import Mounts, wait_for
 from sandbox import make_app
 
+from relfs import health
+from relfs.layout import DeployPath
 from relfs.mountinfo import mount_at
+from relfs.releases.deployment import Deployment, forget_deployment, write_deployment
 from relfs.releases.staging import PREFIX
 from relfs.store import TEMPORARY
 
@@ -283,7 +286,7 @@ def test_told_once_what_was_left(app: Path, source: Path) -> None:
 def test_one_that_goes_on_is_left_alone(app: Path, source: Path) -> None:
     """Other commands do not take it for interrupted; those that would change what is current are locked out."""
     os.mkfifo(source / "wait")
-    configure(app, '[hooks]\npre_add = "read line < wait"\n')
+    configure(app, '[hooks]\ntimeout = 300\npre_add = "read line < wait"\n')
     os.mkfifo(app / "wait")
     os.unlink(source / "wait")
     with running("-C", app, "deploy", source) as deploying:
@@ -294,6 +297,20 @@ def test_one_that_goes_on_is_left_alone(app: Path, source: Path) -> None:
         (app / "wait").write_text("\n")
         assert deploying.wait(SECONDS) == 0
     assert current(app) == "43"
+
+
+def test_one_that_has_just_ended_was_not_interrupted(deploy: DeployPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at how far it has come, and the look who holds the lock."""
+
+    def ends(directory: int) -> None:
+        forget_deployment(directory)
+
+    assert deploy.state_fd is not None
+    write_deployment(deploy.state_fd, Deployment("id-1", "pruning", "43", "42", "/src", "ada", 5.0))
+    (told,) = health.health(deploy, None)
+    assert "was interrupted" in told
+    monkeypatch.setattr(health, "held", ends)
+    assert health.health(deploy, None) == ()
 
 
 # ---- the disk is full at any step ------------------------------------------------------------------------------------

@@ -304,6 +304,26 @@ def test_a_command_that_is_ended(anywhere: Path, number: signal.Signals) -> None
         assert running.wait(SECONDS) == 5
 
 
+_TOLD_EARLY = """
+import os, signal, subprocess, sys
+from relfs.cli.commands import lock
+start = subprocess.Popen
+def told(words):
+    os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+    return start(words)
+subprocess.Popen = told
+sys.exit(lock._run(("sleep", "1000")))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_told_to_end_before_the_command_has_begun(name: str) -> None:
+    """It is handed on all the same: the command must not go on without whoever holds the lock for it."""
+    command = [sys.executable, "-c", _TOLD_EARLY, name]
+    done = subprocess.run(command, env=clean_environment(), timeout=SECONDS, check=False)
+    assert done.returncode == 128 + signal.Signals[name]
+
+
 def test_a_lock_survives_the_mount_and_its_end(app: Path, mounts: Mounts) -> None:
     with a_shell() as holder:
         tell(holder, lock_command(app))

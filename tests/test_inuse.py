@@ -5,6 +5,7 @@ Each process is made to use something, and says that it does, before it is looke
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from clients import ctl
-from mounting import Mount, Mounts, environment, wait_for
+from mounting import Mount, Mounts, detach_all, environment, wait_for
 from sandbox import add_release, end, start_python
 
 from relfs.layout import DeployPath
@@ -233,6 +234,33 @@ def test_after_a_lazy_unmount(deploy: DeployPath, release: Path, tmp_path: Path)
     with contained('mount --bind "$1" "$2"; cd "$2/sub"; umount -l "$2"', release, place) as pid:
         assert os.readlink(f"/proc/{pid}/cwd") == "/sub"
         assert by(pid, found(deploy)) == ["cwd"]
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Iterator[Path]:
+    """A mount whose daemon is dead: whoever asks it anything gets ENOTCONN."""
+    place = tmp_path / "dead"
+    place.mkdir()
+    connection = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={connection},rootmode=40000,user_id=0,group_id=0"
+    subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "none", place], pass_fds=[connection], check=True)
+    os.close(connection)
+    yield place
+    detach_all(place)
+
+
+def test_what_else_is_dead_does_not_hide_it(deploy: DeployPath, release: Path, dead: Path) -> None:
+    """A process that has something of a dead mount that is unmounted: that cannot be looked at, the rest can."""
+    with using(release, f"held = os.open('{dead}', os.O_PATH); os.chdir(path)") as pid:
+        detach(str(dead))
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+            os.stat(f"/proc/{pid}/fd/{_fd_of(pid, '/')}")
+        assert by(pid, found(deploy)) == ["cwd"]
+
+
+def _fd_of(pid: int, path: str) -> str:
+    fds = os.listdir(f"/proc/{pid}/fd")
+    return next(fd for fd in fds if os.readlink(f"/proc/{pid}/fd/{fd}") == path)
 
 
 def test_what_is_mounted_in_a_release(deploy: DeployPath, release: Path) -> None:

@@ -14,6 +14,7 @@ from faults import Calls, Crash, CrashTorn, DiskFull, Fails, Fault, watched
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relfs import journal
 from relfs.deadline import Deadline
 from relfs.errors import RelfsError
 from relfs.journal import DONE, JOURNAL, Actor, Event, Journal, command_line, decode, encode, new_event, this_actor
@@ -100,6 +101,24 @@ def test_hostile_lines(line: bytes) -> None:
 def test_no_journal_is_an_empty_one(state: int) -> None:
     assert list(Journal(state).events()) == []
     assert list(Journal(None).events()) == []
+
+
+def test_read_while_a_line_is_being_written(state: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half that is there is read, then the other half and another line are written: the history has no holes."""
+    Journal(state).append(FIRST)
+    half = encode(SECOND)[:20]
+    with path.open("ab") as file:
+        file.write(half)
+
+    def slowly(line: bytes) -> Event | None:
+        if line == half:
+            with path.open("ab") as file:
+                file.write(encode(SECOND)[20:] + encode(THIRD))
+        return decode(line)
+
+    monkeypatch.setattr(journal, "decode", slowly)
+    assert list(Journal(state).events()) == [FIRST]
+    assert list(Journal(state).events()) == [FIRST, SECOND, THIRD]
 
 
 def test_events_are_read_in_the_order_they_were_written(state: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
-from relfs.daemon import preflight
+from relfs.daemon import preflight, watcher
 from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError
 from relfs.layout import DeployPath
@@ -130,6 +131,18 @@ def test_mounted_by_another_name(deploy: DeployPath, app: Path, monkeypatch: pyt
         os.close(lock)
 
 
+def test_what_a_killed_daemon_left_is_not_taken_from_its_helper(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine stood still, and the helper with it: that goes by the path, and would come second."""
+    left = MountInfo(1, str(app), "fuse.relfs", str(app), "rw", "0:99", "/")
+    answers, now = iter((True, True, False)), itertools.count(step=1000.0)
+    monkeypatch.setattr(preflight, "_mounted", lambda _path: left)
+    monkeypatch.setattr(preflight, "_is_broken", lambda _path: next(answers))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(preflight, "detach_only", lambda found: pytest.fail(f"{found.target} is detached"))
+    preflight.clear_broken(Plan(str(app), str(app)))
+    assert next(answers, None) is None
+
+
 INTERRUPT = """
 import sys
 class _Interrupting:
@@ -216,7 +229,7 @@ def test_background_with_a_fifo_for_a_log(app: Path) -> None:
     (app / ".relfs").mkdir()
     os.mkfifo(app / ".relfs/log")
     done = subprocess.run(
-        relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=30
+        relfs_command(app), env=environment(), capture_output=True, text=True, check=False, timeout=120
     )
     said = f"relfs: {app}/.relfs/log: cannot be written: No such device or address\n"
     assert (done.returncode, done.stderr) == (1, said)
@@ -534,6 +547,28 @@ def test_permissions_changed_behind_the_mount(mount: Mount, tmp_path: Path) -> N
     wait_for(lambda: os.stat(mount.app).st_mode & 0o777 == 0o750, "the mount shows it")
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("touch -d yesterday releases; chmod 700 releases", set()),
+        ("touch -h -d yesterday current", {b"current"}),
+        ("chmod 700 .", {b""}),
+        ("mkdir shared; mv shared elsewhere; rmdir elsewhere", {b"shared", b"elsewhere"}),
+    ],
+)
+def test_what_is_noticed_of_the_deploy_path(app: Path, change: str, told: set[bytes]) -> None:
+    """Its own attributes, and its names; those of what is in it are nothing to it."""
+    directory = os.open(app, os.O_PATH | os.O_DIRECTORY)
+    watch = watcher._watch_directory(directory)
+    assert watch is not None
+    try:
+        subprocess.run(["sh", "-ec", change], cwd=app, check=True)
+        assert watcher._names(os.read(watch, 4096)) == told
+    finally:
+        os.close(watch)
+        os.close(directory)
+
+
 def test_status_fields(mount: Mount) -> None:
     status = mount.status()
     contract = {
@@ -581,8 +616,12 @@ def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     """Readers go on by the kernel's cache; status says so; unmount, the way out, needs no daemon."""
     assert read_current(mount.app) == "40"
     pids = mount.pids().values()
-    mount.signal(signal.SIGSTOP)
-    assert (mount.app / "current/index.html").read_text() == "40"
+    held = os.open(mount.app / "current", os.O_PATH | os.O_NOFOLLOW)  # or the kernel may forget it, and ask again
+    try:
+        mount.signal(signal.SIGSTOP)
+        assert read_current(mount.app) == "40"
+    finally:
+        os.close(held)
     status, unmount = (
         subprocess.run(
             [sys.executable, "-c", _HASTY, "-C", mount.app, command],

@@ -47,7 +47,7 @@ def _forget_until(condition: Callable[[], bool], what: str) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("2\n")
         return condition()
 
-    wait_for(forget, what)
+    wait_for(forget, what, 300)  # which takes long where much is cached, by whomever
 
 
 def test_inode_numbers_are_stable(pair: Pair) -> None:

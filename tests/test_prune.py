@@ -428,7 +428,7 @@ def test_who_prunes_respects_the_deploy_lock(five: Path) -> None:
 def test_what_a_crash_has_left_is_deleted_by_the_next_mount(app: Path, deploy: DeployPath, mounts: Mounts) -> None:
     put(deploy, "41")
     mounts.start(app)
-    wait_for(lambda: os.listdir(app / ".relfs/trash") == [], "it is deleted")
+    wait_for(lambda: os.listdir(app / ".relfs/trash") == [], "it is deleted", 300)  # after everybody else
 
 
 def test_and_by_the_next_prune(app: Path, deploy: DeployPath) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import queue
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -62,6 +63,22 @@ def test_who_is_not_known_in_time_goes_by_number(silence: Silence) -> None:
     assert users.known_name(7) == "7", "the next one does not wait at all"
     silence.answered.set()
     wait_for(lambda: users.known_name(7) == "late", "the answer is taken all the same")
+
+
+def test_a_machine_that_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time was over before anybody could run."""
+    stood: list[float | None] = []
+
+    class Still(queue.SimpleQueue[str]):
+        def get(self, block: bool = True, timeout: float | None = None) -> str:
+            if not stood:
+                stood.append(timeout)
+                raise queue.Empty
+            return super().get(block, timeout)
+
+    monkeypatch.setattr(queue, "SimpleQueue", Still)
+    assert users.user_name(0) == "root"
+    assert stood
 
 
 def test_only_so_many_ask(silence: Silence, monkeypatch: pytest.MonkeyPatch) -> None:

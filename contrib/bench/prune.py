@@ -126,12 +126,13 @@ class _Site:
         self._table = place / "table"
 
     def served_during(self, command: Sequence[str | Path], release: Path | None = None) -> _Times:
-        """Serve until the command has ended; `release` is what it removes, if that goes before it ends."""
+        """Serve until the command has ended, and once at least: what is small may be gone before we come to it.
+        `release` is what it removes, if that goes before it ends."""
         reads, flushes, gone = [], [], None
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            while process.poll() is None:
+            while not reads or process.poll() is None:
                 reads.append(_timed(self._read))
                 if len(reads) % _READS_A_FLUSH == 1:
                     flushes.append(_timed(self._flush))

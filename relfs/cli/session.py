@@ -54,17 +54,16 @@ class Session:
 pass_session = click.make_pass_decorator(Session)
 
 
-_BETWEEN_SECONDS = 3.0
-"""How long a mount whose daemon does not answer is taken for one that comes or goes just now."""
-
 _PAUSE = 0.05
+_TRIES = 60
+"""How often a mount whose daemon does not answer is taken for one that comes or goes just now: counted, since an answer
+that a daemon owes may have been waited for, and the machine may have stood still."""
 
 
 def ask(place: Place, method: str, params: dict[str, Any] | None = None) -> Any:
     """Ask the daemon something that changes nothing; None if there is no daemon. Where a worker dies before it has
     answered, the next one is asked."""
-    deadline = time.monotonic() + _BETWEEN_SECONDS
-    while True:
+    for _ in range(_TRIES):
         try:
             connection = Connection(place.state_paths)
         except NoDaemon:
@@ -72,11 +71,12 @@ def ask(place: Place, method: str, params: dict[str, Any] | None = None) -> Any:
         try:
             return connection.call(method, params or {})
         except ConnectionError:
-            if time.monotonic() > deadline or not is_mounted(place):
+            if not is_mounted(place):
                 return None
         finally:
             connection.close()
         time.sleep(_PAUSE)
+    return None
 
 
 def change_current(
@@ -119,8 +119,7 @@ def _ask_or(
     place: Place, method: str, params: dict[str, Any], request_id: str, do_it: Callable[[], Event]
 ) -> dict[str, Any]:
     """Ask the daemon; where there is none, and no mount either, do it here."""
-    deadline = time.monotonic() + _BETWEEN_SECONDS
-    while True:
+    for _ in range(_TRIES):
         try:
             result: dict[str, Any] = change(
                 place.state_paths, method, params,
@@ -130,9 +129,9 @@ def _ask_or(
         except NoDaemon:
             if not is_mounted(place):
                 break
-            if time.monotonic() > deadline:
-                refuse_behind_mount(place)
         time.sleep(_PAUSE)
+    else:
+        refuse_behind_mount(place)
     return do_it().as_json()
 
 

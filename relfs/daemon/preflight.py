@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import threading
@@ -22,18 +23,23 @@ from relfs.pointer import Pointer
 
 DAEMON_LOCK = "daemon.lock"
 
-_HELPER_SECONDS = 3.0
+_HELPER_LOOKS = 150
+"""Three seconds, if the machine does not stand still: then the helper did, too."""
+
 _PREDECESSOR_SECONDS = 10.0
 _PAUSE = 0.02
 _LOOK_SECONDS = 2.0
+_WAITS = 2
 
 
 def clear_broken(plan: Plan) -> None:
     """Remove what a killed daemon left. Its helper is about to do so, and must be given the time: it goes by the path,
     and would unmount what we mount there."""
-    deadline = time.monotonic() + _HELPER_SECONDS
-    while (found := _mounted(plan.mountpoint)) is not None and _is_broken(plan.mountpoint):
-        if time.monotonic() > deadline:
+    for looks in itertools.count():
+        found = _mounted(plan.mountpoint)
+        if found is None or not _is_broken(plan.mountpoint):
+            return
+        if looks >= _HELPER_LOOKS:
             detach_only(found)
         time.sleep(_PAUSE)
 
@@ -45,7 +51,8 @@ def _mounted(path: str) -> Mount | None:
 
 
 def _is_broken(path: str) -> bool:
-    """Whether `path` is a FUSE mount whose daemon is gone. One whose daemon is stopped gives no answer: it is not."""
+    """Whether `path` is a FUSE mount whose daemon is gone. One whose daemon is stopped gives no answer: it is not. That
+    is waited for in parts, of which a machine that stands still uses up one."""
     answers: list[int | None] = []
 
     def look() -> None:
@@ -57,7 +64,8 @@ def _is_broken(path: str) -> bool:
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    looking.join(_LOOK_SECONDS)
+    for _ in range(_WAITS):
+        looking.join(_LOOK_SECONDS / _WAITS)
     return bool(answers) and answers[0] in (errno.ENOTCONN, errno.ECONNABORTED)
 
 

@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
 _MOUNT_SECONDS = 2.0
 
-_IN_MASK = 0x4 | 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000
+_IN_ATTRIB = 0x4
+_IN_MASK = _IN_ATTRIB | 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000
 """ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE, ONLYDIR (linux/inotify.h)."""
 _EVENT = struct.Struct("=iIII")
 _READ_SIZE = 1 << 16
@@ -82,11 +83,15 @@ async def _something_happened(watch: int | None, changes: Changes) -> None:
 
 
 def _names(events: bytes) -> set[bytes]:
-    """The names in what inotify(7) told: a wd, a mask, a cookie, and the length of the padded name, then that."""
+    """The names in what inotify(7) told: a wd, a mask, a cookie, and the length of the padded name, then that. What has
+    other attributes is passed over, but for `current` and the directory itself (without a name): they are its own, and
+    who looks whether the disk answers changes those of our state (probe.py)."""
     names = set()
     while events:
-        length = _EVENT.unpack_from(events)[3]
-        names.add(events[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
+        _, mask, _, length = _EVENT.unpack_from(events)
+        name = events[_EVENT.size : _EVENT.size + length].rstrip(b"\0")
+        if not mask & _IN_ATTRIB or name in (b"", CURRENT.encode()):
+            names.add(name)
         events = events[_EVENT.size + length :]
     return names
 

@@ -106,17 +106,20 @@ def add(
 
 
 def resume(deploy: DeployPath) -> list[str]:
-    """Finish, or undo, what adds that were cut off have left; the names of what was undone. Raises RelfsError."""
+    """Finish, or undo, what adds that were cut off have left; the names of what was undone. Raises RelfsError.
+
+    A directory that was made a moment ago is not locked yet, and looks abandoned: its maker, who finds it gone, has
+    made it again by now."""
     swept = sweep(deploy)
     registry = Registry(deploy.state_fd)
     for record in registry.records():
-        if record.state != "reserved":
+        if record.state != "reserved" or is_staged(deploy, record.name):
             continue
-        if record.name in swept:
+        if _is_whole(deploy, record.name):
+            registry.note(record, "finished")
+        elif record.name in swept:
             _forget(deploy, record.name)
             registry.note(record, "given-up")
-        elif not is_staged(deploy, record.name) and _is_whole(deploy, record.name):
-            registry.note(record, "finished")
     return swept
 
 

@@ -317,7 +317,7 @@ class _Look:
         path = _readlink(link)
         if self._note_served(pid, how, path, names) or not self._is_near(path, names):
             return
-        with suppress(FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        with suppress(OSError):  # gone meanwhile, or of a mount that is dead: then it is in no release
             key, shared = _identity(os.stat(link))
             if key[0] == self._ground.device:
                 self._held[key].append(_Trace(pid, how, path, shared))

@@ -49,18 +49,35 @@ def command(session: Session, reason: str, ttl: float | None, words: tuple[str, 
 
 
 def _run(words: tuple[str, ...]) -> int:
-    """The command gets Ctrl-C from the terminal as we do, and what we are told to end with; we end when it has."""
+    """The command gets Ctrl-C from the terminal as we do, and what we are told to end with, be it before it has begun;
+    we end when it has."""
+    begun: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        if begun:
+            begun[0].send_signal(number)
+        else:
+            early.append(number)
+
     _instead_of(signal.SIGINT, lambda _number, _frame: None)  # and not SIG_IGN, which the command would inherit
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        _instead_of(each, hand_on)
+    begun.append(_started(words))
+    for number in early:
+        begun[0].send_signal(number)
+    status = begun[0].wait()
+    return status if status >= 0 else 128 - status
+
+
+def _started(words: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Raises RelfsError."""
     try:
-        process = subprocess.Popen(words)
+        return subprocess.Popen(words)
     except OSError as error:
         failure = RelfsError(f"{words[0]}: cannot be run: {reason(error)}")
         failure.status = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
         raise failure from error
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        _instead_of(each, lambda number, _frame: process.send_signal(number))
-    status = process.wait()
-    return status if status >= 0 else 128 - status
 
 
 def _instead_of(number: signal.Signals, do: Callable[[int, FrameType | None], None]) -> None:
