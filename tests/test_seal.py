@@ -543,7 +543,7 @@ def test_a_wrong_order_would_be_seen(app: Path, mounts: Mounts, way: Way, order:
 
 def test_back_and_forth_beside_readers(app: Path, mounts: Mounts) -> None:
     """200 switches by relfsctl's own way and by tools; afterwards there are as many mounts as before."""
-    mount = mounts.start(app)
+    mounts.start(app)
     before = mounts_at(app)
     with reading(app / "current/index.html", "40", "41") as readers:
         for number in range(200):
