@@ -7,6 +7,7 @@ A process is known by its pid and start time together, so that a reused pid is n
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -63,6 +64,16 @@ def is_exiting(pid: int) -> bool:
     """
     flags = _flags(pid)
     return flags is None or bool(flags & _PF_EXITING)
+
+
+def is_killed(pid: int) -> bool:
+    """Whether nothing can keep process `pid` from ending, but for what its first thread waits for in the kernel: it is
+    exiting, or SIGKILL is pending (proc(5), SigPnd)."""
+    try:
+        pending = int(_field(_read(f"/proc/{pid}/status"), b"SigPnd"), 16)
+    except OSError:
+        return True
+    return bool(pending & 1 << signal.SIGKILL - 1) or is_exiting(pid)
 
 
 def is_of_the_kernel(pid: int) -> bool:
@@ -124,8 +135,7 @@ def sole_owner(pid: int) -> tuple[int, int] | None:
 
 
 def acts_as(pid: int) -> tuple[int, int] | None:
-    """The user and group as whom process `pid` reaches files (proc(5), status: the last of each); None if it is gone.
-    """
+    """The user and group as whom process `pid` reaches files (proc(5), status: the last of each); None if gone."""
     try:
         status = _read(f"/proc/{pid}/status")
     except OSError:

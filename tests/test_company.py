@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from disks import broken_disk
 from mounting import wait_for
 
 import relfs
@@ -24,7 +25,7 @@ from relfs.daemon.member import Telling, myself, who_is
 from relfs.daemon.plan import Plan
 from relfs.daemon.reloading import outcome_of
 from relfs.daemon.supervisor import Supervisor
-from relfs.processes import state_of
+from relfs.processes import is_killed, state_of
 from relfs.survival.channel import Channel, Message, channel_of, pair, until_readable
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import new_ledger
@@ -122,14 +123,20 @@ def test_who_asks_for_a_reload_while_one_is_under_way_has_his_turn() -> None:
     ledger.close()
 
 
+@pytest.fixture
+def supervisor(estate: Estate, tmp_path: Path) -> Iterator[Supervisor]:
+    """Of nothing that is mounted."""
+    estate.put("state", os.open(tmp_path, os.O_PATH))
+    ledger = new_ledger()
+    yield Supervisor(Plan(str(tmp_path), str(tmp_path)), estate, ledger, new_memory("relfs-baton"), Answer(None))
+    ledger.close()
+
+
 def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
-    estate: Estate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody can ask the mount, which is to go; but readers wait for it."""
-    estate.put("state", os.open(tmp_path, os.O_PATH))
-    ledger, (ours, theirs) = new_ledger(), pair()
-    plan = Plan(str(tmp_path), str(tmp_path))
-    supervisor = Supervisor(plan, estate, ledger, new_memory("relfs-baton"), Answer(None))
+    ours, theirs = pair()
     worker = subprocess.Popen(["sleep", "1000"])
     try:
         wait_for(lambda: state_of(worker.pid) == "S", "it does not wait for a processor, which would be no time")
@@ -150,7 +157,33 @@ def test_a_worker_that_hangs_when_it_is_to_unmount_is_ended(
     supervisor._bring_up_members()
     assert supervisor._outcome == (0, "")
     theirs.close()
-    ledger.close()
+
+
+def test_a_worker_that_was_killed_is_not_blamed_for_what_keeps_it(
+    supervisor: Supervisor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is slow to answer, be it because the machine is busy: another one takes its place all the same."""
+    ours, theirs = pair()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/file").touch()
+    with broken_disk(tmp_path / "disk", tmp_path / "mood") as disk:
+        disk.hangs()
+        worker = subprocess.Popen(["cat", tmp_path / "disk/file"])
+        wait_for(
+            lambda: "request_wait_answer" in Path(f"/proc/{worker.pid}/stack").read_text(), "it waits for the disk"
+        )
+        supervisor._company.add(Comrade(WORKER, ours), who_is(worker.pid))
+        assert not is_killed(worker.pid)
+        worker.kill()
+        assert is_killed(worker.pid)
+        supervisor._on_signal()
+        supervisor._watch(time.monotonic() + 11)
+        assert worker.poll() is None
+        assert supervisor._company.get(WORKER) is None
+        disk.works()
+        assert worker.wait(60) == -signal.SIGKILL
+    assert "does not come to its end" not in caplog.text
+    theirs.close()
 
 
 def test_what_nobody_has_heard_keeps_nothing(estate: Estate) -> None:

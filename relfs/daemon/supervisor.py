@@ -39,6 +39,7 @@ from relfs.daemon.watchdog import Disk, Links, Watchdog
 from relfs.errors import EXIT_FAILED, RelfsError, error_for, reason
 from relfs.mountinfo import FSTYPE, mount_at
 from relfs.mounts import detach_only
+from relfs.processes import is_killed
 from relfs.survival.channel import Channel, Message, pair, until_readable
 from relfs.survival.estate import Estate, is_fleeting
 from relfs.survival.ledger import Ledger, Who
@@ -174,9 +175,10 @@ class Supervisor:
         self._not_before = time.monotonic() + pause
 
     def _end_process(self, each: Comrade, why: str) -> None:
-        """Kill it. What it was doing in the kernel ends before anything else of it is done, so nobody waits for
-        that."""
-        _log.warning("the %s (process %d) %s; it is ended", each.role, each.pid, why)
+        """Kill it. What it was doing in the kernel ends before anything else of it is done, so nobody waits for that,
+        nor blames it if somebody else has killed it already."""
+        if each.who is None or not is_killed(each.who.pid):
+            _log.warning("the %s (process %d) %s; it is ended", each.role, each.pid, why)
         each.kill()
         self._company.lose(each)
 
