@@ -30,7 +30,10 @@ _RETIRE_SECONDS = 5.0
 class Departure:
     """Of the worker of one mount. To be asked twice is to end at once.
 
-    GUARDED BY the event loop: `_leaving`, which stays true.
+    An id is another mount's as soon as ours is gone. The number of its file system is not, as long as that has a
+    worker: a connection that has ended is another end.
+
+    GUARDED BY the event loop: `_leaving`, which stays true; `_device`, that number, once it was looked at.
     """
 
     def __init__(self, member: Member, mountpoint: str, seals: Seals, nursery: trio.Nursery) -> None:
@@ -39,6 +42,7 @@ class Departure:
         self._seals = seals
         self._nursery = nursery
         self._leaving = False
+        self._device: str | None = None
 
     def begin(self) -> None:
         """Unmount, and end once nobody needs us any more. Contains no `await`."""
@@ -67,7 +71,7 @@ class Departure:
 
     async def notice_unmount(self) -> None:
         """Somebody else may do it."""
-        await until_unmounted(self._member.ledger.mounted)
+        await until_unmounted(lambda: self._own() is not None)
         self.begin()
 
     def _asked(self) -> bool:
@@ -109,7 +113,10 @@ class Departure:
 
     def _own(self) -> Mount | None:
         """Our mount, if it is still there."""
-        return next((each for each in all_mounts() if each.id == self._member.ledger.mounted), None)
+        found = next((each for each in all_mounts() if each.id == self._member.ledger.mounted), None)
+        if found is not None and self._device is None:
+            self._device = found.device
+        return found if found is not None and found.device == self._device else None
 
 
 async def _retire(changes: Changes) -> None:

@@ -15,13 +15,13 @@ import ctypes
 import logging
 import os
 import struct
+from collections.abc import Callable
 
 import trio
 
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.layout import CURRENT
-from relfs.mountinfo import mounts
 from relfs.store import TEMPORARY
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _watch_directory(directory: int) -> int | None:
     return None
 
 
-async def until_unmounted(mount_id: int) -> None:
-    """Return once the mount with this id (proc(5), mountinfo) is gone from our name space."""
-    while any(mount.id == mount_id for mount in mounts()):
+async def until_unmounted(is_mounted: Callable[[], bool]) -> None:
+    """Return once the mount is gone from our name space."""
+    while is_mounted():
         await trio.sleep(_MOUNT_SECONDS)
