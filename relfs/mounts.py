@@ -69,9 +69,20 @@ def attach_in(
         with root_of(number, mountpoint) as root:
             return attach_and_hold(source_dir, name, target, options, root)
     except OSError:
-        if is_mounted(number):
+        if is_mounted(number, mountpoint):
             raise
         return None
+
+
+def detach_in(number: int, mountpoint: str, target: str) -> None:
+    """Unmount lazily what is on top at `target` in the mount with this id at `mountpoint`, if that is still there.
+    Raises OSError."""
+    try:
+        with root_of(number, mountpoint) as root:
+            libc.detach(f"/proc/self/fd/{root}/{target}")
+    except OSError:
+        if is_mounted(number, mountpoint):
+            raise
 
 
 @contextmanager
@@ -87,9 +98,9 @@ def root_of(number: int, mountpoint: str) -> Iterator[int]:
         os.close(root)
 
 
-def is_mounted(number: int) -> bool:
-    """Whether there is a mount with this id."""
-    return any(mount.id == number for mount in mounts())
+def is_mounted(number: int, mountpoint: str | None = None) -> bool:
+    """Whether there is a mount with this id; at `mountpoint`, where nobody holds it: another may have got that id."""
+    return any(mount.id == number and mountpoint in (None, mount.target) for mount in mounts())
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ def detach_only(mount: Mount) -> None:
     try:
         _detach_that(mount.id, mount.target)
     except RelfsError:
-        if any((each.id, each.target) == (mount.id, mount.target) for each in mounts()):
+        if is_mounted(mount.id, mount.target):
             raise
 
 

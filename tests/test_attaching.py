@@ -16,7 +16,7 @@ from relfs.daemon.nested import TREE_FD, attach_nested
 from relfs.errors import RelfsError
 from relfs.layout import DeployPath
 from relfs.mountinfo import mount_at
-from relfs.mounts import attach_in, copy, detach, detach_only
+from relfs.mounts import attach_in, copy, detach, detach_in, detach_only
 
 
 def mounted_over(place: Path) -> int:
@@ -57,6 +57,24 @@ def test_it_goes_while_it_is_attached_to(
     monkeypatch.setattr(libc, before, too_late)
     assert attach_in(number, str(app), "releases", deploy.fd, "releases", ()) is None
     assert mount_at(f"{app}/releases") is None
+
+
+def test_what_is_attached_goes(number: int, app: Path, deploy: DeployPath) -> None:
+    """As long as the mount is there; what is mounted below that is somebody else's."""
+    for _ in range(2):
+        attached = attach_in(number, str(app), "releases", deploy.fd, "releases", ())
+        assert attached is not None
+        os.close(attached)
+        detach_in(number, str(app), "releases")
+        assert mount_at(f"{app}/releases") is None
+    with pytest.raises(OSError, match="Invalid argument"):
+        detach_in(number, str(app), "releases")
+    detach(str(app))
+    others = mounted_over(app / "releases")
+    detach_in(number, str(app), "releases")
+    found = mount_at(f"{app}/releases")
+    assert found is not None
+    assert found.id == others
 
 
 def test_it_was_gone_before(number: int, app: Path, deploy: DeployPath) -> None:

@@ -85,6 +85,25 @@ def test_it_goes_while_it_is_taken_away(
     assert not seals(attached)
 
 
+def test_it_is_sealed_when_all_is_taken_away(binds: Binds, attached: Path) -> None:
+    """Anew, or again where somebody is still in it: a switch is not refused because nothing is mounted any more."""
+    binds.seal(_NAME)
+    inside = os.open(attached / _NAME, os.O_PATH | os.O_DIRECTORY)
+    try:
+        assert not binds.unseal(_NAME)
+        detach_all(attached)
+        for name in (_NAME, "41"):
+            binds.seal(name)
+            assert binds.unseal(name)
+    finally:
+        os.close(inside)
+
+
+def test_what_is_not_there_cannot_be_sealed(binds: Binds) -> None:
+    with pytest.raises(FileNotFoundError):
+        binds.seal("99")
+
+
 def test_it_cannot_be_unmounted(binds: Binds, attached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel refuses about a seal that is there is said."""
 

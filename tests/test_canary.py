@@ -463,16 +463,18 @@ def actions(mount: Mount) -> list[tuple[str, str]]:
 def test_is_promoted_if_it_verifies(app: Path, mounts: Mounts, tmp_path: Path, killed: bool) -> None:
     """Also where the worker that asks is killed."""
     mount = mounts.start(be_patient(app))
-    asked = tmp_path / "asked"
-    hang = f'; [ "$(wc -l <{asked})" -gt 1 ] || sleep 1000'
+    asked, hangs = tmp_path / "asked", tmp_path / "hangs"
+    hang = f'; [ "$(wc -l <{asked})" -gt 1 ] || {{ echo $$ >{hangs}; exec sleep 1000; }}'
     hook(mount, "verify", f"echo $RELFS_RELEASE >>{asked}{hang * killed}")
     canary(mount, "42", "--uid", "12345", "--for", "0.01")
     if killed:
-        wait_for(lambda: asked.exists() and asked.read_text() == "42\n", "the hook was asked")
+        wait_for(lambda: hangs.exists() and hangs.read_text().endswith("\n"), "the hook was asked")
         worker = mount.worker_pid
         mount.expect_log(f"worker.*{worker}")
         os.kill(worker, signal.SIGKILL)
     wait_for(lambda: os.readlink(mount.app / "current") == "releases/42", "the canary is promoted")
+    if killed:
+        os.kill(int(hangs.read_text()), signal.SIGKILL)  # whose worker is dead, nobody ends
     wait_for(lambda: len(actions(mount)) == 4, "the switch is verified, too")
     assert actions(mount) == [("canary", "done"), ("verify", "done"), ("switch", "done"), ("verify", "done")]
     assert views(mount) == []

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import trio
@@ -24,11 +23,9 @@ from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import make_app
 
-from relfs.daemon import watcher
 from relfs.daemon.accepting import Acceptor
 from relfs.daemon.clients import Client, Clients, TooManyError
 from relfs.descriptors import Descriptors
-from relfs.mountinfo import FSTYPE
 
 STRANGER = 4711
 
@@ -176,17 +173,6 @@ def test_no_error_of_accept_is_the_end(caplog: pytest.LogCaptureFixture) -> None
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert len(served) == 3
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING", "INFO"]
-
-
-def test_who_cannot_look_is_not_unmounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no descriptor to read mountinfo by (proc(5)): it is read again, and the worker goes on meanwhile. When
-    it is gone, another mount has its id."""
-    refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    seen = [refused, [mock.Mock(id=7, fstype=FSTYPE)], [mock.Mock(id=8, fstype=FSTYPE), mock.Mock(id=7)]]
-    looks = mock.Mock(side_effect=seen)
-    monkeypatch.setattr(watcher, "mounts", looks)
-    trio.run(watcher.until_unmounted, 7, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert looks.call_count == len(seen)
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:

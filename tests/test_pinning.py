@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import trio
 
+from relfs.daemon import viewing
 from relfs.daemon.pinning import Pinning
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
@@ -21,7 +22,7 @@ from relfs.layout import Target
 from relfs.processes import Process, process
 from relfs.survival.ledger import new_ledger
 from relfs.views.mark import new_mark, put_mark
-from relfs.views.pins import Pins
+from relfs.views.pins import Pin, Pins
 
 OLD, NEW = Target("releases/41", "41"), Target("releases/42", "42")
 ACTOR = Actor(0, "root", 1, "x")
@@ -132,3 +133,14 @@ def test_one_that_there_is_no_room_for_leaves_nothing() -> None:
 
     sealing = Sealing()
     run(steps, sealing)
+
+
+def test_who_has_ended_since_is_not_shown() -> None:
+    """Between being found and being looked at."""
+    pinned = Pin(new_mark(), OLD, ACTOR, 0.0, "1", 1, 1)
+    with living() as ended:
+        pass
+    with mock.patch.object(viewing, "bearers", return_value={pinned.mark: [ended.pid, os.getpid()]}):
+        (view,) = viewing._pinned([pinned])
+    assert isinstance(view["processes"], list)
+    assert [each["pid"] for each in view["processes"]] == [os.getpid()]

@@ -110,6 +110,7 @@ def test_status_tells_of_a_replacement_under_way(mount: Mount) -> None:
         assert view["reason"] == "replacing current"
         assert view["command"] == f"rm {mount.app}/current"
         assert f"rm {mount.app}/current" in mount.relfsctl("status").stdout
+        assert f"(rm {mount.app}/current)" in mount.relfsctl("views").stdout
         script.communicate(b"\n")
 
 

@@ -12,7 +12,6 @@ import pyfuse3
 import trio
 
 from relfs.daemon.member import Member
-from relfs.daemon.watcher import until_unmounted
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.mountinfo import FSTYPE, Mount, mount_at
@@ -23,6 +22,7 @@ from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 2.0
 _LINGER_SECONDS = 5.0
 _RETIRE_SECONDS = 5.0
 
@@ -30,7 +30,10 @@ _RETIRE_SECONDS = 5.0
 class Departure:
     """Of the worker of one mount. To be asked twice is to end at once.
 
-    GUARDED BY the event loop: `_leaving`, which stays true.
+    An id is another mount's as soon as ours is gone. The number of its file system is not, as long as that has a
+    worker: a connection that has ended is another end.
+
+    GUARDED BY the event loop: `_leaving`, which stays true; `_device`, that number, once it was looked at.
     """
 
     def __init__(self, member: Member, mountpoint: str, seals: Seals, nursery: trio.Nursery) -> None:
@@ -39,6 +42,7 @@ class Departure:
         self._seals = seals
         self._nursery = nursery
         self._leaving = False
+        self._device: str | None = None
 
     def begin(self) -> None:
         """Unmount, and end once nobody needs us any more. Contains no `await`."""
@@ -67,7 +71,8 @@ class Departure:
 
     async def notice_unmount(self) -> None:
         """Somebody else may do it."""
-        await until_unmounted(self._member.ledger.mounted)
+        while self._is_mounted():
+            await trio.sleep(_LOOK_SECONDS)
         self.begin()
 
     def _asked(self) -> bool:
@@ -105,12 +110,22 @@ class Departure:
         """Whether the connection was `lost` with the mount. The kernel says ENODEV then, but ECONNABORTED in the midst
         of handing over a request (fuse_dev_do_read() in fs/fuse/dev.c), as it does if somebody aborts the connection
         of what is mounted."""
-        return lost.errno == errno.ENODEV or (lost.errno == errno.ECONNABORTED and self._own() is None)
+        return lost.errno == errno.ENODEV or (lost.errno == errno.ECONNABORTED and not self._is_mounted())
 
     def _own(self) -> Mount | None:
-        """Our mount, if it is still there: what somebody else mounts next has the same id."""
+        """Our mount, if it is still there. Raises OSError (EMFILE, ENFILE)."""
         number = self._member.ledger.mounted
-        return next((each for each in all_mounts() if (each.id, each.fstype) == (number, FSTYPE)), None)
+        found = next((each for each in all_mounts() if (each.id, each.fstype) == (number, FSTYPE)), None)
+        if found is not None and self._device is None:
+            self._device = found.device
+        return found if found is not None and found.device == self._device else None
+
+    def _is_mounted(self) -> bool:
+        """As far as can be seen: where there is no descriptor for a look, nothing is known to be gone."""
+        try:
+            return self._own() is not None
+        except OSError:
+            return True
 
 
 async def _retire(changes: Changes) -> None:

@@ -18,7 +18,7 @@ from relfs.daemon.nested import TREE_FD, attach_nested
 from relfs.daemon.plan import Plan
 from relfs.errors import reason
 from relfs.layout import RELEASES, STATE, DeployPath, Target
-from relfs.mounts import attach_in, detach
+from relfs.mounts import attach_in, detach_in
 from relfs.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class NativeDirectories:
         """It was removed and made again. Nothing can be mounted on a directory that was removed, so what is mounted
         there has to go first."""
         if STATE in self._attached:
-            await in_thread(detach, f"{self._plan.mountpoint}/{STATE}")
+            await in_thread(detach_in, self._mounted, self._plan.mountpoint, STATE)
         self._tried.discard(STATE)
         self._attached.discard(STATE)
         await self.attach(STATE)

@@ -29,7 +29,7 @@ from relfs import libc
 from relfs.layout import RELEASES, DeployPath
 from relfs.mountinfo import mount_id
 from relfs.mountinfo import mounts as all_mounts
-from relfs.mounts import Cover, cover
+from relfs.mounts import Cover, cover, is_mounted
 from relfs.survival.memory import Cell
 
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -100,7 +100,16 @@ class Binds:
             os.close(covered)
 
     def seal(self, name: str) -> None:
-        """See Sealer. What has a file open for writing already, or its working directory there, keeps that."""
+        """See Sealer. What has a file open for writing already, or its working directory there, keeps that. Once
+        somebody has unmounted all of it, there is nothing to be kept from anybody, and no failure."""
+        try:
+            self._seal(name)
+        except OSError:
+            if is_mounted(mount_id(self._attached)):
+                raise
+
+    def _seal(self, name: str) -> None:
+        """Raises OSError."""
         covers = self._covers.setdefault(name, [])
         if covers and self._close_again(name, covers[-1]):
             return

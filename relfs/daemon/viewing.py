@@ -194,7 +194,7 @@ def _views(pinning: Pinning, canarying: Canarying, current: CurrentLink) -> _Run
 
     async def run(_peer: Peer, _params: dict[str, Any]) -> list[dict[str, object]]:
         event, chosen = canarying.event, canarying.canary.chosen()
-        replacing = await in_thread(_replacing, [(each.actor, each.since) for each in current.replacements])
+        replacing = [_replacing(each.actor, each.since) for each in current.replacements]
         pinned = await in_thread(_pinned, list(pinning.pins))
         canary = await in_thread(_of_canary, event, chosen)
         return [*canary, *sorted(replacing + pinned, key=lambda view: view["since"])]  # type: ignore[arg-type,return-value]
@@ -224,16 +224,17 @@ def _called(name: str) -> dict[int, tuple[int, int]]:
     return {pid: who for pid, who in found.items() if who is not None}
 
 
-def _replacing(begun: list[tuple[Actor, float]]) -> list[dict[str, object]]:
-    """Blocks."""
-    return [_view("replacing current", None, actor.user, since, [_shown(actor.pid)]) for actor, since in begun]
+def _replacing(actor: Actor, since: float) -> dict[str, object]:
+    """Who has begun it has ended, most of the time: rm(1), say."""
+    shown: dict[str, object] = {"pid": actor.pid, "user": actor.user, "command": actor.command}
+    return _view("replacing current", None, actor.user, since, [shown])
 
 
 def _pinned(pins: list[Pin]) -> list[dict[str, object]]:
     """Blocks."""
     found = bearers({pin.mark for pin in pins})
     return [
-        _view("pinned", pin.release, pin.actor.user, pin.since, [_shown(pid) for pid in found[pin.mark]], pin.mark)
+        _view("pinned", pin.release, pin.actor.user, pin.since, _shown(found[pin.mark]), pin.mark)
         for pin in pins
     ]  # fmt: skip
 
@@ -242,8 +243,7 @@ def _of_canary(event: Event | None, chosen: list[int]) -> list[dict[str, object]
     """Of the processes that are of the audience, those that have asked so far. Blocks."""
     if event is None:
         return []
-    shown = [_shown(pid) for pid in chosen]
-    return [_view(f"canary: {event.audience}", event.release, event.actor.user, event.time, shown)]
+    return [_view(f"canary: {event.audience}", event.release, event.actor.user, event.time, _shown(chosen))]
 
 
 def lost(deploy: DeployPath, canary: Target | None, pinned: Iterable[Target]) -> Iterator[str]:
@@ -262,6 +262,9 @@ def _view(
     return {"reason": why, "release": release, "by": by, "since": since, "mark": mark, "processes": processes}
 
 
-def _shown(pid: int) -> dict[str, object]:
-    """Blocks."""
-    return {"pid": pid, "user": user_name(user_of(pid)), "command": command_line(pid)}
+def _shown(pids: Iterable[int]) -> list[dict[str, object]]:
+    """Those that have not ended since. Blocks."""
+    users = {pid: user_of(pid) for pid in pids}
+    return [
+        {"pid": pid, "user": user_name(user), "command": command_line(pid)} for pid, user in users.items() if user >= 0
+    ]  # fmt: skip

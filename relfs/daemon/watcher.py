@@ -21,13 +21,11 @@ import trio
 from relfs.errors import RelfsError
 from relfs.fuse.changes import Changes
 from relfs.layout import CURRENT
-from relfs.mountinfo import FSTYPE, mounts
 from relfs.store import TEMPORARY
 
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0
-_MOUNT_SECONDS = 2.0
 
 _IN_ATTRIB = 0x4
 _IN_MASK = _IN_ATTRIB | 0x40 | 0x80 | 0x100 | 0x200 | 0x1000000
@@ -107,18 +105,3 @@ def _watch_directory(directory: int) -> int | None:
     if watch >= 0:
         os.close(watch)
     return None
-
-
-async def until_unmounted(mount_id: int) -> None:
-    """Return once the mount with this id (proc(5), mountinfo) is gone from our name space."""
-    while _is_mounted(mount_id):
-        await trio.sleep(_MOUNT_SECONDS)
-
-
-def _is_mounted(mount_id: int) -> bool:
-    """As far as can be seen: where there is no descriptor for a look (EMFILE, ENFILE), nothing is known to be gone. And
-    what somebody else mounts next has the same id."""
-    try:
-        return any(mount.id == mount_id and mount.fstype == FSTYPE for mount in mounts())
-    except OSError:
-        return True
