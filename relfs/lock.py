@@ -28,14 +28,23 @@ def change_lock(directory: int | None, *, shown: str = ".relfs", wait: float = 3
     """
     if directory is None:
         raise RelfsError("there is no state directory, and without one nothing can be changed")
-    fd = _open(directory, shown)
+    fd = _locked(directory, shown, time.monotonic() + wait)
     try:
-        deadline = time.monotonic() + wait
-        while not _acquire(fd, deadline):
-            os.close(fd)
-            fd = _open(directory, shown)
         yield
     finally:
+        os.close(fd)
+
+
+def _locked(directory: int, shown: str, deadline: float) -> int:
+    """The lock's file, locked."""
+    while True:
+        fd = _open(directory, shown)
+        try:
+            if _acquire(fd, deadline):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
 
 

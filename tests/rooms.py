@@ -31,7 +31,9 @@ set -e
 mount -t proc proc /proc
 findmnt --list --noheadings --types fuse.relfs --output TARGET | while IFS= read -r other; do
     # Of another test; this copy would keep its daemon. None comes later: nothing that is mounted outside is seen here.
-    umount --internal-only --lazy "$other" || ! findmnt --types fuse.relfs --mountpoint "$other" >/dev/null
+    # Its directory may be removed just now, which takes all copies away (detach_mounts() in fs/namespace.c).
+    words=$(umount --internal-only --lazy "$other" 2>&1) && continue
+    ! findmnt --types fuse.relfs --mountpoint "$other" >/dev/null || { echo "$words"; exit 1; }
 done
 mount -t tmpfs room "$1"
 for each in usr etc; do
@@ -117,7 +119,9 @@ def room(
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert said == "ready\n", said + process.stdout.read()
+        if said != "ready\n":
+            process.kill()  # it may have gone on, and would say no more
+            raise AssertionError(said + process.stdout.read())
         yield Room(_only_child(process.pid))
     finally:
         process.send_signal(signal.SIGKILL)  # and the room's first process with it, and all others with that

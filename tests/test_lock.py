@@ -9,11 +9,13 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 from mounting import wait_for
 from sandbox import end, start_python
 
+from relfs import beneath, lock
 from relfs.errors import EXIT_LOCKED, LockedError, RelfsError
 from relfs.lock import LOCK, change_lock
 
@@ -169,3 +171,24 @@ def test_without_a_state_directory_nothing_is_locked(tmp_path: Path, monkeypatch
     with pytest.raises(RelfsError, match="state directory"), change_lock(None):
         pytest.fail("locked nothing")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_is_removed_and_cannot_be_made_again(
+    state: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said, and its descriptor is closed once: by then, that number may be somebody else's."""
+    whole, opened, taken = beneath.open_file, list[int](), list[int]()
+
+    def open_file(*what: Any) -> int:
+        if opened:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        opened.append(whole(*what))
+        (tmp_path / LOCK).unlink()
+        return opened[0]
+
+    monkeypatch.setattr(lock, "open_file", open_file)
+    with pytest.raises(RelfsError, match="cannot be had: No such file"), change_lock(state):
+        pass
+    assert taken == opened, "it has its number"
+    os.close(*taken)
