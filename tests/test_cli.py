@@ -37,6 +37,7 @@ from mounting import Mount, Mounts, environment, relfs_command, wait_for
 from sandbox import add_release, end, link_of, make_app, start_python
 
 from relfs import locate as locate_module
+from relfs.cli.commands.status import _status_here
 from relfs.cli.relfsctl import _COMMANDS
 from relfs.errors import UsageError
 from relfs.locate import Place, locate
@@ -98,6 +99,12 @@ def test_programs_get_json(anywhere: Path) -> None:
     assert [event["action"] for event in log] == ["adopt", "switch", "rollback"]
     assert all(event.keys() >= EVENT_FIELDS for event in log)
     assert log[1]["command"].endswith("switch 41"), "the command that asked, not the daemon"
+
+
+def test_status_of_a_mount_that_ends_meanwhile(app: Path) -> None:
+    """It was there when the deploy path was looked for, and gone before anybody answered."""
+    told = _status_here(Place(str(app), str(app)))
+    assert (told["mounted"], told["mountpoint"], told["current"]) == (False, None, "40")
 
 
 def test_json_is_one_line(anywhere: Path) -> None:

@@ -48,6 +48,7 @@ TIMES = "[{tv_sec=1, tv_nsec=2}, {tv_sec=3, tv_nsec=4} /* then */]"
         ([f'1 pwrite64(4<{APP}\\x2f{F}>, "{_hex("a")}", 1, 7) = 1'], [Wrote("f", b"a", 7)]),
         ([f"1 ftruncate(4<{APP}\\x2f{F}>, 5) = 0"], [Truncated("f", 5)]),
         ([f"1 utimensat(4<{APP}\\x2f{F}>, NULL, {TIMES}, 0) = 0"], [Dated("f", 3_000_000_004)]),
+        ([f"1 utimensat(4<{APP}\\x2f{F}>, NULL, NULL, 0) = 0"], []),
         ([f'1 utimensat(3<{APP}>, "{F}", {TIMES}, AT_SYMLINK_NOFOLLOW) = 0'], [Dated("f", 3_000_000_004)]),
         ([f'1 symlinkat("{_hex("to")}", 3<{APP}>, "{F}") = 0'], [MadeLink("f", "to")]),
         ([f'1 renameat(3<{APP}>, "{F}", 3<{APP}>, "{G}") = 0'], [Renamed("f", "g", exchange=False)]),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relfs.cli.output import moment, show_fields, show_json
-from relfs.cli.session import Session, ask, open_here, pass_session
+from relfs.cli.session import Session, ask, is_mounted, open_here, pass_session
 from relfs.locate import Place
 
 
@@ -43,9 +43,11 @@ def _status_here(place: Place) -> dict[str, Any]:
         lock = held(deploy.state_fd)
         status = unmounted_status(deploy.path, target, history, os.uname().release, lock)
         wrong = health(deploy, target)
-        mounted = place.mountpoint is not None
+        mountpoint = place.mountpoint if is_mounted(place) else None  # it may have ended while we asked
         why = gave_up(deploy.state_fd) if deploy.state_fd is not None else None
-        return replace(status, mountpoint=place.mountpoint, mounted=mounted, health=wrong, gave_up=why).as_json()
+        return replace(
+            status, mountpoint=mountpoint, mounted=mountpoint is not None, health=wrong, gave_up=why
+        ).as_json()  # fmt: skip
     finally:
         deploy.close()
 
