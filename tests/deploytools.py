@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _UNLINK_AND_LINK = {
-    "php": "php -r 'unlink($argv[1]) && symlink($argv[2], $argv[1]) or exit(1);' -- \"$D/current\" \"$R\"",
+    "php": 'php -r \'unlink($argv[1]) && symlink($argv[2], $argv[1]) or exit(1);\' -- "$D/current" "$R"',
     "python": (
         "/usr/bin/python3 -c 'import os, sys; os.unlink(sys.argv[1]); os.symlink(sys.argv[2], sys.argv[1])'"
         ' "$D/current" "$R"'
     ),
-    "ruby": "ruby -e 'File.unlink(ARGV[0]); File.symlink(ARGV[1], ARGV[0])' \"$D/current\" \"$R\"",
+    "ruby": 'ruby -e \'File.unlink(ARGV[0]); File.symlink(ARGV[1], ARGV[0])\' "$D/current" "$R"',
     "perl": 'perl -e \'unlink $ARGV[0] or die; symlink $ARGV[1], $ARGV[0] or die\' "$D/current" "$R"',
 }
 

@@ -1,6 +1,6 @@
 """Orders that a power cut can spoil, each brought about by changing one thing in relfs: replay.py must find them out.
 
-    python tests/disorder.py NAME ARGUMENTS...    relfsctl, in that disorder
+python tests/disorder.py NAME ARGUMENTS...    relfsctl, in that disorder
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def _leave_half_a_line() -> Patch:
 
 def _forget_that_tools_are_to_be_told() -> Patch:
     encode = pending._encode
-    return mock.patch.object(
-        pending, "_encode", lambda note: encode(Pending(note.event, note.wanted, tell=False))
-    )
+    return mock.patch.object(pending, "_encode", lambda note: encode(Pending(note.event, note.wanted, tell=False)))
 
 
 def _make_the_state_directory_and_leave_it() -> Patch:

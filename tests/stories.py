@@ -432,9 +432,7 @@ def _mounted(
         try:
             mounts.start(app, *where, command=lambda *arguments: [*tape.command, *relfs_command(*arguments)])
             for change in changes:
-                subprocess.run(
-                    change, stdout=subprocess.DEVNULL, env=environment(), cwd="/", check=True, timeout=120
-                )
+                subprocess.run(change, stdout=subprocess.DEVNULL, env=environment(), cwd="/", check=True, timeout=120)
                 _mark(app).mkdir()
                 _mark(app).rmdir()
         finally:

@@ -106,7 +106,7 @@ def test_what_is_shared_is_linked_before_it_can_be_switched_to(app: Path, tree: 
 
 
 def test_what_a_hook_changes_is_part_of_the_release(app: Path, tree: Path) -> None:
-    command = 'cd $RELFS_RELEASE_PATH; echo built > app/built; echo changed >> index.php'
+    command = "cd $RELFS_RELEASE_PATH; echo built > app/built; echo changed >> index.php"
     write(app / ".relfs/config.toml", f"[hooks]\npre_add = '{command}'\n".encode())
     assert ctl("-C", app, "add", tree).status == 0
     assert (app / "releases/43/app/built").read_bytes() == b"built\n"

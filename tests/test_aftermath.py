@@ -262,9 +262,7 @@ def test_a_site_that_does_not(status: int, wanted: Verify, words: str) -> None:
         wait_for(lambda: len(handler.hosts) == 2, "the site has heard of both, be it too late")
 
 
-def test_a_certificate_is_that_of_the_name_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_is_that_of_the_name_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is asked by its address, as one behind a load balancer has to be."""
     context = _with_certificate(tmp_path, "www.example.org")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))

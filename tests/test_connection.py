@@ -114,8 +114,8 @@ def test_it_waits_for_the_first(guarded: Guarded) -> None:
 
 
 def _reads(pid: int) -> str | None:
-    """What a shell has for standard input; None while it puts one thing in the place of another: it closes that first.
-    """
+    """What a shell has for standard input; None while it puts one thing in the place of another: it closes that
+    first."""
     with suppress(FileNotFoundError):
         return os.readlink(f"/proc/{pid}/fd/0")
     return None

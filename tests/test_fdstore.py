@@ -165,11 +165,14 @@ def test_thousands_of_descriptors_are_kept_in_a_few_sockets(manager: Manager) ->
     queues = manager.stored["relfs"]
     assert len(queues) < 4
     names = ":".join(["relfs"] * len(queues))
-    counting = "import os, sys\n" + "".join(
-        f"os.dup2({fd}, {100 + number})\n" for number, fd in enumerate(queues)
-    ) + "".join(f"os.dup2({100 + number}, {3 + number})\n" for number in range(len(queues))) + (
-        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[1], LISTEN_FDNAMES=sys.argv[2])\n"
-        "from relfs.daemon.fdstore import inherited\nprint(len(list(inherited())))\n"
+    counting = (
+        "import os, sys\n"
+        + "".join(f"os.dup2({fd}, {100 + number})\n" for number, fd in enumerate(queues))
+        + "".join(f"os.dup2({100 + number}, {3 + number})\n" for number in range(len(queues)))
+        + (
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[1], LISTEN_FDNAMES=sys.argv[2])\n"
+            "from relfs.daemon.fdstore import inherited\nprint(len(list(inherited())))\n"
+        )
     )
     words = [sys.executable, "-c", counting, str(len(queues)), names]
     done = subprocess.run(words, pass_fds=queues, env=environment(), capture_output=True, text=True, check=True)

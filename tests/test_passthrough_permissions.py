@@ -282,6 +282,7 @@ def test_capabilities_of_a_users_own_name_space_mean_nothing(pair: Pair) -> None
     def script(t: Trace) -> None:
         put("denied", b"x", 0o644)
         os.setxattr("denied", ACCESS, access_list(6, 4, 4, 4, u65534=0))
+
         def read_in_name_space(path: str) -> int:
             command = ["unshare", "--map-root-user", "cat", path]
             return subprocess.run(command, user=NOBODY.uid, group=NOBODY.gid, extra_groups=[], check=False).returncode

@@ -304,7 +304,6 @@ def test_doctor_tells(mount: Mount) -> None:
     assert findings["paths"]["state"] == "ok"
 
 
-
 def test_what_a_worker_brings_back_serves_without_them(mount: Mount) -> None:
     """When the supervisor and the standby are gone at once, the worker starts the next ones, which have no more than it
     has: the filter is still one, and what they start can be taken over, switched and attached."""

@@ -416,9 +416,7 @@ def test_unmounted_is_an_end_and_aborted_an_error(
         trio.run(relay.run)
 
 
-def test_who_is_answered_is_not_heard_again_before_that_is_noted(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_answered_is_not_heard_again_before_that_is_noted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that was answered may ask for the same again, at once: that must not be taken for what was answered."""
     write, told = os.write, list[list[bytes]]()
 

@@ -103,7 +103,7 @@ BY_WAY = {
     "threads": Tool(
         "/usr/bin/python3 -c 'import os, sys, threading; current, R = sys.argv[1:]\n"
         "for call in (lambda: os.unlink(current), lambda: os.symlink(R, current)):\n"
-        "    thread = threading.Thread(target=call); thread.start(); thread.join()' \"$D/current\" \"$R\"",
+        '    thread = threading.Thread(target=call); thread.start(); thread.join()\' "$D/current" "$R"',
         "/usr/bin/python3 -c",
     ),
     "sudo": Tool('sudo -n rm "$D/current"; sudo -n ln -s "$R" "$D/current"', "ln -s releases/"),

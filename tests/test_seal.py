@@ -53,7 +53,6 @@ def way(request: pytest.FixtureRequest) -> Way:
     return made
 
 
-
 def ask_for_seals(app: Path) -> Path:
     (app / ".relfs").mkdir(exist_ok=True)
     (app / ".relfs/config.toml").write_text("seal = true\n")

@@ -269,10 +269,7 @@ def test_killing_all_keeps_open_files_that_have_a_name(host: Room, unit: Unit) -
     unit.configure("Environment=RELFS_OPTIONS=--no-bind")
     unit.systemctl("start")
     program = (
-        "import sys\n"
-        "file = open(sys.argv[1])\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(file.read())\n"
+        "import sys\nfile = open(sys.argv[1])\nprint('ready', flush=True); sys.stdin.readline()\nprint(file.read())\n"
     )
     reading = host.command("python3", "-c", program, unit.app / "current/index.html")
     with subprocess.Popen(reading, stdin=-1, stdout=-1, text=True, env=ENVIRONMENT) as reader:

@@ -88,9 +88,7 @@ def test_threads_that_wait_together_stop_no_clock_twice(asked: Watchdog, monkeyp
     assert 104.2 < _ended_at(asked) < 104.6
 
 
-def test_a_wait_that_goes_on_is_not_counted_by_the_kernel_yet(
-    asked: Watchdog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wait_that_goes_on_is_not_counted_by_the_kernel_yet(asked: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread could run, and has not run at all since the last look."""
     _seen(monkeypatch, lambda _now: 5.0, ready=True)
     assert not any(asked.is_overdue(WORKER, now / 10) for now in range(1002, 1990))

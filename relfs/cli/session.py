@@ -150,9 +150,7 @@ def refuse_behind_mount(place: Place) -> None:
             f"{where}: its daemon cannot be reached, since this mount was bound in here without what is mounted below "
             "it; do that with `mount --rbind`, or bind its .relfs in as well"
         )
-    raise RelfsError(
-        f"{where}: is mounted but its daemon does not answer; `relfsctl unmount` uncovers the real link"
-    )
+    raise RelfsError(f"{where}: is mounted but its daemon does not answer; `relfsctl unmount` uncovers the real link")
 
 
 def _is_seen_alone(mountpoint: str) -> bool:

@@ -53,6 +53,7 @@ _KEPT = {
     "CAP_MAC_OVERRIDE": 32,  # root's own requests, where Smack labels files
 }
 
+
 @dataclass(frozen=True)
 class _Machine:
     """An architecture: its AUDIT_ARCH_ number (linux/audit.h), and its numbers of the calls that are refused."""

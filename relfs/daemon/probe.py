@@ -50,7 +50,8 @@ class Probe:
         self._socket.send(what.encode())
 
     def answer(self) -> tuple[str, str]:
-        """"ok" or "error", and what. Raises BlockingIOError if there is none as yet, OSError if the process is gone."""
+        """A verdict, "ok" or "error", and what. Raises BlockingIOError if there is none as yet, OSError if the process
+        is gone."""
         answer = self._socket.recv(_ANSWER_MAX)
         if not answer:
             raise ConnectionResetError

@@ -52,6 +52,7 @@ _DEPLOYED = re.compile(
 )
 _ROLLED_BACK = re.compile(r"(?P<user>.*) rolled back to release (?P<release>\S+)")
 
+
 @dataclass(frozen=True)
 class Entry:
     """One line of the log. `branch` and `sha` are None for a rollback."""

@@ -57,6 +57,7 @@ _OLD_TIME_DIGITS = 14
 _NUMBER_DIGITS = 18  # PHP's integers have 64 bits
 _SMALL = 4096  # bytes; more than a marker or a number takes
 
+
 @dataclass(frozen=True)
 class Entry:
     """One line of a log: `release` was made at `created` (seconds since the epoch) by `user`."""

@@ -75,9 +75,7 @@ def live_releases(deploy: DeployPath, target: Target | None) -> frozenset[str]:
     return frozenset(name for name in (target.release, led_to) if name is not None)
 
 
-def _protected(
-    deploy: DeployPath, target: Target | None, history: History, items: Sequence[Item]
-) -> dict[str, str]:
+def _protected(deploy: DeployPath, target: Target | None, history: History, items: Sequence[Item]) -> dict[str, str]:
     """The first reason of several is the best one."""
     usable = [item.name for item in items if item.standing == "finished"]
     current = target.release if target is not None else None

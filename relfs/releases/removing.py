@@ -31,9 +31,7 @@ class Plan:
     blind: bool = False
 
 
-def plan(
-    deploy: DeployPath, policy: Policy, markers: Iterable[str], look: Looker
-) -> Plan:
+def plan(deploy: DeployPath, policy: Policy, markers: Iterable[str], look: Looker) -> Plan:
     """Decide what becomes of each release. `markers` say that one is unfinished. Changes nothing. Raises RelfsError if
     there is no telling."""
     inventory = take_inventory(deploy, markers)
