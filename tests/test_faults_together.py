@@ -20,6 +20,7 @@ from mounting import Mount, Mounts, wait_for
 from readers import reading
 from sandbox import link_of, make_app
 from test_faults_disk import DISKS, Break
+from test_faults_frozen import known
 
 BUSY = """
 import os, time
@@ -92,11 +93,12 @@ def test_on_a_disk_that_does_not_answer(app: Path, tmp_path: Path, mounts: Mount
         for words in ("the worker .* has ended", "the disk does not answer"):
             mount.expect_log(words)
         before = mount.status()["worker_pid"]
-        disk.hangs()
-        os.kill(before, signal.SIGKILL)
-        wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
-        assert os.readlink(app / "current") == "releases/40"
-        disk.works()
+        with known(app / "current"):
+            disk.hangs()
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")
+            assert os.readlink(app / "current") == "releases/40"
+            disk.works()
         wait_for(lambda: worker_of(mount) not in (None, before), "the next worker answers")
         assert mount.log.read_text().count("has ended") == 1
         assert ctl("-C", app, "switch", "41").status == 0
