@@ -11,7 +11,7 @@ from pyfuse3 import FUSEError, InodeT
 
 from relfs.fuse.handles import Handles, nothing
 from relfs.fuse.inodes import ROOT, InodeTable, Node
-from relfs.fuse.once import Once, errand
+from relfs.fuse.once import LEFT_BEATS, Once, errand
 from relfs.survival.estate import Estate
 from relfs.survival.ledger import VERSION, HandleRecord, Ledger, LinkRecord, NodeRecord, Who, new_ledger
 
@@ -249,6 +249,18 @@ def test_an_errand_that_was_begun_is_known_once(ledger: Ledger) -> None:
     assert after.begun(name) == b"note", "the next one may die of it as well"
 
 
+def test_an_errand_is_expected_for_as_long_as_the_event_loop_hears_of_any(ledger: Ledger) -> None:
+    """However long that takes, on a disk that does not answer."""
+    name = errand("mkdir", 12, InodeT(1), b"d")
+    Once(ledger).note(name, b"note")
+    for beats, note in ((LEFT_BEATS, b"note"), (LEFT_BEATS + 1, None)):
+        once = Once(again(ledger))
+        once.restore()
+        for _ in range(beats):
+            once.beat()
+        assert once.begun(name) == note
+
+
 def test_an_errand_that_was_answered_is_forgotten(ledger: Ledger) -> None:
     name = errand("mkdir", 12, InodeT(1), b"d")
     first = Once(ledger)
@@ -261,8 +273,8 @@ def test_an_errand_that_was_answered_is_forgotten(ledger: Ledger) -> None:
     assert second.begun(name) is None
     assert second.begun(errand("unlink", 12, InodeT(1), b"f")) is None
     assert second.begun(errand("unlink", 12, InodeT(1), b"g")) == b""
-    second.expire()
-    second.settle()
+    for _ in range(LEFT_BEATS + 1):
+        second.beat()
     third = Once(again(ledger))
     third.restore()
     assert third.begun(errand("unlink", 12, InodeT(1), b"g")) is None

@@ -55,7 +55,7 @@ from relfs.fuse.guard import Guard
 from relfs.fuse.handles import Handles
 from relfs.fuse.handshake import Handshake
 from relfs.fuse.inodes import ROOT, STATE_NODE, InodeTable
-from relfs.fuse.once import LEFT_SECONDS, Once
+from relfs.fuse.once import Once
 from relfs.fuse.operations import NATIVE, Operations
 from relfs.fuse.passthrough import Passthrough, has_access_lists
 from relfs.fuse.preview import Preview
@@ -378,12 +378,9 @@ class _Mount:
 
     async def _beat(self) -> None:
         """Show that the event loop goes round, and do what is due now and then."""
-        began = trio.current_time()
         while True:
             self._ledger.beat.value += 1
-            self._once.settle()
-            if trio.current_time() - began > LEFT_SECONDS:
-                self._once.expire()
+            self._once.beat()
             for act in self._every_beat:
                 act()
             self._member.turn()

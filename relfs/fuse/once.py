@@ -23,9 +23,9 @@ import trio
 
 from relfs.survival.ledger import ERRAND_MAX, Ledger
 
-LEFT_SECONDS = 5.0
-"""How long after it took over a worker expects to be asked again what the one before it had begun; who has not by then,
-was killed."""
+LEFT_BEATS = 50
+"""For how many beats of its event loop, about five seconds, a worker that took over expects to be asked again what the
+one before it had begun; who has not by then, was killed. A loop that a disk keeps has heard nobody meanwhile."""
 
 _LENGTH_BYTES = 4
 
@@ -54,6 +54,7 @@ class Once:
     def __init__(self, ledger: Ledger) -> None:
         self._slots = ledger.errands
         self._left: dict[bytes, tuple[int, bytes]] = {}
+        self._beats = 0
         self._present = 0
         self.deliver: Callable[[], object] = lambda: None
         """Called before anything is forgotten: where libfuse does not answer the kernel itself (relay.py), what it has
@@ -72,7 +73,14 @@ class Once:
         for name in [each for each in self._left if not (each + b"\0").startswith(owed)]:
             self._slots.free(self._left.pop(name)[0])
 
-    def expire(self) -> None:
+    def beat(self) -> None:
+        """The event loop has gone round, and has heard whoever there was to be heard."""
+        self.settle()
+        self._beats += 1
+        if self._beats > LEFT_BEATS:
+            self._expire()
+
+    def _expire(self) -> None:
         """What was left was answered: nobody has asked again."""
         for number, _ in self._left.values():
             self._slots.free(number)
