@@ -142,7 +142,9 @@ class _Reign:
         time.sleep(max(0.0, begin + self._order.seconds - time.monotonic()))
 
     def _look(self) -> Vitals:
-        """Once all that relfs keeps running is there, and nobody comes or goes any more."""
+        """Once all that relfs keeps running is there, and nobody comes or goes any more; with a worker that is a child
+        of the standby that is there, which it shares most of its memory with, in all looks or in none."""
+        self.chaos.deal("worker")
         self._site.wait_for_pids(lambda pids: len(pids.alive()) == 3, _QUIET_SECONDS)
         before, after = [0], self._site.processes()
         while before != after:
