@@ -16,7 +16,7 @@ _OURS = "/proc/self/mountinfo"
 @dataclass(frozen=True)
 class Mount:
     """A line of mountinfo. `source` is what was mounted: for relfs, the deploy path. `root` is the path, in its file
-    system, of what is seen at `target`."""
+    system, of what is seen at `target`; `parent` is the id of the mount that this one is mounted on."""
 
     id: int
     target: str
@@ -25,6 +25,7 @@ class Mount:
     options: str
     device: str
     root: str
+    parent: int = 0
 
 
 def mounts(file_name: str = _OURS) -> Iterator[Mount]:
@@ -41,6 +42,7 @@ def mounts(file_name: str = _OURS) -> Iterator[Mount]:
                 rest[2].decode("ascii", "replace"),
                 fields[2].decode(),
                 _unescape(fields[3]),
+                int(fields[1]),
             )
 
 
@@ -53,12 +55,14 @@ def relfs_mounts() -> list[Mount]:
 
 
 def mount_at(path: str) -> Mount | None:
-    """The topmost mount at the absolute, resolved `path`."""
-    found = None
-    for mount in mounts():
-        if mount.target == path:
-            found = mount
-    return found
+    """The topmost mount at the absolute, resolved `path`.
+
+    That is not always the last that was made: what is mounted on a directory that is bound to itself is propagated to
+    the mount below, where it comes between the two (attach_recursive_mnt() in fs/namespace.c).
+    """
+    here = [mount for mount in mounts() if mount.target == path]
+    below = {mount.parent for mount in here if mount.parent != mount.id}
+    return next((mount for mount in reversed(here) if mount.id not in below), None)
 
 
 def mount_id(fd: int) -> int:

@@ -22,7 +22,7 @@ from relfs.daemon.plan import Plan
 from relfs.errors import RelfsError
 from relfs.layout import DeployPath
 from relfs.mountinfo import Mount as MountInfo
-from relfs.mountinfo import mount_at, relfs_mounts
+from relfs.mountinfo import mount_at, mount_id, relfs_mounts
 from relfs.mountinfo import mounts as all_mounts
 from relfs.mounts import detach, detach_only
 
@@ -106,6 +106,39 @@ def test_nested_mounts_stay_visible_and_survive(app: Path, mounts: Mounts, how: 
         assert (app / "shared/storage/file").read_text() == "kept"
     finally:
         detach(str(app))
+
+
+@pytest.fixture
+def shared_disk(tmp_path: Path) -> Iterator[Path]:
+    """What is mounted on it, and on what is bound from it, propagates."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "disk", disk], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", disk], check=True)
+        yield disk
+    finally:
+        detach(str(disk))
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_over_a_directory_that_is_bound_to_itself(shared_disk: Path, mounts: Mounts, how: str) -> None:
+    """The mount is there twice then, once between the two, which is the last in the list."""
+    app = make_app(shared_disk / "app")
+    subprocess.run(["mount", "--bind", app, app], check=True)
+    mount = mounts.start(app)
+    assert len([each for each in relfs_mounts() if each.target == str(app)]) == 2, "it was not propagated"
+    top = os.open(app, os.O_PATH)
+    try:
+        found = mount_at(str(app))
+        assert found is not None
+        assert (found.id, found.fstype) == (mount_id(top), "fuse.relfs")
+    finally:
+        os.close(top)
+    assert mount.status()["host"]["native"] == [".relfs", "releases"]
+    getattr(mount, how)()
+    wait_for(lambda: not any(each.target == str(app) for each in relfs_mounts()), "both are gone")
+    assert read_current(app) == "40"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
