@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,6 +206,16 @@ class Mounts:
                 detach_only(found)
             loud += mount.loud_lines()
         assert not loud, "logged above INFO, unannounced:\n" + "\n".join(loud)
+
+
+@contextlib.contextmanager
+def held(link: Path) -> Iterator[None]:
+    """The kernel does not forget it, as it may what nobody holds if it needs the memory, or is told to."""
+    fd = os.open(link, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def detach_all(place: Path) -> None:

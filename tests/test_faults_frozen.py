@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from clients import SECONDS, ctl
 from disks import BrokenDisk, broken_disk, small_disk
-from mounting import Mounts, detach_all, environment, wait_for
+from mounting import Mounts, detach_all, environment, held, wait_for
 from readers import reading
 
 PLACES = ["storage", "web/uploads", "shared/storage", "shared"]
@@ -71,17 +71,6 @@ def test_a_disk_that_does_not_answer(
         assert mount.status()["worker_pid"] == pid
         mount.terminate()
         assert (place / "file").read_text() == "on the other disk", "what was mounted there before, still is"
-
-
-@contextmanager
-def known(link: Path) -> Iterator[None]:
-    """The kernel does not forget it, as it may what nobody holds if it needs the memory, or is told to."""
-    held = os.open(link, os.O_PATH | os.O_NOFOLLOW)
-    try:
-        assert os.readlink(link) == "releases/40"
-        yield
-    finally:
-        os.close(held)
 
 
 def waits(process: subprocess.Popen[str]) -> bool:
@@ -189,7 +178,8 @@ def test_the_deploy_path_itself_does_not_answer(app: Path, tmp_path: Path, mount
         mount = mounts.start(app)
         mount.expect_log("the disk does not answer; whoever needs it has to wait")
         pid = mount.status()["worker_pid"]
-        with known(app / "current"):
+        with held(app / "current"):
+            assert os.readlink(app / "current") == "releases/40"
             disk.hangs()
             with someone_who_waits(app / "upload") as waiting:
                 wait_for(lambda: waits(waiting), "it waits for the disk")

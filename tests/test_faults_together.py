@@ -16,11 +16,10 @@ import pytest
 from clients import ctl
 from crew import kill
 from disks import broken_disk, small_disk
-from mounting import Mount, Mounts, wait_for
+from mounting import Mount, Mounts, held, wait_for
 from readers import reading
 from sandbox import link_of, make_app
 from test_faults_disk import DISKS, Break
-from test_faults_frozen import known
 
 BUSY = """
 import os, time
@@ -93,7 +92,8 @@ def test_on_a_disk_that_does_not_answer(app: Path, tmp_path: Path, mounts: Mount
         for words in ("the worker .* has ended", "the disk does not answer"):
             mount.expect_log(words)
         before = mount.status()["worker_pid"]
-        with known(app / "current"):
+        with held(app / "current"):
+            assert os.readlink(app / "current") == "releases/40"
             disk.hangs()
             os.kill(before, signal.SIGKILL)
             wait_for(lambda: "the disk does not answer" in mount.log.read_text(), "that is noticed")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import END_SECONDS, Mount, Mounts, environment, relfs_command, relfsctl, relfsctl_command, wait_for
+from mounting import END_SECONDS, Mount, Mounts, environment, held, relfs_command, relfsctl, relfsctl_command, wait_for
 from sandbox import make_app
 
 from relfs.daemon import preflight, watcher
@@ -649,12 +649,9 @@ def test_a_stopped_daemon_is_said_and_can_be_got_rid_of(mount: Mount) -> None:
     """Readers go on by the kernel's cache; status says so; unmount, the way out, needs no daemon."""
     assert read_current(mount.app) == "40"
     pids = mount.pids().values()
-    held = os.open(mount.app / "current", os.O_PATH | os.O_NOFOLLOW)  # or the kernel may forget it, and ask again
-    try:
+    with held(mount.app / "current"):
         mount.signal(signal.SIGSTOP)
         assert read_current(mount.app) == "40"
-    finally:
-        os.close(held)
     status, unmount = (
         subprocess.run(
             [sys.executable, "-c", _HASTY, "-C", mount.app, command],

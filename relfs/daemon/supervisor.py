@@ -54,8 +54,8 @@ _BEGIN_SECONDS = 30.0
 """How long a worker may take before it serves: the first reads all of a release that is to be sealed. And a standby
 before it can fork one."""
 
-_HELLO_SECONDS = 5.0
-_JOIN_SECONDS = 3.0
+_HELLO_SECONDS = 2.0
+_JOIN_SECONDS = 1.0
 _END_SECONDS = 10.0
 _LATE_SECONDS = 0.4
 """If the supervisor itself comes round so much later than it should, nobody else is to blame for being late."""
